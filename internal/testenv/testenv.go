@@ -1,0 +1,87 @@
+// Package testenv tells tests where the larger test data is and whether the machine has what they need.
+//
+// A test that needs something a machine may lack asks for it by name here. Where it is missing the test is
+// skipped, saying what; where the environment variable SESAME_REQUIRE lists the name (comma-separated, or
+// "all"), as it does in CI, the test fails instead, so that nothing is skipped unnoticed.
+//
+// Names in use: "vectors" (the data sets below the folder in SESAME_VECTORS), "fuse", "root", "userns",
+// "ptrace", "musl", "cc".
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Missing skips the test because what it needs is not there, or fails it where SESAME_REQUIRE names it.
+func Missing(t testing.TB, name, why string) {
+	t.Helper()
+	required := strings.Split(os.Getenv("SESAME_REQUIRE"), ",")
+	if slices.Contains(required, name) || slices.Contains(required, "all") {
+		t.Fatalf("%s is required by SESAME_REQUIRE, but: %s", name, why)
+	}
+	t.Skipf("needs %s: %s", name, why)
+}
+
+// Vectors is a path below the folder of the larger data sets: Vectors(t, "dcap", "INDEX.json").
+func Vectors(t testing.TB, elem ...string) string {
+	t.Helper()
+	root := os.Getenv("SESAME_VECTORS")
+	if root == "" {
+		Missing(t, "vectors", "SESAME_VECTORS is not set")
+	}
+	path := filepath.Join(append([]string{root}, elem...)...)
+	if _, err := os.Stat(path); err != nil {
+		Missing(t, "vectors", err.Error())
+	}
+	return path
+}
+
+// FUSE makes sure that this process can mount a FUSE file system.
+func FUSE(t testing.TB) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		Missing(t, "fuse", err.Error())
+	}
+	_ = f.Close()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if _, err := exec.LookPath("fusermount3"); err != nil {
+		Missing(t, "fuse", "not root, and there is no fusermount3 (Debian package fuse3)")
+	}
+}
+
+// Program is the path of a program of the machine, named as SESAME_REQUIRE names it.
+func Program(t testing.TB, name, program, debianPackage string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		Missing(t, name, "no "+program+" (Debian package "+debianPackage+")")
+	}
+	return path
+}
+
+// UserNamespaces makes sure that this process can make a user namespace with a mount namespace in it.
+func UserNamespaces(t testing.TB) {
+	t.Helper()
+	out, err := exec.Command("unshare", "-Urm", "true").CombinedOutput()
+	if err != nil {
+		Missing(t, "userns", "unshare -Urm: "+err.Error()+" "+string(out))
+	}
+}
+
+// Root makes sure that the test runs as root.
+func Root(t testing.TB) {
+	t.Helper()
+	if unix.Geteuid() != 0 {
+		Missing(t, "root", "not root")
+	}
+}
