@@ -1,0 +1,54 @@
+// Command goruntime writes the Go runtime overlay that every program which runs inside Occlum is built with:
+//
+//	overlay=$(go run ./init/goruntime -o build/goruntime)
+//	CGO_ENABLED=0 go build -trimpath -overlay "$overlay" -buildmode=pie \
+//		-ldflags "-s -w -I /lib/ld-musl-x86_64.so.1" -o init ./init
+//
+// It prints the path of overlay.json, and fails with the hunk, the file and the Go version where the toolchain's
+// source is not what the overlay was written for. Why the overlay is needed and what it promises stands in the
+// package overlay below.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/sesame-init/sesame/init/goruntime/overlay"
+)
+
+func main() {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "goruntime:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("goruntime", flag.ContinueOnError)
+	dir := flags.String("o", "", "write patched files and overlay.json to `dir`")
+	goroot := flags.String("goroot", "", "patch the toolchain in `dir` (default: go env GOROOT)")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *dir == "" || flags.NArg() > 0 {
+		return errors.New("usage: goruntime -o DIR [-goroot DIR]")
+	}
+	if *goroot == "" {
+		out, err := exec.Command("go", "env", "GOROOT").Output()
+		if err != nil {
+			return fmt.Errorf("asking go for GOROOT: %w", err)
+		}
+		*goroot = strings.TrimSpace(string(out))
+	}
+	path, err := overlay.Write(*dir, *goroot, overlay.Hunks())
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(stdout, path)
+	return err
+}
