@@ -1,0 +1,38 @@
+package dcap
+
+import (
+	"context"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// Collateral is what Intel publishes about a platform, each document exactly as it was served: the signatures
+// cover the bytes. A Source must not change a value that it has handed out.
+type Collateral struct {
+	TCBInfo         []byte // signed TCB info, JSON, version 2 or 3
+	TCBInfoChain    []byte // TCB signing certificate and root, PEM
+	QEIdentity      []byte // signed enclave identity of the QE or TD QE, JSON, version 2
+	QEIdentityChain []byte // TCB signing certificate and root, PEM
+	PCKCRL          []byte // CRL of the CA that issued the PCK certificate: DER, PEM or hex text of DER
+	PCKCRLChain     []byte // that CA and root, PEM; may be empty: the CA is in the quote, too
+	RootCACRL       []byte // CRL of the root: DER, PEM or hex text of DER
+}
+
+// CAs below Intel's root that issue PCK certificates.
+const (
+	PlatformCA  = "platform"  // multi-socket platforms
+	ProcessorCA = "processor" // single-socket platforms
+)
+
+// Request says which collateral a quote needs. It is comparable, so it can key a cache.
+type Request struct {
+	TEE   attest.EvidenceType
+	FMSPC [6]byte
+	CA    string // PlatformCA or ProcessorCA
+}
+
+// A Source finds collateral. Its errors' code is [attest.CodeCollateral], or [attest.CodeUnreachable] where a
+// later try may help.
+type Source interface {
+	Collateral(ctx context.Context, r Request) (*Collateral, error)
+}
