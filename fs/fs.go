@@ -1,0 +1,84 @@
+// Package fs is what the boot sequence does with file systems: it mounts the application's root and its
+// volumes through a [Mounter], and writes secret files.
+//
+// It knows no network and no evidence; of the rest of Sesame only the type attest.Secret. Mounters live below:
+// fs/occlum speaks the LibOS's own mount calls. fs/sefs is the volume format, fs/fuse mounts it on plain Linux.
+package fs
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// Root says how to mount the application's root.
+type Root struct {
+	// Key is the 16-byte image key; the zero Secret for an integrity-only image.
+	Key attest.Secret
+	// EntryPoint is the one program that may be started afterwards; "" keeps what the instance allows.
+	EntryPoint string
+	// Environment is added to the trusted environment of the application, as NAME=value.
+	Environment []string
+}
+
+// Volume is an encrypted volume beside the root.
+type Volume struct {
+	Source string        // directory on the host, as the platform resolves it
+	Target string        // existing directory in the root
+	Key    attest.Secret // 16 bytes
+	MAC    string        // root MAC as "xx-…-xx"
+}
+
+// A Mounter mounts file systems on one platform. MountRoot comes first and succeeds once; it may be tried
+// again after an error.
+type Mounter interface {
+	MountRoot(Root) error
+	MountVolume(Volume) error
+	// MountMemory mounts an empty file system that never leaves memory.
+	MountMemory(target string) error
+	Unmount(target string) error
+}
+
+// WriteSecret writes a secret file atomically: it appears under its name complete, with mode and owner set, or
+// not at all. The directory must exist. An existing file is replaced.
+func WriteSecret(name string, secret attest.Secret, mode fs.FileMode, uid, gid int) (err error) {
+	suffix := make([]byte, 8)
+	if _, err := rand.Read(suffix); err != nil {
+		return err
+	}
+	temporary := filepath.Join(filepath.Dir(name), ".sesame-"+hex.EncodeToString(suffix))
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("creating a file in %s: %w", filepath.Dir(name), errors.Unwrap(err))
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(temporary)
+		}
+	}()
+	if _, err := f.Write(secret.Expose()); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	if err := f.Chmod(mode); err != nil {
+		return fmt.Errorf("setting the mode of %s: %w", name, err)
+	}
+	if uid != os.Geteuid() || gid != os.Getegid() {
+		if err := f.Chown(uid, gid); err != nil {
+			return fmt.Errorf("setting the owner of %s: %w", name, err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	return os.Rename(temporary, name)
+}

@@ -1,0 +1,52 @@
+package occlum
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/fs"
+)
+
+func TestConfigHasTheLayoutOfTheLibOS(t *testing.T) {
+	var c rootFSConfig
+	if got := unsafe.Sizeof(c); got != 56 {
+		t.Errorf("struct has %d bytes, the LibOS wants 56", got)
+	}
+	for name, at := range map[string][2]uintptr{
+		"entry_point":   {unsafe.Offsetof(c.entryPoint), 24},
+		"hostfs_source": {unsafe.Offsetof(c.hostFSSource), 32},
+		"envp":          {unsafe.Offsetof(c.environment), 48},
+	} {
+		if at[0] != at[1] {
+			t.Errorf("%s stands at %d, want %d", name, at[0], at[1])
+		}
+	}
+}
+
+func TestOutsideTheLibOSTheCallSaysSo(t *testing.T) {
+	err := Mounter{}.MountRoot(fs.Root{Key: attest.NewSecret(make([]byte, KeySize)), EntryPoint: "/bin/app", Environment: []string{"A=b"}})
+	if !errors.Is(err, unix.ENOSYS) || attest.CodeOf(err) != attest.CodeMount {
+		t.Fatalf("mounting a root on plain Linux gives %v", err)
+	}
+	if hint := attest.HintOf(err); !strings.Contains(hint, "Occlum") {
+		t.Errorf("the hint is %q", hint)
+	}
+}
+
+func TestKeysOfAWrongSizeNeverReachTheLibOS(t *testing.T) {
+	short := attest.NewSecret([]byte("15 bytes of key"))
+	if err := (Mounter{}).MountRoot(fs.Root{Key: short}); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("root: %v", err)
+	}
+	if err := (Mounter{}).MountVolume(fs.Volume{Source: "v", Target: "/nowhere", Key: short}); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("volume: %v", err)
+	}
+	if err := (Mounter{}).MountRoot(fs.Root{EntryPoint: "a\x00b"}); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("entry point with NUL: %v", err)
+	}
+}
