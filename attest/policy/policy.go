@@ -1,0 +1,223 @@
+// Package policy says which genuine evidence is wanted: it appraises [attest.Claims] against data that a
+// person can review, and answers with a reason for every rule.
+//
+// A [Policy] lists what the environment may be, any of several entries, and in which state its platform may
+// be. What an entry does not name is not checked, with these exceptions, which hold without being named:
+//
+//   - debug is refused unless the entry says debug: true;
+//   - an enclave's CONFIGID, which the host chooses at launch, must be all zero unless the entry names it, and
+//     one that is named counts only for an enclave with key separation and sharing (KSS);
+//   - of the TCB statuses only UpToDate is accepted unless tcb.accept lists others;
+//   - Revoked, and whatever the verifier could not place, is never accepted.
+//
+// [Policy.Validate] demands that every entry pins an environment: an enclave by mr_enclave, or by mr_signer
+// with product_id and min_svn; a trust domain by mr_td. A signer whose private key is public is refused.
+//
+// What the package does not do: it does not verify evidence (attest/dcap does), and it has no clock. Grace
+// periods bind only where the caller's time is honest.
+package policy
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// Policy says which claims are wanted. The zero value wants nothing and does not validate.
+type Policy struct {
+	SGX []SGX `json:"sgx,omitempty" yaml:"sgx,omitempty"` // an enclave must match one of them
+	TDX []TDX `json:"tdx,omitempty" yaml:"tdx,omitempty"` // a trust domain must match one of them
+	TCB TCB   `json:"tcb,omitzero" yaml:"tcb,omitempty"`
+}
+
+// SGX describes an enclave. All fields that are set must match.
+type SGX struct {
+	Name         string  `json:"name,omitempty" yaml:"name,omitempty"`             // for people and logs only
+	MREnclave    Hex     `json:"mr_enclave,omitempty" yaml:"mr_enclave,omitempty"` // 32 bytes
+	MRSigner     Hex     `json:"mr_signer,omitempty" yaml:"mr_signer,omitempty"`   // 32 bytes
+	ProductID    *uint16 `json:"product_id,omitempty" yaml:"product_id,omitempty"` // ISVPRODID
+	MinSVN       *uint16 `json:"min_svn,omitempty" yaml:"min_svn,omitempty"`       // least ISVSVN
+	Debug        bool    `json:"debug,omitempty" yaml:"debug,omitempty"`           // accept debug enclaves, too
+	ConfigID     Hex     `json:"config_id,omitempty" yaml:"config_id,omitempty"`   // 64 bytes; absent: all zero
+	MinConfigSVN *uint16 `json:"min_config_svn,omitempty" yaml:"min_config_svn,omitempty"`
+	FamilyID     Hex     `json:"family_id,omitempty" yaml:"family_id,omitempty"`     // 16 bytes, ISVFAMILYID
+	ExtProdID    Hex     `json:"ext_prod_id,omitempty" yaml:"ext_prod_id,omitempty"` // 16 bytes, ISVEXTPRODID
+}
+
+// TDX describes a trust domain. All fields that are set must match.
+type TDX struct {
+	Name          string `json:"name,omitempty" yaml:"name,omitempty"`   // for people and logs only
+	MRTD          Hex    `json:"mr_td,omitempty" yaml:"mr_td,omitempty"` // 48 bytes, as all that follow
+	RTMR0         Hex    `json:"rtmr0,omitempty" yaml:"rtmr0,omitempty"`
+	RTMR1         Hex    `json:"rtmr1,omitempty" yaml:"rtmr1,omitempty"`
+	RTMR2         Hex    `json:"rtmr2,omitempty" yaml:"rtmr2,omitempty"`
+	RTMR3         Hex    `json:"rtmr3,omitempty" yaml:"rtmr3,omitempty"`
+	MRSeam        Hex    `json:"mr_seam,omitempty" yaml:"mr_seam,omitempty"`
+	MRConfigID    Hex    `json:"mr_config_id,omitempty" yaml:"mr_config_id,omitempty"`
+	MROwner       Hex    `json:"mr_owner,omitempty" yaml:"mr_owner,omitempty"`
+	MROwnerConfig Hex    `json:"mr_owner_config,omitempty" yaml:"mr_owner_config,omitempty"`
+	Debug         bool   `json:"debug,omitempty" yaml:"debug,omitempty"` // accept debug trust domains, too
+}
+
+// TCB describes the state that the platform may be in.
+type TCB struct {
+	// Accept lists the accepted statuses by Intel's names. Empty means UpToDate only; a list that is given
+	// is the whole list.
+	Accept []string `json:"accept,omitempty" yaml:"accept,omitempty"`
+	// Advisories lists the accepted Intel security advisories ("INTEL-SA-00615"). Where it is given, every
+	// advisory that applies to the platform must be in it, whatever the status.
+	Advisories []string `json:"advisories,omitempty" yaml:"advisories,omitempty"`
+	// GracePeriod limits for how long a status that Accept names OutOfDate or OutOfDateConfigurationNeeded
+	// is accepted: until the date of the TCB level that the platform has plus this. Zero is no limit.
+	GracePeriod Duration `json:"grace_period,omitzero" yaml:"grace_period,omitempty"`
+	// MinimumEvaluation is the least tcbEvaluationDataNumber that the verdict may rest on.
+	MinimumEvaluation uint32 `json:"minimum_evaluation,omitempty" yaml:"minimum_evaluation,omitempty"`
+}
+
+// Hex is a byte string that reads and prints as hexadecimal digits of either case. Nil means: not named.
+type Hex []byte
+
+// String prints lower-case digits.
+func (h Hex) String() string { return hex.EncodeToString(h) }
+
+// MarshalText implements [encoding.TextMarshaler].
+func (h Hex) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler]. An empty string is an error: a measurement that is
+// named must have a value.
+func (h *Hex) UnmarshalText(text []byte) error {
+	b, err := hex.DecodeString(string(text))
+	if err != nil || len(b) == 0 {
+		return fmt.Errorf("%q is not a string of hexadecimal digits", text)
+	}
+	*h = b
+	return nil
+}
+
+// Duration reads and prints like [time.ParseDuration] and also takes whole days ("30d").
+type Duration time.Duration
+
+// String implements [fmt.Stringer].
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// MarshalText implements [encoding.TextMarshaler].
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (d *Duration) UnmarshalText(text []byte) error {
+	s := string(text)
+	days, isDays := strings.CutSuffix(s, "d")
+	if isDays {
+		s = days + "h"
+	}
+	parsed, err := time.ParseDuration(s)
+	const century = 100 * 365 * 24 * time.Hour
+	if isDays && parsed <= century/24 {
+		parsed *= 24
+	}
+	if err != nil || parsed < 0 || parsed > century {
+		return fmt.Errorf("%q is not a duration like 720h or 30d", text)
+	}
+	*d = Duration(parsed)
+	return nil
+}
+
+// statuses are those that a policy may accept, by Intel's names.
+var statuses = []string{
+	"UpToDate",
+	"SWHardeningNeeded",
+	"ConfigurationNeeded",
+	"ConfigurationAndSWHardeningNeeded",
+	"OutOfDate",
+	"OutOfDateConfigurationNeeded",
+	"TDRelaunchAdvised",
+	"TDRelaunchAdvisedConfigurationNeeded",
+}
+
+// occlumSigner is the MRSIGNER of the key that Occlum ships for everybody (etc/template/Enclave.pem).
+var occlumSigner = Hex{
+	0x83, 0xd7, 0x19, 0xe7, 0x7d, 0xea, 0xca, 0x14, 0x70, 0xf6, 0xba, 0xf6, 0x2a, 0x4d, 0x77, 0x43,
+	0x03, 0xc8, 0x99, 0xdb, 0x69, 0x02, 0x0f, 0x9c, 0x70, 0xee, 0x1d, 0xfc, 0x08, 0xc7, 0xce, 0x9e,
+}
+
+const stepValidate = "checking policy"
+
+// Validate makes sure that the policy pins what it accepts and can mean what it says. The error's code is
+// [attest.CodeConfig], it names the field, and it joins all that is wrong.
+func (p *Policy) Validate() error {
+	var faults []string
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
+	if len(p.SGX)+len(p.TDX) == 0 {
+		fault("neither sgx nor tdx has an entry")
+	}
+	for i := range p.SGX {
+		p.SGX[i].validate(func(format string, args ...any) { fault("sgx[%d]."+format, append([]any{i}, args...)...) })
+	}
+	for i := range p.TDX {
+		p.TDX[i].validate(func(format string, args ...any) { fault("tdx[%d]."+format, append([]any{i}, args...)...) })
+	}
+	p.TCB.validate(fault)
+	if len(faults) == 0 {
+		return nil
+	}
+	return attest.Errorf(attest.CodeConfig, stepValidate,
+		"An entry names at least mr_enclave, or mr_signer with product_id and min_svn; for TDX mr_td.",
+		"%s", strings.Join(faults, "; "))
+}
+
+type faultFunc func(format string, args ...any)
+
+func (f faultFunc) size(name string, h Hex, want int) {
+	if h != nil && len(h) != want {
+		f("%s has %d bytes, want %d", name, len(h), want)
+	}
+}
+
+func (s *SGX) validate(fault faultFunc) {
+	fault.size("mr_enclave", s.MREnclave, 32)
+	fault.size("mr_signer", s.MRSigner, 32)
+	fault.size("config_id", s.ConfigID, 64)
+	fault.size("family_id", s.FamilyID, 16)
+	fault.size("ext_prod_id", s.ExtProdID, 16)
+	if bytes.Equal(s.MRSigner, occlumSigner) {
+		fault("mr_signer %s is Occlum's default signer, whose private key is public: anybody can sign as it", s.MRSigner)
+	}
+	if s.MREnclave != nil {
+		return
+	}
+	if s.MRSigner == nil {
+		fault("mr_enclave is missing (or mr_signer with product_id and min_svn)")
+		return
+	}
+	if s.ProductID == nil {
+		fault("product_id is missing: mr_signer alone accepts everything that this signer ever signs")
+	}
+	if s.MinSVN == nil {
+		fault("min_svn is missing: without it old versions stay accepted")
+	}
+}
+
+func (t *TDX) validate(fault faultFunc) {
+	if t.MRTD == nil {
+		fault("mr_td is missing")
+	}
+	for _, m := range t.measurements(&attest.TDXClaims{}) {
+		fault.size(m.name, m.want, 48)
+	}
+}
+
+func (t *TCB) validate(fault faultFunc) {
+	for _, name := range t.Accept {
+		if !slices.Contains(statuses, name) {
+			fault("tcb.accept: %q is not one of %s", name, strings.Join(statuses, ", "))
+		}
+	}
+	if t.GracePeriod != 0 && !slices.Contains(t.Accept, "OutOfDate") && !slices.Contains(t.Accept, "OutOfDateConfigurationNeeded") {
+		fault("tcb.grace_period limits nothing: tcb.accept names neither OutOfDate nor OutOfDateConfigurationNeeded")
+	}
+}
