@@ -1,0 +1,196 @@
+// Package ratls makes and reads X.509 certificates that carry attestation evidence, and the TLS settings under
+// which two attested peers meet (RA-TLS).
+//
+// A certificate is self-signed and proves nothing by itself. What counts is that genuine evidence in one of its
+// extensions binds the certificate's public key, whose private key TLS makes the peer prove to hold. So a
+// [PeerVerifier] checks, for every connection anew: the evidence's format, the hash of the key against the
+// report data (all 64 bytes), the certificate's validity dates, then whether the evidence is genuine
+// ([attest.Verifier]) and wanted ([policy.Policy]). Names, the self-signature and the chain mean nothing and are
+// not looked at.
+//
+// Written are certificates for the deployed GRPC-RATLS peers (specification: Occlum's gRPC patch): X.509 v3,
+// ECDSA P-256, SHA-256, the raw quote under OID 1.2.840.113741.1, PEM below the 16,000 characters at which
+// those peers corrupt their stack. Read are that format, also in Occlum's X.509 v1 certificates whose extensions
+// Go's parser does not show, Interoperable RA-TLS (DICE tagged evidence) and Gramine's older format.
+//
+// What RA-TLS cannot do: evidence in a certificate is as old as the certificate. It proves that some enclave made
+// this key, not that the enclave is still patched or that the key did not leak since. Certificates made here are
+// short-lived and their dates are enforced; the C++ peers' live for 20 years. Package attest/session proves
+// freshness.
+package ratls
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// Bounds of certificates and evidence.
+const (
+	// DefaultValidity is how long a certificate made here lives where [Options] do not say.
+	DefaultValidity = 6 * time.Hour
+	// MaxValidity is the longest life that [Options] may ask for.
+	MaxValidity = 48 * time.Hour
+	// Leeway is how far a peer's clock may be ahead when it dates its certificate.
+	Leeway = 5 * time.Minute
+
+	maxPEM   = 16_000   // characters of our own certificate, exclusive: the C++ peers' buffer
+	maxDER   = 64 << 10 // bytes of a peer's certificate
+	minQuote = 256      // bytes; below it the C++ peers read out of bounds
+)
+
+// Options of a certificate.
+type Options struct {
+	Now      func() time.Time // default time.Now
+	Rand     io.Reader        // default crypto/rand.Reader
+	Validity time.Duration    // default DefaultValidity, at most MaxValidity
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = rand.Reader
+	}
+	if o.Validity == 0 {
+		o.Validity = DefaultValidity
+	}
+	if o.Validity < 0 || o.Validity > MaxValidity {
+		return o, fmt.Errorf("validity %v is not between 0 and %v", o.Validity, MaxValidity)
+	}
+	return o, nil
+}
+
+// NewCertificate makes a key and a certificate whose evidence binds it. The error's code is
+// [attest.CodeAttester].
+func NewCertificate(ctx context.Context, a attest.Attester, o Options) (tls.Certificate, error) {
+	const step = "making attested certificate"
+	o, err := o.withDefaults()
+	if err != nil {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), o.Rand)
+	if err != nil {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "generating key: %w", err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "encoding key: %w", err)
+	}
+	evidence, err := a.Evidence(ctx, keyData(spki))
+	if err != nil {
+		return tls.Certificate{}, &attest.Error{Code: attest.CodeAttester, Step: step, Err: err}
+	}
+	if len(evidence.Raw) < minQuote {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "a quote of %d bytes is too short",
+			len(evidence.Raw))
+	}
+	der, err := selfSign(key, evidence.Raw, o)
+	if err != nil {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "signing: %w", err)
+	}
+	if n := pemLength(len(der)); n >= maxPEM {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step,
+			"The evidence is too large for GRPC-RATLS peers; check the quoting service's certification data.",
+			"the certificate has %d characters of PEM, peers take less than %d", n, maxPEM)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "reading it back: %w", err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+func selfSign(key *ecdsa.PrivateKey, quote []byte, o Options) ([]byte, error) {
+	serial := make([]byte, 16)
+	if _, err := io.ReadFull(o.Rand, serial); err != nil {
+		return nil, err
+	}
+	serial[0] = serial[0]&0x7f | 0x40 // positive and of fixed length
+	now := o.Now()
+	template := &x509.Certificate{
+		SerialNumber:          new(big.Int).SetBytes(serial),
+		Subject:               pkix.Name{CommonName: "RA-TLS"},
+		NotBefore:             now,
+		NotAfter:              now.Add(o.Validity),
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+		ExtraExtensions:       []pkix.Extension{{Id: oidOcclum, Value: quote}},
+	}
+	return x509.CreateCertificate(o.Rand, template, template, key.Public(), key)
+}
+
+// keyData is the report data that binds a public key, given as DER SubjectPublicKeyInfo.
+func keyData(spki []byte) (d attest.ReportData) {
+	hash := sha256.Sum256(spki)
+	copy(d[:], hash[:])
+	return d
+}
+
+// pemLength is the number of characters of a PEM certificate of n bytes of DER.
+func pemLength(n int) int {
+	const frame = len("-----BEGIN CERTIFICATE-----\n") + len("-----END CERTIFICATE-----\n")
+	encoded := base64.StdEncoding.EncodedLen(n)
+	return frame + encoded + (encoded+63)/64
+}
+
+// An Identity is one endpoint's key and evidence. It makes the certificate at first use and a new one, with a new
+// key and new evidence, when half of its life is over. It is safe for concurrent use.
+type Identity struct {
+	attester attest.Attester
+	options  Options
+
+	mu      sync.Mutex
+	current *tls.Certificate
+}
+
+// NewIdentity returns an identity that quotes with a.
+func NewIdentity(a attest.Attester, o Options) (*Identity, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeConfig, "making identity", "", "%w", err)
+	}
+	return &Identity{attester: a, options: o}, nil
+}
+
+// Certificate returns the current certificate. Callers share it and must not change it.
+func (i *Identity) Certificate(ctx context.Context) (*tls.Certificate, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.current != nil {
+		renewAt := i.current.Leaf.NotAfter.Add(-i.options.Validity / 2)
+		if i.options.Now().Before(renewAt) {
+			return i.current, nil
+		}
+	}
+	certificate, err := NewCertificate(ctx, i.attester, i.options)
+	if err != nil {
+		return nil, err
+	}
+	i.current = &certificate
+	return i.current, nil
+}
+
+// The extensions that carry evidence (DER contents of the OIDs in the specifications).
+var (
+	oidDICE    = asn1.ObjectIdentifier{2, 23, 133, 5, 4, 9}               // TCG DICE tagged evidence
+	oidOcclum  = asn1.ObjectIdentifier{1, 2, 840, 113741, 1}              // Occlum and CCZoo: raw quote
+	oidGramine = asn1.ObjectIdentifier{1, 2, 840, 113741, 1337, 6}        // Gramine, as intended: raw quote
+	oidMbedTLS = asn1.ObjectIdentifier{0, 6, 9, 42, 840, 113741, 1337, 6} // Gramine, as written on the wire
+)
