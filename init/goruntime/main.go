@@ -32,7 +32,9 @@ func run(args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("goruntime", flag.ContinueOnError)
 	dir := flags.String("o", "", "write patched files and overlay.json to `dir`")
 	goroot := flags.String("goroot", "", "patch the toolchain in `dir` (default: go env GOROOT)")
-	if err := flags.Parse(args); err != nil {
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if *dir == "" || flags.NArg() > 0 {
