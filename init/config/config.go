@@ -1,0 +1,444 @@
+// Package config reads the measured configuration of init, /etc/init_ra_conf.json in the initfs.
+//
+// Two shapes are read: Sesame's own (see [Config]) and the one that Occlum's GRPC-RATLS init ships, parsed
+// unchanged (kms_server, kms_keys, ra_config). A legacy file may carry Sesame's blocks timeout, root, app,
+// volumes and collateral beside Occlum's three keys.
+//
+// Reading is strict and complete: unknown keys, keys given twice, missing keys, contradictions, and a peer
+// policy that verifies less than the minimum are all reported together, each with the key and what to write.
+// Nothing has an insecure default, and no switch turns a check off.
+//
+// The file is part of the enclave's measurement. What the host may still choose is in [HostEnvironment].
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/policy"
+)
+
+// Path is where the config stands in the initfs.
+const Path = "/etc/init_ra_conf.json"
+
+// MaxSize bounds the file, in bytes.
+const MaxSize = 1 << 20
+
+// HostEnvironment lists the environment variables that the host may set and init reads, with what each may
+// change. All are addresses of peers that are verified by evidence or whose answers are signed, so the worst
+// that a hostile value does is to stop the boot. Everything else in the environment is ignored.
+var HostEnvironment = map[string]string{
+	"OCCLUM_INIT_RA_KMS_SERVER": "address of the key broker, host:port",
+	"PCCS_URL":                  "address of the collateral service (PCCS)",
+}
+
+// Config is the configuration of one boot.
+type Config struct {
+	// Backend chooses how secrets are fetched: "grpc-ratls", or "none" for a workload that needs no key
+	// (an integrity-only root; a key broker's own enclave).
+	Backend string `json:"backend"`
+	// Timeout bounds attesting and fetching together, retries included. Default 60 s.
+	Timeout Duration `json:"timeout,omitempty"`
+	// GRPCRATLS is needed where Backend is "grpc-ratls".
+	GRPCRATLS *GRPCRATLS `json:"grpc_ratls,omitempty"`
+	Root      Root       `json:"root"`
+	// App pins the application's program and arguments. Without it the host chooses both.
+	App     *App         `json:"app,omitempty"`
+	Volumes []Volume     `json:"volumes,omitempty"`
+	Secrets []SecretFile `json:"secrets,omitempty"`
+	// Collateral says where the collateral comes from that judges the peer's evidence.
+	Collateral Collateral `json:"collateral"`
+
+	// Legacy is set where the file has Occlum's shape.
+	Legacy bool `json:"-"`
+}
+
+// GRPCRATLS configures the key brokers.
+type GRPCRATLS struct {
+	// Servers are addresses host:port, tried in order.
+	Servers []string `json:"servers"`
+	// Protocol is the wire: "legacy" is ratls.GrSecret as Occlum's C++ server speaks it.
+	Protocol string `json:"protocol"`
+	// BrokerPolicy says what the broker must be.
+	BrokerPolicy policy.Policy `json:"broker_policy"`
+}
+
+// Root is the application's root file system.
+type Root struct {
+	// Key names the secret that holds the image key; empty for an integrity-only image.
+	Key string `json:"key,omitempty"`
+	// Upper says what the writable layer of the root is: "temporary" (made empty at every boot, as Occlum.json
+	// sets it) or "persistent", the default. Secret files may stand in a temporary one only.
+	Upper string `json:"upper,omitempty"`
+}
+
+// App pins what runs after the boot.
+type App struct {
+	// Path is the real program, absolute in the root.
+	Path string `json:"path"`
+	// Args are its arguments without argv[0]. "{number}" and "{name}" in an argument are places where the
+	// host may fill in decimal digits, or a word of letters, digits, dot, dash and underscore.
+	Args []string `json:"args"`
+	// EntryPoint is the path that the host asks for, where the launcher stands (this very binary).
+	EntryPoint string `json:"entry_point"`
+}
+
+// Volume is an encrypted volume beside the root.
+type Volume struct {
+	// Source is the volume's directory on the host, relative to the instance directory.
+	Source string `json:"source"`
+	// Target is the mount point, an existing directory in the root.
+	Target string `json:"target"`
+	// Key names the secret that holds the volume's key.
+	Key string `json:"key"`
+	// MAC is the volume's root MAC, "xx-…-xx": without it the host could roll the volume back.
+	MAC string `json:"mac"`
+}
+
+// SecretFile is a secret that is handed to the application as a file.
+type SecretFile struct {
+	Name string `json:"name"`
+	Path string `json:"path"`
+	Mode Mode   `json:"mode,omitempty"` // default 0400
+	UID  int    `json:"uid,omitempty"`
+	GID  int    `json:"gid,omitempty"`
+}
+
+// Collateral says where collateral comes from and what it must at least be.
+type Collateral struct {
+	// PCCSURL is the base address, "https://host:8081/sgx/certification/v4/".
+	PCCSURL string `json:"pccs_url,omitempty"`
+	// PCCSCA is a PEM file in the initfs with the CA of a PCCS that has a private certificate.
+	PCCSCA string `json:"pccs_ca,omitempty"`
+	// AllowHTTP permits an unencrypted PCCS: collateral is public and signed.
+	AllowHTTP bool `json:"allow_http,omitempty"`
+	// RootCA is a PEM file in the initfs with another trust root than Intel's. It is logged at every boot, and
+	// as part of the measurement every peer's policy sees it.
+	RootCA string `json:"root_ca,omitempty"`
+	// MinimumTCBEvaluation is the smallest tcbEvaluationDataNumber that is believed.
+	MinimumTCBEvaluation uint32 `json:"minimum_tcb_evaluation,omitempty"`
+}
+
+// Duration is a time span written as Go writes it: "90s", "2m".
+type Duration time.Duration
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err == nil && v <= 0 {
+		err = errors.New("must be positive")
+	}
+	*d = Duration(v)
+	return err
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Mode is a file mode written as a string of octal digits: "0400".
+type Mode fs.FileMode
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (m *Mode) UnmarshalText(b []byte) error {
+	v, err := strconv.ParseUint(string(b), 8, 32)
+	if err != nil || v == 0 || v > 0o777 {
+		return fmt.Errorf("%q is not a file mode, write octal digits such as \"0400\"", b)
+	}
+	*m = Mode(v)
+	return nil
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (m Mode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", uint32(m)), nil }
+
+// Problem is one thing that is wrong with a config.
+type Problem struct {
+	Key   string // path of the key: "grpc_ratls.servers"
+	Text  string // what is wrong
+	Write string // what to write instead
+}
+
+func (p Problem) String() string {
+	s := p.Key + ": " + p.Text
+	if p.Write != "" {
+		s += "; write " + p.Write
+	}
+	return s
+}
+
+// Problems is everything that is wrong, as an error.
+type Problems []Problem
+
+func (ps Problems) Error() string {
+	lines := make([]string, len(ps))
+	for i, p := range ps {
+		lines[i] = p.String()
+	}
+	return strings.Join(lines, "; ")
+}
+
+// Parse reads a config of either shape. The error has code [attest.CodeConfig] and wraps [Problems] where the
+// text is JSON at all.
+func Parse(text []byte) (*Config, error) {
+	c, problems := parse(text)
+	if len(problems) > 0 {
+		return nil, &attest.Error{
+			Code: attest.CodeConfig, Step: "reading " + path.Base(Path), Err: problems,
+			Hint: "Correct the file in the initfs and build the instance again; \"sesame config check FILE\" lists everything at once.",
+		}
+	}
+	return c, nil
+}
+
+func parse(text []byte) (*Config, Problems) {
+	if len(text) > MaxSize {
+		return nil, Problems{{"(file)", fmt.Sprintf("has %d bytes, more than %d", len(text), MaxSize), ""}}
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(text, &keys); err != nil {
+		return nil, Problems{{"(file)", "is not a JSON object: " + err.Error(), ""}}
+	}
+	var c *Config
+	var problems Problems
+	if _, ok := keys["kms_server"]; ok || keys["kms_keys"] != nil || keys["ra_config"] != nil {
+		c, problems = parseLegacy(text)
+	} else {
+		c = &Config{}
+		problems = decodeStrict(text, c)
+	}
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	return c, c.complete()
+}
+
+var (
+	nameForm  = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+	macForm   = regexp.MustCompile(`^[0-9a-fA-F]{2}(-[0-9a-fA-F]{2}){15}$`)
+	holeForm  = regexp.MustCompile(`\{(number|name)\}`)
+	braceForm = regexp.MustCompile(`[{}]`)
+)
+
+// complete fills in defaults and reports what is missing or contradicts itself.
+func (c *Config) complete() Problems {
+	var ps Problems
+	bad := func(key, text, write string) { ps = append(ps, Problem{key, text, write}) }
+
+	if c.Timeout == 0 {
+		c.Timeout = Duration(60 * time.Second)
+	}
+	switch c.Backend {
+	case "":
+		bad("backend", "is missing", `"grpc-ratls" or "none"`)
+	case "none":
+		if c.Root.Key != "" || len(c.Volumes) > 0 || len(c.Secrets) > 0 {
+			bad("backend", `"none" fetches nothing, but root.key, volumes or secrets ask for secrets`, `"grpc-ratls"`)
+		}
+	case "grpc-ratls":
+		c.completeGRPCRATLS(bad)
+	default:
+		bad("backend", fmt.Sprintf("%q is not a backend of this build", c.Backend), `"grpc-ratls" or "none"`)
+	}
+
+	if c.Root.Key != "" && !nameForm.MatchString(c.Root.Key) {
+		bad("root.key", "is not a secret's name", "letters, digits, dot, dash, underscore")
+	}
+	switch c.Root.Upper {
+	case "", "persistent", "temporary":
+	default:
+		bad("root.upper", fmt.Sprintf("%q is neither", c.Root.Upper), `"temporary" or "persistent"`)
+	}
+	if c.App != nil {
+		completeApp(c.App, bad)
+	}
+	for i, v := range c.Volumes {
+		key := fmt.Sprintf("volumes[%d]", i)
+		if v.Source == "" || strings.ContainsAny(v.Source, ",\x00") {
+			bad(key+".source", "is missing or has a comma", "the volume's directory on the host")
+		}
+		if !cleanAbsolute(v.Target) || v.Target == "/" {
+			bad(key+".target", fmt.Sprintf("%q is not an absolute path below /", v.Target), "the mount point")
+		}
+		if !nameForm.MatchString(v.Key) {
+			bad(key+".key", "is missing", "the name of the secret that holds the volume's key")
+		}
+		if !macForm.MatchString(v.MAC) {
+			bad(key+".mac", "is missing or malformed: without it the host can roll the volume back",
+				`the MAC that "sesame volume create" printed`)
+		}
+		for j := range i {
+			if c.Volumes[j].Target == v.Target {
+				bad(key+".target", "is also the target of another volume", "one target each")
+			}
+		}
+	}
+	for i := range c.Secrets {
+		c.completeSecret(i, bad)
+	}
+	return ps
+}
+
+func (c *Config) completeGRPCRATLS(bad func(key, text, write string)) {
+	g := c.GRPCRATLS
+	if g == nil {
+		bad("grpc_ratls", "is missing", "the block with servers and broker_policy")
+		return
+	}
+	if len(g.Servers) == 0 {
+		bad("grpc_ratls.servers", "is missing", `a list such as ["init-ra-server-svc:5000"]`)
+	}
+	for i, s := range g.Servers {
+		if !strings.Contains(s, ":") {
+			bad(fmt.Sprintf("grpc_ratls.servers[%d]", i), fmt.Sprintf("%q has no port", s), `"host:port"`)
+		}
+	}
+	if g.Protocol == "" {
+		bad("grpc_ratls.protocol", "is missing", `"legacy"`)
+	} else if g.Protocol != "legacy" {
+		bad("grpc_ratls.protocol", fmt.Sprintf("%q is not a protocol of this build", g.Protocol), `"legacy"`)
+	}
+	if err := g.BrokerPolicy.Validate(); err != nil {
+		key := "grpc_ratls.broker_policy"
+		if c.Legacy {
+			key = "ra_config"
+		}
+		bad(key, err.Error(), attest.HintOf(err))
+	}
+	if c.Collateral.PCCSURL == "" {
+		bad("collateral.pccs_url", "is missing", "the address of a PCCS; the host may override it by PCCS_URL")
+	}
+}
+
+func completeApp(a *App, bad func(key, text, write string)) {
+	if !cleanAbsolute(a.Path) {
+		bad("app.path", fmt.Sprintf("%q is not an absolute path", a.Path), "the real program in the root")
+	}
+	if !cleanAbsolute(a.EntryPoint) {
+		bad("app.entry_point", fmt.Sprintf("%q is not an absolute path", a.EntryPoint),
+			"the path that the host asks for, where the launcher stands")
+	} else if a.EntryPoint == a.Path {
+		bad("app.entry_point", "is app.path itself, so nothing would check the arguments",
+			"the launcher's path, with the real program elsewhere")
+	}
+	for i, arg := range a.Args {
+		if braceForm.MatchString(holeForm.ReplaceAllString(arg, "")) {
+			bad(fmt.Sprintf("app.args[%d]", i), fmt.Sprintf("%q has a brace that is no place holder", arg),
+				`"{number}" or "{name}"`)
+		}
+	}
+}
+
+func (c *Config) completeSecret(i int, bad func(key, text, write string)) {
+	s := &c.Secrets[i]
+	key := fmt.Sprintf("secrets[%d]", i)
+	if c.Legacy {
+		key = fmt.Sprintf("kms_keys[%d]", i)
+	}
+	if !nameForm.MatchString(s.Name) {
+		bad(key+".name", "is missing or malformed", "letters, digits, dot, dash, underscore")
+	}
+	if s.Mode == 0 {
+		s.Mode = 0o400
+	}
+	if !cleanAbsolute(s.Path) {
+		bad(key+".path", fmt.Sprintf("%q is not an absolute path", s.Path), "where the application reads it")
+	} else if c.Root.Upper != "temporary" && !InMemory(s.Path) {
+		bad(key+".path", fmt.Sprintf("%s stands in a writable layer that persists on the host until the next build", s.Path),
+			`a path below /dev/shm or /run/secrets; or make the upper layer "temporary" in Occlum.json and state "root": {"upper": "temporary"} here`)
+	}
+	for j := range i {
+		if c.Secrets[j].Path == s.Path {
+			bad(key+".path", "is also the path of another secret", "one path each")
+		}
+	}
+}
+
+// MemoryDirs are the directories that init keeps in memory only: LibOS's own /dev/shm, and a ramfs that init
+// mounts at /run/secrets where a secret stands below it.
+var MemoryDirs = []string{"/dev/shm", "/run/secrets"}
+
+// InMemory reports whether a file at p stands in memory only.
+func InMemory(p string) bool {
+	for _, dir := range MemoryDirs {
+		if strings.HasPrefix(p, dir+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// SecretNames are the names of all secrets that the boot needs, each once, in the order of use.
+func (c *Config) SecretNames() []string {
+	var names []string
+	add := func(name string) {
+		for _, n := range names {
+			if n == name {
+				return
+			}
+		}
+		if name != "" {
+			names = append(names, name)
+		}
+	}
+	add(c.Root.Key)
+	for _, v := range c.Volumes {
+		add(v.Key)
+	}
+	for _, s := range c.Secrets {
+		add(s.Name)
+	}
+	return names
+}
+
+// MatchImage compares the config with what occlum build says of the image: an encrypted image needs a key, and
+// a key for one that is not encrypted is a contradiction. In Occlum's shape the image alone decides.
+func (c *Config) MatchImage(encrypted bool) error {
+	if c.Legacy && encrypted && c.Root.Key == "" {
+		c.Root.Key = imageKeyName
+	}
+	const hint = "Build with occlum build --image-key, or change root.key in init_ra_conf.json, and build again with -f: " +
+		"the type of the image is not renewed otherwise."
+	switch {
+	case encrypted && c.Root.Key == "":
+		return attest.Errorf(attest.CodeConfig, "matching config and image", hint,
+			"the image is encrypted, but root.key names no secret")
+	case !encrypted && c.Root.Key != "":
+		return attest.Errorf(attest.CodeConfig, "matching config and image", hint,
+			"root.key names %s, but the image is integrity-only: anybody may read it, and it is weakly authenticated", c.Root.Key)
+	}
+	return nil
+}
+
+// Remarks are things that are allowed and that whoever reads the log should know, a line each.
+func (c *Config) Remarks() []string {
+	var lines []string
+	if c.Legacy || (c.GRPCRATLS != nil && c.Backend == "grpc-ratls" && c.GRPCRATLS.Protocol == "legacy") {
+		lines = append(lines, "legacy wire: the broker's evidence is not fresh, only its collateral is")
+	}
+	if c.App == nil {
+		lines = append(lines, "no app block: the host chooses the application's arguments, and any program below the entry points")
+	}
+	return lines
+}
+
+// ApplyHost lets the host's environment change what [HostEnvironment] lists.
+func (c *Config) ApplyHost(getenv func(string) string) {
+	if v := getenv("OCCLUM_INIT_RA_KMS_SERVER"); v != "" && c.GRPCRATLS != nil {
+		c.GRPCRATLS.Servers = []string{v}
+	}
+	if v := getenv("PCCS_URL"); v != "" {
+		c.Collateral.PCCSURL = v
+	}
+}
+
+func cleanAbsolute(p string) bool {
+	return path.IsAbs(p) && path.Clean(p) == p && !strings.ContainsRune(p, 0)
+}

@@ -1,0 +1,69 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+
+	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/policy/occlum"
+)
+
+// legacyConfig is init_ra_conf.json as Occlum's GRPC-RATLS init reads it, and Sesame's own blocks that may stand
+// beside its three keys.
+type legacyConfig struct {
+	Server string          `json:"kms_server"`
+	Keys   []legacyKey     `json:"kms_keys"`
+	Peer   json.RawMessage `json:"ra_config"`
+
+	Timeout    Duration   `json:"timeout"`
+	Root       Root       `json:"root"`
+	App        *App       `json:"app"`
+	Volumes    []Volume   `json:"volumes"`
+	Collateral Collateral `json:"collateral"`
+}
+
+type legacyKey struct {
+	Key  string `json:"key"`
+	Path string `json:"path"`
+}
+
+// imageKeyName is the name under which Occlum's init asks for the image key.
+const imageKeyName = "image_key"
+
+// parseLegacy turns Occlum's shape into ours. What the shape leaves open, where collateral comes from and that
+// secrets must not persist, is asked for by name.
+func parseLegacy(text []byte) (*Config, Problems) {
+	var l legacyConfig
+	if problems := decodeStrict(text, &l); len(problems) > 0 {
+		return nil, problems
+	}
+	c := &Config{
+		Legacy: true, Backend: "grpc-ratls", Timeout: l.Timeout, Root: l.Root, App: l.App, Volumes: l.Volumes,
+		Collateral: l.Collateral,
+		GRPCRATLS:  &GRPCRATLS{Protocol: "legacy"},
+	}
+	var problems Problems
+	if l.Server == "" {
+		problems = append(problems, Problem{"kms_server", "is missing", `"host:port"`})
+	} else {
+		c.GRPCRATLS.Servers = []string{l.Server}
+	}
+	for _, k := range l.Keys {
+		c.Secrets = append(c.Secrets, SecretFile{Name: k.Key, Path: k.Path})
+	}
+	switch p, err := legacyPolicy(l.Peer); {
+	case err != nil:
+		problems = append(problems, Problem{"ra_config", err.Error(),
+			`measurements that pin the broker: "verify_mr_signer", "verify_isv_prod_id", "verify_isv_svn" and "verify_enclave_debuggable" "on", with values in sgx_mrs`})
+	default:
+		c.GRPCRATLS.BrokerPolicy = p
+	}
+	return c, problems
+}
+
+func legacyPolicy(text json.RawMessage) (policy.Policy, error) {
+	if text == nil {
+		return policy.Policy{}, errors.New("is missing")
+	}
+	return occlum.Parse(text)
+}
