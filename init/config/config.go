@@ -24,6 +24,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 )
 
 // Path is where the config stands in the initfs.
@@ -59,6 +60,22 @@ type Config struct {
 
 	// Legacy is set where the file has Occlum's shape.
 	Legacy bool `json:"-"`
+
+	legacyPolicy *raconfig.Config
+}
+
+// An Appraiser is a policy for the broker.
+type Appraiser interface {
+	Appraise(claims attest.Claims, at time.Time) policy.Appraisal
+}
+
+// BrokerPolicy is what the broker must be: broker_policy, or the ra_config of Occlum's shape, whose numbers are
+// compared for equality.
+func (c *Config) BrokerPolicy() Appraiser {
+	if c.legacyPolicy != nil {
+		return c.legacyPolicy
+	}
+	return &c.GRPCRATLS.BrokerPolicy
 }
 
 // GRPCRATLS configures the key brokers.
@@ -305,12 +322,10 @@ func (c *Config) completeGRPCRATLS(bad func(key, text, write string)) {
 	} else if g.Protocol != "legacy" {
 		bad("grpc_ratls.protocol", fmt.Sprintf("%q is not a protocol of this build", g.Protocol), `"legacy"`)
 	}
-	if err := g.BrokerPolicy.Validate(); err != nil {
-		key := "grpc_ratls.broker_policy"
-		if c.Legacy {
-			key = "ra_config"
+	if !c.Legacy {
+		if err := g.BrokerPolicy.Validate(); err != nil {
+			bad("grpc_ratls.broker_policy", err.Error(), attest.HintOf(err))
 		}
-		bad(key, err.Error(), attest.HintOf(err))
 	}
 	if c.Collateral.PCCSURL == "" {
 		bad("collateral.pccs_url", "is missing", "the address of a PCCS; the host may override it by PCCS_URL")

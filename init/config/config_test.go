@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -63,9 +64,18 @@ func TestReadsBothShapesToTheSameMeaning(t *testing.T) {
 	if !old.Legacy || old.GRPCRATLS.Protocol != "legacy" || old.Root.Key != "image_key" || old.Secrets[0].Name != "ssl_config" {
 		t.Errorf("read %+v", old)
 	}
-	a, b := own.GRPCRATLS.BrokerPolicy.SGX[0], old.GRPCRATLS.BrokerPolicy.SGX[0]
-	if a.MRSigner.String() != b.MRSigner.String() || *a.ProductID != *b.ProductID || *a.MinSVN != *b.MinSVN {
-		t.Errorf("policies differ: %+v and %+v", a, b)
+	broker := attest.Claims{Type: attest.SGX, SGX: &attest.SGXClaims{
+		MRSigner: [32]byte(bytes.Repeat([]byte{0xbb}, 32)), ProductID: 100, SVN: 3, Attributes: attest.AttributeInit,
+	}}
+	other := broker
+	other.SGX = &attest.SGXClaims{MRSigner: broker.SGX.MRSigner, ProductID: 101, SVN: 3, Attributes: attest.AttributeInit}
+	for name, c := range map[string]*config.Config{"own": own, "legacy": old} {
+		if a := c.BrokerPolicy().Appraise(broker, time.Now()); !a.Accepted {
+			t.Errorf("%s refuses the broker it names: %v", name, a.Err())
+		}
+		if a := c.BrokerPolicy().Appraise(other, time.Now()); a.Accepted {
+			t.Errorf("%s accepts a broker with another product id", name)
+		}
 	}
 }
 

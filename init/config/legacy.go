@@ -2,10 +2,9 @@ package config
 
 import (
 	"encoding/json"
-	"errors"
 
-	"github.com/sesame-init/sesame/attest/policy"
-	"github.com/sesame-init/sesame/attest/policy/occlum"
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 )
 
 // legacyConfig is init_ra_conf.json as Occlum's GRPC-RATLS init reads it, and Sesame's own blocks that may stand
@@ -51,19 +50,12 @@ func parseLegacy(text []byte) (*Config, Problems) {
 	for _, k := range l.Keys {
 		c.Secrets = append(c.Secrets, SecretFile{Name: k.Key, Path: k.Path})
 	}
-	switch p, err := legacyPolicy(l.Peer); {
-	case err != nil:
-		problems = append(problems, Problem{"ra_config", err.Error(),
-			`measurements that pin the broker: "verify_mr_signer", "verify_isv_prod_id", "verify_isv_svn" and "verify_enclave_debuggable" "on", with values in sgx_mrs`})
-	default:
-		c.GRPCRATLS.BrokerPolicy = p
+	if l.Peer == nil {
+		problems = append(problems, Problem{"ra_config", "is missing", "what the broker must be"})
+	} else if peer, err := raconfig.Parse(l.Peer); err != nil {
+		problems = append(problems, Problem{"ra_config", err.Error(), attest.HintOf(err)})
+	} else {
+		c.legacyPolicy = peer
 	}
 	return c, problems
-}
-
-func legacyPolicy(text json.RawMessage) (policy.Policy, error) {
-	if text == nil {
-		return policy.Policy{}, errors.New("is missing")
-	}
-	return occlum.Parse(text)
 }
