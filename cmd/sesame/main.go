@@ -37,7 +37,9 @@ func newRootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "See " + cmd.CommandPath() + " -h."}
 	})
-	root.AddCommand()
+	root.AddCommand(
+		configCommand(),
+	)
 	return root
 }
 

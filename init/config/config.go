@@ -178,9 +178,9 @@ func (m Mode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", ui
 
 // Problem is one thing that is wrong with a config.
 type Problem struct {
-	Key   string // path of the key: "grpc_ratls.servers"
-	Text  string // what is wrong
-	Write string // what to write instead
+	Key   string `json:"key"`             // path of the key: "grpc_ratls.servers"
+	Text  string `json:"text"`            // what is wrong
+	Write string `json:"write,omitempty"` // what to write instead
 }
 
 func (p Problem) String() string {

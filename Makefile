@@ -1,0 +1,74 @@
+# make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv)
+# make test   all tests, race detector on
+# The other targets: build lint bench fuzz deps clean.
+
+GO         ?= go
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
+FUZZTIME   ?= 60s
+TAMPER     ?=
+
+# The loader that an Occlum initfs holds, and the lower bound of time that init believes.
+INTERPRETER = /lib/ld-musl-x86_64.so.1
+BUILD_TIME  = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+# Programs that run inside the LibOS are built with the patched Go runtime (package init/goruntime says why).
+OVERLAY     = build/overlay/overlay.json
+LIBOS_FLAGS = -trimpath -overlay $(OVERLAY) -buildmode=pie -ldflags "-s -w -I $(INTERPRETER) \
+              -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.buildTime=$(BUILD_TIME)"
+PLAIN_FLAGS = -trimpath -ldflags "-s -w"
+
+.PHONY: build demo test lint bench fuzz deps clean model
+
+build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server
+
+.PHONY: bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server $(OVERLAY)
+$(OVERLAY):
+	@$(GO) run ./init/goruntime -o $(@D) >/dev/null
+bin/init: $(OVERLAY)
+	CGO_ENABLED=0 $(GO) build $(LIBOS_FLAGS) -o $@ ./init
+bin/sesame bin/keybroker bin/occlum:
+	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./cmd/$(@F)
+bin/tensorflow_model_server:
+	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./packaging/standin/$(@F)
+
+# The stand-in's network, trained from images that the training program draws.
+model: build/model/.done
+build/model/.done: $(wildcard packaging/standin/*.go packaging/standin/*/*.go)
+	$(GO) run ./packaging/standin/train -o build/model
+	@touch $@
+
+demo: build model
+	@$(GO) run ./packaging/demo $(if $(TAMPER),-tamper $(TAMPER))
+
+test: build model
+	$(GO) test -race -timeout 40m ./...
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) mod verify
+
+bench: build model
+	$(GO) test -run '^$$' -bench . -benchmem ./attest/... ./fs/...
+
+fuzz:
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; done
+
+# Debian packages by what they provide: a C compiler for the race detector and the probe, musl's loader for the
+# initfs, FUSE for ordinary users.
+deps:
+	@missing=; \
+	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
+	test -e $(INTERPRETER) && command -v musl-gcc >/dev/null || missing="$$missing musl-tools"; \
+	command -v fusermount3 >/dev/null || missing="$$missing fuse3"; \
+	test -z "$$missing" && exit 0; \
+	echo "installing Debian packages:$$missing"; \
+	sudo=; test $$(id -u) = 0 || sudo=sudo; \
+	$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+
+clean:
+	rm -rf bin build

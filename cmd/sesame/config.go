@@ -1,0 +1,92 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/init/config"
+)
+
+func configCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Check the measured config of init",
+	}
+	cmd.AddCommand(configCheckCommand())
+	return cmd
+}
+
+func configCheckCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check FILE",
+		Short: "Say everything that is wrong with an init_ra_conf.json, at once",
+		Long: `check reads an init_ra_conf.json, in Sesame's own shape or in Occlum's, as init reads it at boot.
+It prints everything that is wrong, a line each with the key and what to write, and exits with 1;
+a config that init would take is described on standard output, and the exit status is 0.`,
+		Example: "  sesame config check occlum_tf/init_ra_conf.json",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text, err := readConfig(args[0])
+			if err != nil {
+				return &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "Name a readable init_ra_conf.json."}
+			}
+			c, err := config.Parse(text)
+			var problems config.Problems
+			if err != nil && !errors.As(err, &problems) {
+				return err
+			}
+			if asJSON {
+				return printConfigJSON(cmd.OutOrStdout(), c, problems)
+			}
+			for _, p := range problems {
+				fmt.Fprintln(cmd.OutOrStdout(), p)
+			}
+			if len(problems) > 0 {
+				return errQuiet
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: backend %s, asks for %d secrets\n", args[0], c.Backend, len(c.SecretNames()))
+			for _, remark := range c.Remarks() {
+				fmt.Fprintln(cmd.OutOrStdout(), "remark: "+remark)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
+	return cmd
+}
+
+func printConfigJSON(w io.Writer, c *config.Config, problems config.Problems) error {
+	result := struct {
+		OK       bool             `json:"ok"`
+		Problems []config.Problem `json:"problems"`
+		Remarks  []string         `json:"remarks"`
+	}{OK: len(problems) == 0, Problems: problems}
+	if c != nil {
+		result.Remarks = c.Remarks()
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(result); err != nil {
+		return err
+	}
+	if !result.OK {
+		return errQuiet
+	}
+	return nil
+}
+
+func readConfig(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, config.MaxSize+1))
+}
