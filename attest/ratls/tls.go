@@ -74,11 +74,16 @@ func Genuine(ctx context.Context, v attest.Verifier, cs tls.ConnectionState, at 
 	return v.Verify(ctx, evidence, at)
 }
 
+// An Appraiser says whether genuine claims are wanted: a [policy.Policy], or Occlum's file by package raconfig.
+type Appraiser interface {
+	Appraise(claims attest.Claims, at time.Time) policy.Appraisal
+}
+
 // A PeerVerifier decides whether a TLS peer may be talked to. It holds no state of any connection and is safe for
 // concurrent use.
 type PeerVerifier struct {
 	Verifier attest.Verifier
-	Policy   *policy.Policy
+	Policy   Appraiser
 	Now      func() time.Time // default time.Now
 	Timeout  time.Duration    // of one verification; default DefaultTimeout
 }

@@ -1,0 +1,269 @@
+// Package grpcratls fetches secrets from a GRPC-RATLS key broker: Occlum's init_ra_server or Sesame's keybroker,
+// on the wire that Occlum's init_grpc_ratls speaks.
+//
+// One Fetch makes one key and one quote, and gets all secrets over one connection, one call each. The broker is
+// verified during the TLS handshake, before a byte of a request is sent, and the broker verifies this environment
+// in the same handshake. Several brokers are tried in order, again and again with growing, jittered pauses, until
+// the context ends or no broker can be expected to change its mind.
+//
+// The wire is the legacy one, and two of its properties stay: the evidence is not fresh (see package ratls), and a
+// broker of Occlum's that refuses this environment just closes the connection. The latter looks like a broker that
+// crashed; it is retried a few times and then reported as denied. A secret that the broker does not have or does
+// not release to this environment is one and the same answer on this wire.
+//
+// The addresses may come from the host: a wrong one leads to a peer that the policy refuses.
+package grpcratls
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
+	"github.com/sesame-init/sesame/attest/ratls"
+)
+
+// Bounds of what a broker may send, in decoded bytes: those of Occlum's init.
+const (
+	MaxImageKey = 256
+	MaxSecret   = 10240
+)
+
+const (
+	// imageKey is the name for which MaxImageKey counts.
+	imageKey = "image_key"
+	// ambiguousTries is how often a broker that closes the connection without a word is tried.
+	ambiguousTries = 3
+	// tryTimeout bounds one connection: the peer may have to fetch collateral before it answers.
+	tryTimeout = 25 * time.Second
+	maxNames   = 1024
+)
+
+// Config of a [Client]. All fields without a default are needed.
+type Config struct {
+	Servers  []string // "host:port", tried in order
+	Attester attest.Attester
+	Verifier attest.Verifier
+	Policy   ratls.Appraiser    // what the broker must be
+	Now      func() time.Time   // default time.Now
+	Logger   logrus.FieldLogger // default: nothing is logged
+	// Pause before the second round of tries, doubled every round up to 16 times, each time shortened at
+	// random by up to half. Default 500 ms.
+	Pause time.Duration
+}
+
+// Client implements [backend.Backend]. It is safe for concurrent use.
+type Client struct {
+	config Config
+}
+
+// New checks the config. The error's code is [attest.CodeConfig].
+func New(c Config) (*Client, error) {
+	const step = "configuring grpc-ratls"
+	fail := func(hint, format string, args ...any) (*Client, error) {
+		return nil, attest.Errorf(attest.CodeConfig, step, hint, format, args...)
+	}
+	if len(c.Servers) == 0 {
+		return fail("Name at least one broker as host:port.", "no servers")
+	}
+	for _, s := range c.Servers {
+		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
+			return fail("Write host:port.", "server %q has no host or no port", s)
+		}
+	}
+	if c.Attester == nil || c.Verifier == nil || c.Policy == nil {
+		return fail("", "attester, verifier and policy are needed")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Pause == 0 {
+		c.Pause = 500 * time.Millisecond
+	}
+	if c.Logger == nil {
+		quiet := logrus.New()
+		quiet.SetLevel(logrus.PanicLevel)
+		c.Logger = quiet
+	}
+	return &Client{config: c}, nil
+}
+
+// Name implements [backend.Backend].
+func (*Client) Name() string { return "grpc-ratls" }
+
+// Fetch implements [backend.Backend].
+func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.Secret, error) {
+	const step = "fetching secrets"
+	if err := checkNames(names); err != nil {
+		return nil, err
+	}
+	certificate, err := ratls.NewCertificate(ctx, c.config.Attester, ratls.Options{Now: c.config.Now})
+	if err != nil {
+		return nil, err
+	}
+	pause := c.config.Pause
+	for round := 1; ; round++ {
+		secrets, again, err := c.round(ctx, &certificate, names, round)
+		if err == nil {
+			return secrets, nil
+		}
+		if !again {
+			return nil, &attest.Error{Step: step, Code: attest.CodeOf(err), Err: err}
+		}
+		shortened := pause/2 + rand.N(pause/2+1)
+		c.config.Logger.WithError(err).Warnf("no broker has answered, next try in %s", shortened.Round(time.Millisecond))
+		if ended := wait(ctx, shortened); ended != nil {
+			return nil, &attest.Error{Step: step, Code: attest.CodeOf(err),
+				Err: fmt.Errorf("%w after %d rounds of tries; the last: %w", ended, round, err)}
+		}
+		pause = min(2*pause, 16*c.config.Pause)
+	}
+}
+
+// round tries every server once. It returns the first error that no other try can change, if all servers gave one,
+// else says that another round may help, and returns the error to report if there is none.
+func (c *Client) round(ctx context.Context, certificate *tls.Certificate, names []string, round int) (
+	secrets map[string]attest.Secret, again bool, err error) {
+	var refused, missed error
+	for _, server := range c.config.Servers {
+		secrets, err := c.try(ctx, server, certificate, names)
+		if err == nil {
+			return secrets, false, nil
+		}
+		err = &attest.Error{Step: "asking broker " + server, Code: attest.CodeOf(err), Err: err}
+		var silent *silentError
+		final := attest.CodeOf(err) != attest.CodeUnreachable && attest.CodeOf(err) != attest.CodeCollateral
+		if final && (!errors.As(err, &silent) || round >= ambiguousTries) {
+			refused = first(refused, err)
+		} else {
+			missed = first(missed, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if len(c.config.Servers) > 1 {
+			c.config.Logger.Warn(err)
+		}
+	}
+	if missed != nil && ctx.Err() == nil {
+		return nil, true, missed
+	}
+	if refused != nil {
+		return nil, false, refused
+	}
+	return nil, false, missed
+}
+
+func first(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// wait returns the context's error if it ends, or is certain to end, before the pause is over.
+func wait(ctx context.Context, pause time.Duration) error {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
+		return context.DeadlineExceeded
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+func checkNames(names []string) error {
+	const step = "fetching secrets"
+	if len(names) > maxNames {
+		return attest.Errorf(attest.CodeSecret, step, "", "%d names, at most %d are asked for", len(names), maxNames)
+	}
+	seen := map[string]bool{}
+	for _, n := range names {
+		if n == "" || len(n) > 255 || seen[n] {
+			return attest.Errorf(attest.CodeSecret, step, "", "the name %.40q is empty, too long or asked for twice", n)
+		}
+		seen[n] = true
+	}
+	return nil
+}
+
+// try fetches all secrets from one server over one connection.
+func (c *Client) try(ctx context.Context, server string, certificate *tls.Certificate, names []string) (
+	_ map[string]attest.Secret, err error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	link, err := c.connect(ctx, server, certificate)
+	if err != nil {
+		return nil, err
+	}
+	defer link.close()
+	client := wire.NewGrSecretClient(link.rpc)
+	secrets := make(map[string]attest.Secret, len(names))
+	defer func() {
+		if err != nil {
+			for _, s := range secrets {
+				s.Wipe()
+			}
+		}
+	}()
+	for _, name := range names {
+		reply, err := client.GetSecret(ctx, &wire.SecretRequest{Name: name})
+		if err != nil {
+			return nil, link.explain(ctx, name, err)
+		}
+		limit := MaxSecret
+		if name == imageKey {
+			limit = MaxImageKey
+		}
+		secret, err := wire.DecodeSecret(reply.GetSecret(), limit)
+		clear(reply.GetSecret())
+		if err != nil {
+			return nil, attest.Errorf(attest.CodeSecret, "reading secret "+name,
+				"Store the secret in the broker as standard base64 on one line.", "%w", err)
+		}
+		secrets[name] = secret
+	}
+	return secrets, nil
+}
+
+// explain turns the failure of a call into a refusal with its likely cause.
+func (l *link) explain(ctx context.Context, name string, err error) error {
+	step := "asking for secret " + name
+	if ctx.Err() != nil {
+		return attest.Errorf(attest.CodeUnreachable, step,
+			"The broker accepted the connection but does not answer; look at its log.", "%w", ctx.Err())
+	}
+	if refusal := l.peer.refusal(); refusal != nil {
+		return refusal
+	}
+	s := status.Convert(err)
+	switch s.Code() {
+	case codes.Canceled, codes.NotFound:
+		return attest.Errorf(attest.CodeSecret, step,
+			"Check the name against the broker's secrets, and that the broker releases it to this measurement.",
+			"the broker has no such secret for this enclave")
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return attest.Errorf(attest.CodeDenied, step,
+			"The broker's log says why; its policy must name this enclave's measurement.", "the broker denies it")
+	case codes.ResourceExhausted:
+		return attest.Errorf(attest.CodeSecret, step, "Secrets on this wire may have 10240 bytes, an image key 256.",
+			"the reply is larger than is read")
+	case codes.Unimplemented:
+		return attest.Errorf(attest.CodeDenied, step, "Is this the address of a GRPC-RATLS key broker?",
+			"the peer does not serve ratls.GrSecret")
+	}
+	return attest.Errorf(attest.CodeUnreachable, step, "Look at the broker's log.", "%s: %.200s", s.Code(), s.Message())
+}

@@ -1,0 +1,204 @@
+package grpcratls
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/ratls"
+)
+
+// maxReply bounds a reply in bytes: the largest secret in base64, quotes and framing.
+const maxReply = MaxSecret/3*4 + 64
+
+// link is one attested connection with gRPC on it. It is never replaced by another one behind our back.
+type link struct {
+	peer *peerConn
+	rpc  *grpc.ClientConn
+}
+
+func (l *link) close() {
+	_ = l.rpc.Close()
+	_ = l.peer.Close()
+}
+
+// connect dials, verifies the broker and shows it our evidence.
+func (c *Client) connect(ctx context.Context, server string, certificate *tls.Certificate) (*link, error) {
+	const step = "connecting"
+	var dialer net.Dialer
+	raw, err := dialer.DialContext(ctx, "tcp", server)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeUnreachable, step,
+			"Check the broker's address, and that it is up and reachable from here.", "%w", err)
+	}
+	verifier := ratls.PeerVerifier{Verifier: c.config.Verifier, Policy: c.config.Policy, Now: c.config.Now}
+	host, _, _ := net.SplitHostPort(server)
+	conn := tls.Client(raw, ratls.ClientConfig(certificate, host, func(cs tls.ConnectionState) error {
+		if _, err := verifier.Verify(ctx, cs); err != nil {
+			return &attest.Error{Code: attest.CodeOf(err), Step: "verifying broker", Err: err}
+		}
+		return nil
+	}))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, explainHandshake(err)
+	}
+	if conn.ConnectionState().NegotiatedProtocol != "h2" {
+		_ = conn.Close()
+		return nil, attest.Errorf(attest.CodeDenied, step, "Is this the address of a GRPC-RATLS key broker?",
+			"the peer does not speak HTTP/2")
+	}
+	peer := &peerConn{Conn: conn}
+	rpc, err := grpc.NewClient("passthrough:///"+server,
+		grpc.WithTransportCredentials(established{conn.ConnectionState()}),
+		grpc.WithContextDialer(peer.once),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
+	)
+	if err != nil {
+		_ = conn.Close()
+		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
+	}
+	return &link{peer: peer, rpc: rpc}, nil
+}
+
+// explainHandshake says what a failed handshake means. Our own verdict on the broker is passed on as it is.
+func explainHandshake(err error) error {
+	var ours *attest.Error
+	if errors.As(err, &ours) {
+		return ours
+	}
+	const step = "handshaking"
+	if alert, ok := remoteAlert(err); ok {
+		if strings.Contains(alert, "certificate") {
+			return refusedUs(step, err)
+		}
+		return attest.Errorf(attest.CodeUnreachable, step,
+			"Is this the address of a GRPC-RATLS key broker? It must speak TLS 1.2 or 1.3 with P-256.", "%w", err)
+	}
+	return attest.Errorf(attest.CodeUnreachable, step, "Is this the address of a GRPC-RATLS key broker, and is it up?",
+		"%w", err)
+}
+
+func refusedUs(step string, err error) error {
+	return attest.Errorf(attest.CodeDenied, step,
+		"The broker's log says why: its policy must name this enclave's measurement, and it must know the platform's "+
+			"collateral.", "the broker refused this enclave's evidence: %w", err)
+}
+
+// remoteAlert is the text of the TLS alert that the peer has sent.
+func remoteAlert(err error) (string, bool) {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" {
+		return op.Err.Error(), true
+	}
+	return "", false
+}
+
+// silentError is a connection that ended without a word right after the handshake.
+type silentError struct{ err error }
+
+func (e *silentError) Error() string {
+	return fmt.Sprintf("the broker refused this enclave's evidence or went away: %v", e.err)
+}
+
+func (e *silentError) Unwrap() error { return e.err }
+
+// peerConn is the attested connection. It remembers how reading began: in TLS 1.3 the client's handshake is over
+// before the server has looked at the client's evidence, so a refusal is what the first read meets.
+type peerConn struct {
+	net.Conn
+
+	mu     sync.Mutex
+	handed bool
+	heard  bool  // something was read
+	err    error // the first failure
+}
+
+// once hands the connection to gRPC, one time only.
+func (c *peerConn) once(context.Context, string) (net.Conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.handed {
+		return nil, errors.New("the attested connection is gone")
+	}
+	c.handed = true
+	return c, nil
+}
+
+// Read implements [net.Conn].
+func (c *peerConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.note(n > 0, err)
+	return n, err
+}
+
+// Write implements [net.Conn].
+func (c *peerConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.note(false, err)
+	return n, err
+}
+
+func (c *peerConn) note(heard bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.heard = c.heard || heard
+	if c.err == nil {
+		c.err = err
+	}
+}
+
+// refusal is the error for a connection that the broker ended before it said anything, nil for any other.
+func (c *peerConn) refusal() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		return nil
+	}
+	const step = "waiting for the broker's verdict"
+	if _, ok := remoteAlert(c.err); ok {
+		return refusedUs(step, c.err)
+	}
+	if c.heard {
+		return nil
+	}
+	return attest.Errorf(attest.CodeDenied, step,
+		"The broker's log says which. A refusal means that its policy does not name this enclave's measurement or that "+
+			"it has no collateral for the platform.", "%w", &silentError{c.err})
+}
+
+// established are the credentials of a connection whose handshake is over.
+type established struct{ state tls.ConnectionState }
+
+// ClientHandshake implements [credentials.TransportCredentials].
+func (e established) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return conn, credentials.TLSInfo{
+		State:          e.state,
+		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}, nil
+}
+
+// ServerHandshake implements [credentials.TransportCredentials].
+func (established) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("these are credentials of a client")
+}
+
+// Info implements [credentials.TransportCredentials].
+func (established) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+}
+
+// Clone implements [credentials.TransportCredentials].
+func (e established) Clone() credentials.TransportCredentials { return e }
+
+// OverrideServerName implements [credentials.TransportCredentials].
+func (established) OverrideServerName(string) error { return nil }
