@@ -1,6 +1,7 @@
 package dcap
 
 import (
+	"bytes"
 	"context"
 
 	"github.com/sesame-init/sesame/attest"
@@ -35,4 +36,29 @@ type Request struct {
 // later try may help.
 type Source interface {
 	Collateral(ctx context.Context, r Request) (*Collateral, error)
+}
+
+// documents lists the fields.
+func (c *Collateral) documents() [7]*[]byte {
+	return [7]*[]byte{
+		&c.TCBInfo, &c.TCBInfoChain, &c.QEIdentity, &c.QEIdentityChain, &c.PCKCRL, &c.PCKCRLChain, &c.RootCACRL,
+	}
+}
+
+func (c *Collateral) equal(other *Collateral) bool {
+	theirs := other.documents()
+	for i, doc := range c.documents() {
+		if !bytes.Equal(*doc, *theirs[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *Collateral) clone() Collateral {
+	out := *c
+	for _, doc := range out.documents() {
+		*doc = bytes.Clone(*doc)
+	}
+	return out
 }

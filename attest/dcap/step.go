@@ -2,6 +2,7 @@ package dcap
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/sesame-init/sesame/attest"
 )
@@ -35,7 +36,17 @@ const (
 	StepTCBLevel          Step = "evaluating TCB level"
 )
 
-// StepOf is the innermost step named in the chain of err, "" where there is none.
+// Steps lists all steps in the order in which they are taken.
+func Steps() []Step {
+	return []Step{
+		StepQuote, StepCertificationData, StepPCKChain, StepPCKExtension, StepFetch, StepRootCRL, StepPCKCRL,
+		StepTCBInfoChain, StepTCBInfo, StepQEIdentityChain, StepQEIdentity, StepMinimum, StepValidity,
+		StepRevocation, StepMatchTCBInfo, StepMatchTDXModule, StepQEReportSignature, StepAttestationKey,
+		StepMatchQEIdentity, StepQuoteSignature, StepTCBLevel,
+	}
+}
+
+// StepOf is the innermost of these steps in the chain of err, "" where there is none.
 func StepOf(err error) Step {
 	var step Step
 	for err != nil {
@@ -43,7 +54,20 @@ func StepOf(err error) Step {
 		if !errors.As(err, &e) {
 			break
 		}
-		step, err = Step(e.Step), e.Err
+		if s := Step(e.Step); slices.Contains(Steps(), s) {
+			step = s
+		}
+		err = e.Err
 	}
 	return step
+}
+
+// notGenuine refuses evidence.
+func notGenuine(step Step, hint, format string, args ...any) error {
+	return attest.Errorf(attest.CodeEvidence, string(step), hint, format, args...)
+}
+
+// badCollateral refuses collateral.
+func badCollateral(step Step, hint, format string, args ...any) error {
+	return attest.Errorf(attest.CodeCollateral, string(step), hint, format, args...)
 }

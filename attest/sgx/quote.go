@@ -75,6 +75,7 @@ type Quote struct {
 
 	Signed         []byte // header and body: what the attestation key signs
 	Signature      []byte // r ‖ s, 64 bytes
+	Certification  []byte // all that follows the signature, from attestation key to certification data
 	AttestationKey [64]byte
 
 	QEReport          ReportBody
@@ -180,6 +181,7 @@ func (q *Quote) parse(raw []byte, c *cursor) error {
 	}
 	q.Trailing = c.b
 	q.Signature = sig.bytes(64)
+	q.Certification = sig.b
 	copy(q.AttestationKey[:], sig.bytes(64))
 	if h.Version > 3 {
 		if t := sig.uint16(); sig.err == nil && t != CertQEReport {
