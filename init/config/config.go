@@ -24,6 +24,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 )
 
@@ -64,14 +65,9 @@ type Config struct {
 	legacyPolicy *raconfig.Config
 }
 
-// An Appraiser is a policy for the broker.
-type Appraiser interface {
-	Appraise(claims attest.Claims, at time.Time) policy.Appraisal
-}
-
 // BrokerPolicy is what the broker must be: broker_policy, or the ra_config of Occlum's shape, whose numbers are
 // compared for equality.
-func (c *Config) BrokerPolicy() Appraiser {
+func (c *Config) BrokerPolicy() ratls.Appraiser {
 	if c.legacyPolicy != nil {
 		return c.legacyPolicy
 	}

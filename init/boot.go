@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/fs"
+	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/init/config"
+)
+
+// boot is one boot on any platform: what differs stands behind backend and mounter.
+type boot struct {
+	config  *config.Config
+	backend backend.Backend // nil where the config fetches nothing
+	mounter fs.Mounter
+	log     *logrus.Logger
+	// prefix stands before the paths of secret files; empty but in tests.
+	prefix string
+
+	undo []func()
+}
+
+// run boots, or takes back what it did and says why not.
+func (b *boot) run(ctx context.Context) (err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		for i := len(b.undo) - 1; i >= 0; i-- {
+			b.undo[i]()
+		}
+	}()
+
+	secrets, err := b.fetch(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, s := range secrets {
+			s.Wipe()
+		}
+	}()
+	if err := b.phase("root mounted", func() error { return b.mountRoot(secrets) }); err != nil {
+		return err
+	}
+	for _, v := range b.config.Volumes {
+		if err := b.phase("volume mounted at "+v.Target, func() error { return b.mountVolume(v, secrets) }); err != nil {
+			return err
+		}
+	}
+	if len(b.config.Secrets) > 0 {
+		if err := b.phase("secret files written", func() error { return b.writeSecrets(secrets) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// phase runs one step and logs it with its duration.
+func (b *boot) phase(done string, step func() error) error {
+	start := time.Now()
+	if err := step(); err != nil {
+		return err
+	}
+	b.log.WithField("took", time.Since(start).Round(time.Microsecond)).Info(done)
+	return nil
+}
+
+func (b *boot) fetch(ctx context.Context) (map[string]attest.Secret, error) {
+	names := b.config.SecretNames()
+	if len(names) == 0 || b.backend == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(b.config.Timeout))
+	defer cancel()
+	var secrets map[string]attest.Secret
+	err := b.phase("attested, keys released", func() (err error) {
+		secrets, err = b.backend.Fetch(ctx, names)
+		return err
+	})
+	return secrets, err
+}
+
+func (b *boot) mountRoot(secrets map[string]attest.Secret) error {
+	root := fs.Root{}
+	if name := b.config.Root.Key; name != "" {
+		key, err := volumeKey(name, secrets[name])
+		if err != nil {
+			return err
+		}
+		defer key.Wipe()
+		root.Key = key
+	}
+	if app := b.config.App; app != nil {
+		text, err := json.Marshal(app)
+		if err != nil {
+			return err
+		}
+		root.EntryPoint = app.EntryPoint
+		root.Environment = []string{appVariable + "=" + string(text)}
+	}
+	return b.mounter.MountRoot(root)
+}
+
+func (b *boot) mountVolume(v config.Volume, secrets map[string]attest.Secret) error {
+	key, err := volumeKey(v.Key, secrets[v.Key])
+	if err != nil {
+		return err
+	}
+	defer key.Wipe()
+	if err := b.mounter.MountVolume(fs.Volume{Source: v.Source, Target: v.Target, Key: key, MAC: strings.ToLower(v.MAC)}); err != nil {
+		return err
+	}
+	b.undo = append(b.undo, func() { b.unmount(v.Target) })
+	return nil
+}
+
+func (b *boot) writeSecrets(secrets map[string]attest.Secret) error {
+	const memory = "/run/secrets"
+	for _, s := range b.config.Secrets {
+		if strings.HasPrefix(s.Path, memory+"/") {
+			if err := b.mounter.MountMemory(memory); err != nil {
+				return err
+			}
+			b.undo = append(b.undo, func() { b.unmount(memory) })
+			break
+		}
+	}
+	for _, s := range b.config.Secrets {
+		name := path.Join(b.prefix, s.Path)
+		if err := os.MkdirAll(path.Dir(name), 0o755); err != nil {
+			return secretError(s, err)
+		}
+		if err := fs.WriteSecret(name, secrets[s.Name], os.FileMode(s.Mode), s.UID, s.GID); err != nil {
+			return secretError(s, err)
+		}
+		b.undo = append(b.undo, func() { _ = os.Remove(name) })
+	}
+	return nil
+}
+
+func (b *boot) unmount(target string) {
+	if err := b.mounter.Unmount(target); err != nil {
+		b.log.WithError(err).Warn("could not take back a mount")
+	}
+}
+
+func secretError(s config.SecretFile, err error) error {
+	return attest.Errorf(attest.CodeSecret, "writing secret "+s.Name,
+		"Check that the directory of "+s.Path+" exists in the image and can be written.", "%w", err)
+}
+
+// volumeKey reads a key in the forms that Occlum's users keep it in; the result is 16 raw bytes.
+func volumeKey(name string, s attest.Secret) (attest.Secret, error) {
+	key, err := sefs.ParseKey(s.Expose())
+	if err != nil {
+		return attest.Secret{}, attest.Errorf(attest.CodeSecret, "reading secret "+name,
+			"Store the key as occlum gen-image-key or \"sesame keygen image-key\" writes it.", "%w", err)
+	}
+	return attest.NewSecret(key[:]), nil
+}

@@ -1,0 +1,71 @@
+// Command init is the first program in an attested workload. It proves by remote attestation what it is,
+// receives the keys that only that proof opens, mounts the encrypted root and volumes, hands the application
+// its secrets, and lets it start unmodified.
+//
+// # What happens, in order
+//
+//  1. The measured config /etc/init_ra_conf.json is read (package init/config is its manual). Anything wrong
+//     in it ends the boot and is named with the key and what to write.
+//  2. The enclave's own measurement is read from /dev/sgx and logged.
+//  3. The backend attests and fetches all secrets under one deadline, or none.
+//  4. The root is mounted with the image key, then each volume with its own key and MAC, then a memory file
+//     system for secrets.
+//  5. Secret files are written, each complete or not at all.
+//  6. Keys are wiped, and init exits with 0: the LibOS starts the application in the mounted root.
+//
+// # When something fails
+//
+// Two lines go to standard error: what was refused, on which step and why; and what to do. What was mounted or
+// written is taken back, and the exit status says the class:
+//
+//	10 config       the config is wrong, or verifies less than the minimum
+//	11 attester     this enclave could not make evidence
+//	12 unreachable  no broker could be reached before the deadline
+//	13 denied       the broker refused to release
+//	14 evidence     the broker's evidence is not genuine
+//	15 policy       the broker is genuine, but not what the config wants
+//	16 collateral   collateral is missing, expired or not genuine
+//	17 secret       a secret is missing, malformed or could not be written
+//	18 mount        a file system could not be mounted
+//	19 launch       the application could not be started, or not with these arguments
+//	20 internal     a fault of init itself
+//
+// # The launcher
+//
+// In Occlum the host chooses the program and the arguments of what starts after init, and the LibOS checks the
+// path only. So this same binary also stands in the image at the path that the host asks for, as the single
+// entry point: under any name but "init" it is the launcher. It compares the host's arguments with those of the
+// measured config, refuses others, and execs the real program. What it may start reaches it through the trusted
+// environment that init installs with the root, in the variable SESAME_APP; that name must never stand in
+// Occlum.json's env.untrusted.
+//
+// # What it does not do
+//
+// It does not protect an application from its own clients, it does not keep the host from starving it of time,
+// network or memory, and it cannot keep the application, which shares its measurement, from attesting again.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+)
+
+// buildTime is the lower bound of every clock that init believes, in seconds since 1970. The linker sets it.
+var buildTime = "0"
+
+func main() {
+	if filepath.Base(os.Args[0]) != "init" {
+		os.Exit(refuse(os.Stderr, launch(os.Args[1:], os.Environ(), syscall.Exec)))
+	}
+	log := logrus.New()
+	log.SetOutput(os.Stderr)
+	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true})
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	os.Exit(refuse(os.Stderr, runOnOcclum(ctx, log)))
+}

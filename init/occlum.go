@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/fs/occlum"
+	"github.com/sesame-init/sesame/init/config"
+)
+
+const (
+	sgxDevice       = "/dev/sgx"
+	imageConfigPath = "/etc/image_config.json"
+)
+
+// runOnOcclum boots inside Occlum's LibOS: evidence from /dev/sgx, file systems by the LibOS's own calls.
+func runOnOcclum(ctx context.Context, log *logrus.Logger) error {
+	text, err := readBounded(config.Path, config.MaxSize)
+	if err != nil {
+		return attest.Errorf(attest.CodeConfig, "reading the config",
+			"Put init_ra_conf.json into the instance directory and build again.", "%w", err)
+	}
+	c, err := config.Parse(text)
+	if err != nil {
+		return err
+	}
+	c.ApplyHost(os.Getenv)
+	encrypted, err := imageEncrypted(imageConfigPath)
+	if err != nil {
+		return err
+	}
+	if err := c.MatchImage(encrypted); err != nil {
+		return err
+	}
+	for _, line := range c.Remarks() {
+		log.Warn(line)
+	}
+
+	b := &boot{config: c, mounter: occlum.Mounter{}, log: log}
+	if c.Backend != "none" {
+		device, err := sgx.OpenDevice(sgxDevice)
+		if err != nil {
+			return err
+		}
+		defer device.Close()
+		self, err := device.SelfTarget()
+		if err != nil {
+			return err
+		}
+		log.WithFields(logrus.Fields{
+			"platform": "occlum", "attester": "sgx", "mrenclave": hex.EncodeToString(self.MREnclave[:]),
+		}).Info("chosen by the config")
+		if b.backend, err = newBackend(c, device, log); err != nil {
+			return err
+		}
+	}
+	return b.run(ctx)
+}
+
+// newBackend makes the one backend that the config names.
+func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) (backend.Backend, error) {
+	clock, err := boundedClock(buildTime)
+	if err != nil {
+		return nil, err
+	}
+	var roots []*x509.Certificate
+	if c.Collateral.RootCA != "" {
+		if roots, err = readCertificates(c.Collateral.RootCA); err != nil {
+			return nil, err
+		}
+		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", roots[0].Subject.CommonName, c.Collateral.RootCA)
+	}
+	source, err := collateralSource(c.Collateral, clock)
+	if err != nil {
+		return nil, err
+	}
+	verifier := dcap.NewVerifier(dcap.Config{
+		Roots: roots, Source: source, MinimumEvaluation: c.Collateral.MinimumTCBEvaluation,
+	})
+	return grpcratls.New(grpcratls.Config{
+		Servers: c.GRPCRATLS.Servers, Attester: attester, Verifier: verifier, Policy: c.BrokerPolicy(),
+		Now: clock, Logger: log,
+	})
+}
+
+func collateralSource(c config.Collateral, clock func() time.Time) (dcap.Source, error) {
+	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Now: clock}
+	if c.PCCSCA != "" {
+		certificates, err := readCertificates(c.PCCSCA)
+		if err != nil {
+			return nil, err
+		}
+		pc.RootCAs = x509.NewCertPool()
+		for _, certificate := range certificates {
+			pc.RootCAs.AddCert(certificate)
+		}
+	}
+	return pccs.New(pc)
+}
+
+// boundedClock is the host's clock, but never before the build: the host may set its clock as it likes.
+func boundedClock(built string) (func() time.Time, error) {
+	seconds, err := strconv.ParseInt(built, 10, 64)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeInternal, "reading the build time", "Build with make.", "%w", err)
+	}
+	floor := time.Unix(seconds, 0)
+	return func() time.Time {
+		if now := time.Now(); now.After(floor) {
+			return now
+		}
+		return floor
+	}, nil
+}
+
+// imageEncrypted reads what occlum build wrote about the image.
+func imageEncrypted(path string) (bool, error) {
+	const step = "reading image_config.json"
+	const hint = "Build the instance again with occlum build -f; the file comes from it."
+	text, err := readBounded(path, 4096)
+	if err != nil {
+		return false, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
+	}
+	var image struct {
+		Type string `json:"image_type"`
+	}
+	if err := json.Unmarshal(text, &image); err != nil {
+		return false, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
+	}
+	switch image.Type {
+	case "encrypted":
+		return true, nil
+	case "integrity-only":
+		return false, nil
+	}
+	return false, attest.Errorf(attest.CodeConfig, step, hint, "image_type is %q", image.Type)
+}
+
+func readCertificates(path string) ([]*x509.Certificate, error) {
+	const step = "reading certificates"
+	const hint = "Put the PEM file into the initfs before the build, or correct its path in the config."
+	text, err := readBounded(path, 1<<20)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
+	}
+	var out []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s: %w", path, err)
+		}
+		out = append(out, certificate)
+	}
+	if len(out) == 0 {
+		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s holds no certificate", path)
+	}
+	return out, nil
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = errors.New("too large")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return text, nil
+}
