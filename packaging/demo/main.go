@@ -1,0 +1,109 @@
+// Command demo runs the main job of Sesame from end to end on a plain Linux machine, on a software SGX platform:
+//
+//	a model is encrypted, an inference server and a key broker are packed into simulated Occlum instances, the
+//	server's init attests to the broker, receives the keys, mounts the encrypted root and the encrypted model,
+//	and starts an unmodified model server, which answers an inference request.
+//
+// Every step is one line with its time. With -tamper WORD one thing is changed from outside (a file is edited,
+// another platform or another signer is used, other arguments are asked for) and the run must end in a refusal
+// for the right reason, with no server started: exit status 1 where it does, 3 where it does not.
+//
+// Everything it makes stands in one temporary directory and is gone at the end; every server it starts listens
+// on 127.0.0.1 and is stopped.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sort"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// errRefused is the wanted end of a tampered run.
+var errRefused = errors.New("refused as it must be")
+
+func main() {
+	tamper := flag.String("tamper", "", "change one thing: "+strings.Join(tamperWords(), ", "))
+	bin := flag.String("bin", "bin", "directory of the built programs")
+	model := flag.String("model", "build/model", "directory that the training program wrote")
+	keep := flag.Bool("keep", false, "keep the work directory and print its name")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, *tamper, *bin, *model, *keep)
+	stop()
+	switch {
+	case err == nil:
+	case errors.Is(err, errRefused):
+		os.Exit(1)
+	default:
+		fmt.Fprintln(os.Stderr, "demo: "+err.Error())
+		os.Exit(3)
+	}
+}
+
+func tamperWords() []string {
+	words := make([]string, 0, len(tampers))
+	for word := range tampers {
+		words = append(words, word)
+	}
+	sort.Strings(words)
+	return words
+}
+
+func run(ctx context.Context, tamper, bin, model string, keep bool) (err error) {
+	var runs []tampering
+	if tamper != "" {
+		if runs = tampers[tamper]; runs == nil {
+			return fmt.Errorf("unknown TAMPER %q, want one of %s", tamper, strings.Join(tamperWords(), ", "))
+		}
+	}
+	work, err := os.MkdirTemp("", "sesame-demo-")
+	if err != nil {
+		return err
+	}
+	d := &demo{work: work, start: time.Now()}
+	if d.bin, err = filepath.Abs(bin); err != nil {
+		return err
+	}
+	if d.model, err = filepath.Abs(model); err != nil {
+		return err
+	}
+	defer func() {
+		d.stopAll()
+		if keep {
+			fmt.Println("kept: " + work)
+			return
+		}
+		if removeErr := os.RemoveAll(work); err == nil || errors.Is(err, errRefused) {
+			if removeErr != nil {
+				err = removeErr
+			}
+		}
+	}()
+
+	if err := d.prepare(ctx); err != nil {
+		return err
+	}
+	if runs == nil {
+		if err := d.serveAndPredict(ctx); err != nil {
+			return err
+		}
+		d.stopAll()
+		fmt.Printf("done in %.1f s\n", time.Since(d.start).Seconds())
+		return nil
+	}
+	for _, t := range runs {
+		if err := d.mustRefuse(ctx, t); err != nil {
+			return fmt.Errorf("TAMPER=%s: %w", tamper, err)
+		}
+	}
+	return errRefused
+}
