@@ -1,0 +1,358 @@
+package occlumcheck
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"debug/elf"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/sesame-init/sesame/init/config"
+)
+
+// keyForm is how Occlum writes 128-bit keys in files.
+var keyForm = regexp.MustCompile(`^[0-9a-fA-F]{2}(-[0-9a-fA-F]{2}){15}\s*$`)
+
+// keys looks for keys in the initfs, which is not encrypted and stands in every package.
+func (i *inspection) keys() error {
+	const most = 64 << 10 // larger files are no keys
+	root := filepath.Join(i.dir, "initfs")
+	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		if f, err := d.Info(); err != nil || f.Size() > most {
+			return err
+		}
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		inFS := strings.TrimPrefix(name, root)
+		switch {
+		case inFS == "/etc/image_key":
+			i.error("initfs"+inFS, "holds the image key in a file system that anybody can read",
+				"build without --buildin-image-key and let init fetch the key")
+		case keyForm.Match(text):
+			i.error("initfs"+inFS, "looks like a key, in a file system that anybody can read",
+				"remove it and let init fetch the key")
+		case bytes.Contains(text, []byte("PRIVATE KEY-----")):
+			i.error("initfs"+inFS, "holds a private key in a file system that anybody can read",
+				"remove it and let init fetch the key")
+		}
+		return nil
+	})
+	if os.IsNotExist(err) {
+		return nil
+	}
+	return err
+}
+
+// bundles are the files and directories in which a Go program looks for CA certificates.
+var bundles = []string{
+	"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem",
+	"/etc/pki/tls/cacert.pem", "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", "/etc/ssl/cert.pem",
+	"/etc/ssl/certs", "/etc/pki/tls/certs",
+}
+
+// trust checks that the initfs holds the certificates that init needs.
+func (i *inspection) trust() error {
+	if i.init == nil {
+		return nil
+	}
+	c := i.init.Collateral
+	for _, f := range []struct{ key, file string }{
+		{"collateral.pccs_ca", c.PCCSCA}, {"collateral.root_ca", c.RootCA},
+	} {
+		if f.file != "" && i.resolve("initfs", f.file) == "" {
+			i.error(config.Path+": "+f.key, f.file+" is not in the initfs", "copy the PEM file there")
+		}
+	}
+	if c.RootCA != "" {
+		i.warn(config.Path+": collateral.root_ca", "puts another trust root in the place of Intel's",
+			"remove it, unless the platform is the software one")
+	}
+	if strings.HasPrefix(c.PCCSURL, "https://") && c.PCCSCA == "" && !slices.ContainsFunc(bundles, i.holdsCertificates) {
+		i.error("initfs"+bundles[0], "is missing, and the PCCS at "+c.PCCSURL+" is reached over TLS",
+			"copy a CA bundle there, or name the PCCS's own CA in collateral.pccs_ca")
+	}
+	return nil
+}
+
+func (i *inspection) holdsCertificates(name string) bool {
+	host := i.resolve("initfs", name)
+	if host == "" {
+		return false
+	}
+	if i.isDir("initfs", name) {
+		entries, err := os.ReadDir(host)
+		return err == nil && len(entries) > 0
+	}
+	return true
+}
+
+// header is the plain beginning of a protected file (SGX SDK, sgx_tprotected_fs).
+type header struct {
+	mac           string // as "xx-…-xx"
+	integrityOnly bool
+}
+
+// readHeader reads the header of the SEFS volume in dir, which is relative to the instance; nil where there is no
+// volume.
+func (i *inspection) readHeader(dir string) (*header, error) {
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join(i.dir, dir)
+	}
+	f, err := os.Open(filepath.Join(dir, "metadata"))
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, 95)
+	if _, err := io.ReadFull(f, b); err != nil || string(b[:8]) != "ELIF_XGS" {
+		return nil, nil
+	}
+	pairs := make([]string, 16)
+	for k, v := range b[77:93] {
+		pairs[k] = fmt.Sprintf("%02x", v)
+	}
+	return &header{mac: strings.Join(pairs, "-"), integrityOnly: b[94] == 1}, nil
+}
+
+// volumes compares the volumes that are there with what the config says of them.
+func (i *inspection) volumes() error {
+	if i.init == nil {
+		return nil
+	}
+	for n, v := range i.init.Volumes {
+		field := fmt.Sprintf("%s: volumes[%d]", config.Path, n)
+		h, err := i.readHeader(v.Source)
+		switch {
+		case err != nil:
+			return err
+		case h == nil:
+			i.warn(field+".source", v.Source+" holds no volume yet", "put it there before the enclave starts")
+		case !strings.EqualFold(h.mac, v.MAC):
+			i.error(field+".mac", fmt.Sprintf("is %s, and the volume at %s has %s (EIO)", v.MAC, v.Source, h.mac),
+				"write the MAC of the volume that is meant")
+		case h.integrityOnly:
+			i.error(field+".source", v.Source+" is not encrypted, and is mounted with a key (EIO)",
+				"create the volume with a key")
+		}
+	}
+	return nil
+}
+
+// libcName matches C libraries, their loaders and the libraries that make threads or system calls for them.
+var libcName = regexp.MustCompile(`^(ld-musl-x86_64|ld-linux-x86-64|ld-[0-9.]+|libc|libc-[0-9.]+|libpthread(-[0-9.]+)?)\.so(\.[0-9]+)*$`)
+
+// libraries looks for C libraries that are not Occlum's: their clone and system calls are not the LibOS's.
+func (i *inspection) libraries() error {
+	var known map[[32]byte]bool
+	if i.o.OcclumLibc != "" {
+		known = make(map[[32]byte]bool)
+		err := eachLibc(i.o.OcclumLibc, func(_ string, text []byte) { known[sha256.Sum256(text)] = true })
+		if err != nil {
+			return err
+		}
+		if len(known) == 0 {
+			return fmt.Errorf("%s holds no C library", i.o.OcclumLibc)
+		}
+	}
+	for _, root := range []string{"initfs", "image"} {
+		base := filepath.Join(i.dir, root)
+		if !i.exists(root) {
+			continue
+		}
+		err := eachLibc(base, func(name string, text []byte) {
+			field := root + strings.TrimPrefix(name, base)
+			const consequence = ", whose threads and system calls are not those of the LibOS"
+			const write = "copy the file that Occlum ships (copy_bom does)"
+			switch {
+			case known != nil && !known[sha256.Sum256(text)]:
+				i.error(field, "is not one of Occlum's C libraries"+consequence, write)
+			case known != nil:
+			case bytes.Contains(text, []byte("(Debian GLIBC")), bytes.Contains(text, []byte("(Ubuntu GLIBC")):
+				i.error(field, "is a distribution's C library"+consequence, write)
+			case !bytes.Contains(text, []byte("occlum")):
+				i.warn(field, "has no sign of being Occlum's build of the C library",
+					"compare it with Occlum's own files by --occlum-libc DIR")
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func eachLibc(dir string, see func(name string, text []byte)) error {
+	return filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || !libcName.MatchString(path.Base(name)) {
+			return err
+		}
+		text, err := readProgram(name)
+		if err == nil && bytes.HasPrefix(text, []byte(elf.ELFMAG)) {
+			see(name, text)
+		}
+		return err
+	})
+}
+
+// defaultSigner is MRSIGNER of the key that every copy of Occlum holds (etc/template/Enclave.pem).
+const defaultSigner = "83d719e77deaca1470f6baf62a4d774303c899db69020f9c70ee1dfc08c7ce9e"
+
+// built checks what a build left against what it would be built from now.
+func (i *inspection) built() error {
+	if mode, err := i.read(".sgx_mode", 64); err != nil {
+		return err
+	} else if m := strings.TrimSpace(string(mode)); m == "SIM" {
+		i.warn(".sgx_mode", "is SIM, where nothing is protected and no quote is genuine", "build with --sgx-mode HW")
+	}
+	image, err := i.readHeader("build/mount/__ROOT")
+	if err != nil {
+		return err
+	}
+	if err := i.imageType(image); err != nil {
+		return err
+	}
+	if i.init != nil && image != nil {
+		switch wanted := i.init.Root.Key != ""; {
+		case wanted && image.integrityOnly:
+			i.error(config.Path+": root.key", "names a key, and the built image is not encrypted (EIO)",
+				"run occlum build --image-key, or remove root.key")
+		case !wanted && !image.integrityOnly:
+			i.error(config.Path+": root.key", "is missing, and the built image is encrypted (EIO)",
+				"the name of the secret that holds the image key")
+		}
+	}
+	return i.signer()
+}
+
+// imageType checks /etc/image_config.json, which Occlum's build does not renew when only the key changes.
+func (i *inspection) imageType(image *header) error {
+	const name = "initfs/etc/image_config.json"
+	text, err := i.read(name, 4096)
+	if err != nil || text == nil {
+		return err
+	}
+	c, err := decodeStrict[struct {
+		ImageType string `json:"image_type"`
+	}](text)
+	if err != nil || c.ImageType != "encrypted" && c.ImageType != "integrity-only" {
+		i.error(name, "is not what Occlum's build writes", "run occlum build -f")
+		return nil
+	}
+	if image != nil && image.integrityOnly != (c.ImageType == "integrity-only") {
+		i.error(name, fmt.Sprintf("says %q, and the built image is not: the file is stale", c.ImageType),
+			"run occlum build -f")
+	}
+	if image == nil && i.init != nil && (i.init.Root.Key != "") != (c.ImageType == "encrypted") {
+		i.error(name, fmt.Sprintf("says %q, which contradicts root.key of the measured config", c.ImageType),
+			"run occlum build -f, with --image-key where root.key names one")
+	}
+	return nil
+}
+
+// signer checks who signed the enclave, and that it is the one that Occlum.json describes.
+func (i *inspection) signer() error {
+	const name = "build/lib/libocclum-libos.signed.so"
+	text, err := i.read(name, maxProgram)
+	if err != nil || text == nil {
+		return err
+	}
+	s := readSignature(text)
+	if s == nil {
+		i.error(name, "holds no enclave signature", "run occlum build")
+		return nil
+	}
+	if hex.EncodeToString(s.mrSigner[:]) == defaultSigner {
+		i.error(name, "is signed with the key that every copy of Occlum holds, so anybody can sign as its signer",
+			"run occlum build --sign-key with a key of your own")
+	}
+	m := i.conf.Metadata
+	if uint32(s.productID) != m.ProductID || uint32(s.svn) != m.VersionNumber || s.debug != m.Debuggable {
+		i.error(name, fmt.Sprintf("has product id %d, SVN %d, debug %v, and Occlum.json says %d, %d, %v: it is stale",
+			s.productID, s.svn, s.debug, m.ProductID, m.VersionNumber, m.Debuggable), "run occlum build -f")
+	}
+	return nil
+}
+
+// signature is what an enclave's SIGSTRUCT says.
+type signature struct {
+	mrSigner       [32]byte
+	productID, svn uint16
+	debug          bool
+}
+
+// readSignature finds SIGSTRUCT (Intel SDM volume 3D, 38.13) in an enclave file, or the simulator's stand-in for it;
+// nil where there is neither.
+func readSignature(text []byte) *signature {
+	var stand struct {
+		ProductID uint16 `json:"isv_prod_id"`
+		SVN       uint16 `json:"isv_svn"`
+		Debug     bool   `json:"debug"`
+		Signer    []byte `json:"signer"`
+	}
+	if json.Unmarshal(text, &stand) == nil {
+		parsed, err := x509.ParsePKIXPublicKey(stand.Signer)
+		key, ok := parsed.(*rsa.PublicKey)
+		if err != nil || !ok || key.N.BitLen() > 3072 {
+			return nil
+		}
+		modulus := key.N.FillBytes(make([]byte, 384))
+		slices.Reverse(modulus)
+		return &signature{sha256.Sum256(modulus), stand.ProductID, stand.SVN, stand.Debug}
+	}
+	const size = 1808
+	header, _ := hex.DecodeString("06000000e10000000000010000000000")
+	header2, _ := hex.DecodeString("01010000600000006000000001000000")
+	for at := 0; ; at++ {
+		k := bytes.Index(text[at:], header)
+		if k < 0 || len(text)-(at+k) < size {
+			return nil
+		}
+		at += k
+		s := text[at : at+size]
+		if !bytes.Equal(s[24:40], header2) {
+			continue
+		}
+		return &signature{
+			mrSigner:  sha256.Sum256(s[128:512]),
+			productID: uint16(s[1024]) | uint16(s[1025])<<8,
+			svn:       uint16(s[1026]) | uint16(s[1027])<<8,
+			debug:     s[944]&2 == 0, // the mask of attributes leaves it open
+		}
+	}
+}
+
+// interpreterOf is the loader that the program at path names, "" where it is no ELF file or names none.
+func interpreterOf(path string) string {
+	f, err := elf.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	return Interpreter(f)
+}
+
+// Development lists, as prefixes of names of functions, the parts of Sesame that must not be in a program which
+// runs in an enclave: with them it could make evidence up. The testing package is among them.
+func Development() []string {
+	const module = "github.com/sesame-init/sesame/"
+	return []string{module + "attest/softsgx.", module + "occlumsim", "testing.(*common)"}
+}
