@@ -1,0 +1,64 @@
+package modelserver
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/encoding/prototext"
+
+	tf "github.com/sesame-init/sesame/client/tfserving"
+)
+
+const maxSSLConfig = 1 << 20
+
+// Credentials reads the file of --ssl_config_file, TensorFlow Serving's SSLConfig as a text proto.
+func Credentials(path string) (credentials.TransportCredentials, error) {
+	text, err := readBounded(path, maxSSLConfig)
+	if err != nil {
+		return nil, fmt.Errorf("reading TLS config: %w", err)
+	}
+	c := &tf.SSLConfig{}
+	if err := prototext.Unmarshal(text, c); err != nil {
+		// The parser's message would quote the file, and the file holds a private key.
+		return nil, fmt.Errorf("reading TLS config: %s is not an SSLConfig text proto", path)
+	}
+	config, err := tlsConfig(c)
+	if err != nil {
+		return nil, fmt.Errorf("reading TLS config: %s: %w", path, err)
+	}
+	return credentials.NewTLS(config), nil
+}
+
+func tlsConfig(c *tf.SSLConfig) (*tls.Config, error) {
+	pair, err := tls.X509KeyPair([]byte(c.GetServerCert()), []byte(c.GetServerKey()))
+	if err != nil {
+		return nil, fmt.Errorf("server_cert and server_key: %w", err)
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
+	if c.GetClientVerify() {
+		config.ClientAuth = tls.RequireAndVerifyClientCert
+		config.ClientCAs = x509.NewCertPool()
+		if !config.ClientCAs.AppendCertsFromPEM([]byte(c.GetCustomCa())) {
+			return nil, errors.New("client_verify needs custom_ca, the certificates of the clients' authorities")
+		}
+	}
+	return config, nil
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return b, err
+}
