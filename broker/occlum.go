@@ -1,0 +1,124 @@
+package broker
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/ratls/raconfig"
+)
+
+// The files of a folder that makes a drop-in for Occlum's init_ra_server. The first two are Occlum's, the others
+// are optional. Where the broker runs in an enclave they belong into its measured image.
+const (
+	PeersFile   = "dynamic_config.json" // what a peer must be
+	SecretsFile = "secret_config.json"  // names and base64 values
+	RootCAFile  = "root_ca.pem"         // the root to trust instead of Intel's
+	TCBFile     = "tcb_policy.json"     // policy.TCB: the platform states to accept, where not only UpToDate
+)
+
+const maxFile = 1 << 20
+
+// Folder is the content of such a folder.
+type Folder struct {
+	Workload Workload // named after PeersFile; it may have all secrets, as Occlum's server has it
+	Secrets  *Secrets
+	Roots    []*x509.Certificate // empty where Intel's root counts
+}
+
+// ReadFolder reads and checks the files. The error's code is [attest.CodeConfig]; it names file and field.
+func ReadFolder(dir string) (_ *Folder, err error) {
+	fail := func(name string, err error) (*Folder, error) {
+		hint := ""
+		if errors.Is(err, fs.ErrNotExist) {
+			hint = "Start keybroker in the folder with Occlum's dynamic_config.json and secret_config.json."
+		}
+		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading " + name, Err: err, Hint: hint}
+	}
+	f := &Folder{}
+	text, err := readFile(filepath.Join(dir, PeersFile), raconfig.MaxSize)
+	if err != nil {
+		return fail(PeersFile, err)
+	}
+	peers, err := raconfig.Parse(text)
+	if err != nil {
+		return fail(PeersFile, err)
+	}
+	if peers.Policy.TCB, err = readTCB(filepath.Join(dir, TCBFile)); err != nil {
+		return fail(TCBFile, err)
+	}
+	if err := peers.Policy.Validate(); err != nil {
+		return fail(TCBFile, err)
+	}
+	if f.Roots, err = readRoots(filepath.Join(dir, RootCAFile)); err != nil {
+		return fail(RootCAFile, err)
+	}
+	if text, err = readFile(filepath.Join(dir, SecretsFile), maxSecretFile); err != nil {
+		return fail(SecretsFile, err)
+	}
+	if f.Secrets, err = ParseSecrets(text); err != nil {
+		return fail(SecretsFile, err)
+	}
+	f.Workload = Workload{Name: PeersFile, Policy: peers, AllSecrets: true}
+	return f, nil
+}
+
+func readFile(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = fmt.Errorf("it has more than %d bytes", limit)
+	}
+	return text, err
+}
+
+func readTCB(path string) (tcb policy.TCB, err error) {
+	text, err := readFile(path, maxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return tcb, nil
+	}
+	if err != nil {
+		return tcb, err
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&tcb); err != nil {
+		return tcb, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return tcb, errors.New("something follows the JSON object")
+	}
+	return tcb, nil
+}
+
+func readRoots(path string) ([]*x509.Certificate, error) {
+	text, err := readFile(path, maxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	block, rest := pem.Decode(text)
+	if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) != 0 {
+		return nil, errors.New("want exactly one PEM certificate")
+	}
+	root, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	return []*x509.Certificate{root}, nil
+}
