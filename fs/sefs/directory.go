@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/subtle"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -48,6 +49,10 @@ type directoryCache struct {
 // openInode opens the protected file of an inode and checks that it is the one that the inode table means.
 func (v *Volume) openInode(in *Inode) (*os.File, *pfs.File, error) {
 	host, f, err := v.openHost(in.hostName())
+	if errors.Is(err, fs.ErrNotExist) {
+		// Not to be taken for a name that is not in the volume.
+		err = fmt.Errorf("%w: its file %s is missing", ErrTampered, in.hostName())
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("inode %d: %w", in.Number, err)
 	}

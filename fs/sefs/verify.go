@@ -89,7 +89,7 @@ func (v *Volume) eachInode(visit func(*Inode) error) error {
 func (v *Volume) Walk(ctx context.Context, visit func(path string, in *Inode) error) error {
 	in, err := v.Inode(RootInode)
 	if err != nil {
-		return &fs.PathError{Op: "walk", Path: ".", Err: err}
+		return &fs.PathError{Op: "reading", Path: ".", Err: err}
 	}
 	return v.walk(ctx, ".", in, 0, visit)
 }
@@ -100,7 +100,7 @@ func (v *Volume) walk(ctx context.Context, at string, in *Inode, depth int, visi
 		if errors.As(err, &p) && p.Path == at {
 			return err
 		}
-		return &fs.PathError{Op: "walk", Path: at, Err: err}
+		return &fs.PathError{Op: "reading", Path: at, Err: err}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -137,7 +137,7 @@ func (v *Volume) walk(ctx context.Context, at string, in *Inode, depth int, visi
 func (v *Volume) Verify(ctx context.Context, progress func(done, total int64)) error {
 	info, err := v.Info()
 	if err != nil {
-		return &fs.PathError{Op: "verify", Path: metadataName, Err: err}
+		return &fs.PathError{Op: "reading", Path: metadataName, Err: err}
 	}
 	meter := &meter{total: info.ContentBytes, report: progress}
 	links := make(map[uint32]uint16)
@@ -186,7 +186,7 @@ func (v *Volume) Verify(ctx context.Context, progress func(done, total int64)) e
 		return nil
 	})
 	if err != nil {
-		return &fs.PathError{Op: "verify", Path: metadataName, Err: err}
+		return &fs.PathError{Op: "reading", Path: metadataName, Err: err}
 	}
 	return nil
 }

@@ -54,6 +54,8 @@ var (
 	ErrTampered = pfs.ErrTampered
 	// ErrMalformed: the structure is not one that a correct writer makes.
 	ErrMalformed = pfs.ErrMalformed
+	// ErrMode: the volume is encrypted and was opened without a key, or the other way round.
+	ErrMode = pfs.ErrMode
 )
 
 // OpenOptions say what is known about a volume.
@@ -113,9 +115,9 @@ func Open(dir string, o OpenOptions) (*Volume, error) {
 	}
 	var hint string
 	switch {
-	case errors.Is(err, pfs.ErrMode) && o.Key == nil:
+	case errors.Is(err, ErrMode) && o.Key == nil:
 		hint = "The volume is encrypted: give its key."
-	case errors.Is(err, pfs.ErrMode):
+	case errors.Is(err, ErrMode):
 		hint = "The volume is not encrypted with a user key: open it without one."
 	case errors.Is(err, errRootMAC):
 		hint = "Either the MAC is that of another version of the volume, or the volume was exchanged."
