@@ -92,7 +92,7 @@ func parseCRL(raw []byte) (*x509.RevocationList, error) {
 			return nil, errors.New("malformed PEM")
 		}
 		der = block.Bytes
-	case raw[0] != 0x30 || isHex(text):
+	case raw[0] != 0x30: // a SEQUENCE; no hexadecimal text of one begins with this byte, "0"
 		var err error
 		if der, err = hex.DecodeString(string(text)); err != nil {
 			return nil, err
@@ -104,10 +104,6 @@ func parseCRL(raw []byte) (*x509.RevocationList, error) {
 	}
 	return list, err
 }
-
-// isHex tells hexadecimal text that begins with "30" ('3' is 0x33) from DER that begins with byte 0x30; the
-// second byte of a CRL's DER is a length form above 0x7f.
-func isHex(text []byte) bool { return len(text) > 1 && text[0] == '3' && text[1] == '0' }
 
 // save writes collateral to the disk cache. The time of the TCB info file says when it was fetched.
 func (c *Client) save(r dcap.Request, collateral *dcap.Collateral, now time.Time) error {
@@ -129,13 +125,13 @@ func (c *Client) load(r dcap.Request, now time.Time) (entry, error) {
 	if err != nil {
 		return entry{}, err
 	}
-	e, err := c.judge(c.ctx, r, collateral, now)
-	if err != nil {
-		return entry{}, err
-	}
 	fetched := info.ModTime()
 	if fetched.After(now) {
 		fetched = now
+	}
+	e, err := c.judge(c.ctx, r, collateral, fetched)
+	if err != nil {
+		return entry{}, err
 	}
 	e.refresh = fetched.Add(min(e.expires.Sub(fetched)*2/3, c.config.MaxAge))
 	return e, nil

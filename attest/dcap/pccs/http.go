@@ -13,6 +13,9 @@ import (
 	"github.com/sesame-init/sesame/attest"
 )
 
+// statusPlatformUnknown is of Intel's PCCS.
+const statusPlatformUnknown = 461
+
 // statusError is an answer other than 200.
 type statusError struct {
 	status     int
@@ -21,8 +24,8 @@ type statusError struct {
 
 func (e *statusError) Error() string {
 	text := http.StatusText(e.status)
-	if e.status == 461 {
-		text = "platform unknown" // Intel's PCCS
+	if e.status == statusPlatformUnknown {
+		text = "Platform Unknown"
 	}
 	return fmt.Sprintf("the service answered %d %s", e.status, text)
 }
@@ -101,33 +104,29 @@ func parseRetryAfter(h http.Header, now time.Time) time.Duration {
 	return 0
 }
 
-// explain puts a failed fetch into words. unknown is the hint for 404.
-func explain(what string, err error, unknown string) error {
-	code, hint := attest.CodeUnreachable, "Check that the collateral service runs and can be reached from here."
+// explain gives class and hint of a failed fetch. unknown is the hint for 404.
+func explain(err error, unknown string) (attest.Code, string) {
 	var status *statusError
 	var certificate *tls.CertificateVerificationError
 	switch {
-	case errors.As(err, &status):
-		switch {
-		case status.status == http.StatusTooManyRequests:
-			hint = "The service wants fewer requests; use a caching service (PCCS) of your own."
-		case status.status >= 500:
-			hint = "The service is up, but cannot answer now; see its log."
-		default:
-			code, hint = attest.CodeCollateral, ""
-		}
-		switch status.status {
-		case http.StatusUnauthorized, http.StatusForbidden:
-			hint = "The service wants credentials for collateral, which a PCCS and Intel's PCS do not; check the URL."
-		case http.StatusNotFound, 461:
-			hint = unknown
-		case http.StatusGone:
-			hint = "The TCB evaluation that is asked for is no longer served."
-		}
 	case errors.As(err, &certificate):
-		hint = "Configure the authority that issued the service's TLS certificate."
+		return attest.CodeUnreachable, "Configure the authority that issued the service's TLS certificate."
 	case errors.Is(err, errTooLarge):
-		code, hint = attest.CodeCollateral, ""
+		return attest.CodeCollateral, "This is not a collateral service."
+	case !errors.As(err, &status):
+		return attest.CodeUnreachable, hintReach
+	case status.status == http.StatusTooManyRequests:
+		return attest.CodeUnreachable, "The service wants fewer requests; use a caching service (PCCS) of your own."
+	case status.status >= 500:
+		return attest.CodeUnreachable, "The service is up, but cannot answer now; see its log."
 	}
-	return attest.Errorf(code, what, hint, "%w", err)
+	switch status.status {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return attest.CodeCollateral, "PCCS and Intel's PCS give collateral without credentials; check the URL."
+	case http.StatusNotFound, statusPlatformUnknown:
+		return attest.CodeCollateral, unknown
+	case http.StatusGone:
+		return attest.CodeCollateral, "The TCB evaluation that is asked for is no longer served."
+	}
+	return attest.CodeCollateral, "Check the service's URL."
 }

@@ -226,8 +226,8 @@ func (c *Client) checkRedirect(r *http.Request, via []*http.Request) error {
 
 // Close ends the fetches that are under way and waits for them. The client answers from its cache afterwards.
 func (c *Client) Close() {
+	c.mu.Lock()
 	c.cancel()
-	c.mu.Lock() // a fetch that starts sees the context's end; see fetch
 	c.mu.Unlock()
 	c.fetches.Wait()
 	c.http.CloseIdleConnections()
@@ -266,11 +266,16 @@ func (c *Client) Refresh(ctx context.Context, r dcap.Request) (*dcap.Collateral,
 		}
 		return result.Val.(*dcap.Collateral), nil
 	case <-ctx.Done():
-		return nil, attest.Errorf(attest.CodeUnreachable, c.step(), "", "%w", ctx.Err())
+		return nil, c.refuse(attest.CodeUnreachable, hintReach, "%w", ctx.Err())
 	}
 }
 
-func (c *Client) step() string { return "fetching collateral from " + c.base.Host }
+const hintReach = "Check that the collateral service runs and can be reached from here."
+
+// refuse makes the client's errors: all are of one step, and name the service.
+func (c *Client) refuse(code attest.Code, hint, format string, args ...any) error {
+	return attest.Errorf(code, string(dcap.StepFetch), hint, c.base.Host+": "+format, args...)
+}
 
 func (c *Client) checkRequest(r dcap.Request) error {
 	var err error
@@ -284,7 +289,7 @@ func (c *Client) checkRequest(r dcap.Request) error {
 	default:
 		return nil
 	}
-	return attest.Errorf(attest.CodeCollateral, c.step(), "", "%w", err)
+	return c.refuse(attest.CodeCollateral, "", "%w", err)
 }
 
 // name of the request, for the disk and for the single flight.
@@ -329,7 +334,7 @@ func (c *Client) fetch(r dcap.Request) <-chan singleflight.Result {
 		c.mu.Lock()
 		if c.ctx.Err() != nil {
 			c.mu.Unlock()
-			return nil, attest.Errorf(attest.CodeUnreachable, c.step(), "", "the client is closed")
+			return nil, c.refuse(attest.CodeUnreachable, "", "the client is closed")
 		}
 		c.fetches.Add(1)
 		c.mu.Unlock()
@@ -342,7 +347,7 @@ func (c *Client) fetch(r dcap.Request) <-chan singleflight.Result {
 		after, err := c.download(ctx, r, before.marks, now)
 		if err != nil {
 			after = before
-			after.err = &attest.Error{Code: attest.CodeOf(err), Step: c.step(), Err: err}
+			after.err = err
 			after.retry = c.config.Now().Add(max(c.config.NegativeAge, retryAfter(err)))
 		}
 		c.mu.Lock()
@@ -363,12 +368,12 @@ func (c *Client) download(ctx context.Context, r dcap.Request, seen marks, now t
 		return entry{}, err
 	}
 	if err := e.marks.notBefore(seen); err != nil {
-		return entry{}, attest.Errorf(attest.CodeCollateral, "comparing with earlier collateral",
+		return entry{}, c.refuse(attest.CodeCollateral,
 			"The service went back to older collateral. If that is intended, remove the cache directory.", "%w", err)
 	}
 	if !now.Before(e.expires) {
-		return entry{}, attest.Errorf(attest.CodeCollateral, "checking validity",
-			"Refresh the caching service's own cache, or set the clock.", "collateral expired at %s",
+		return entry{}, c.refuse(attest.CodeCollateral,
+			"Refresh the caching service's own cache, or set the clock.", "the collateral expired at %s",
 			e.expires.Format(time.RFC3339))
 	}
 	e.refresh = now.Add(min(e.expires.Sub(now)*2/3, c.config.MaxAge))
@@ -383,11 +388,11 @@ func (c *Client) download(ctx context.Context, r dcap.Request, seen marks, now t
 func (c *Client) judge(ctx context.Context, r dcap.Request, collateral *dcap.Collateral, now time.Time) (entry, error) {
 	marks, expires, err := read(r, collateral)
 	if err != nil {
-		return entry{}, attest.Errorf(attest.CodeCollateral, "reading collateral", "", "%w", err)
+		return entry{}, c.refuse(attest.CodeCollateral, "", "%w", err)
 	}
 	if c.config.Check != nil {
 		if err := c.config.Check(ctx, r, collateral, now); err != nil {
-			return entry{}, fmt.Errorf("checking collateral: %w", err)
+			return entry{}, err
 		}
 	}
 	return entry{collateral: collateral, marks: marks, expires: expires}, nil
@@ -424,14 +429,15 @@ func (c *Client) documents(ctx context.Context, r dcap.Request) (*dcap.Collatera
 	} {
 		body, header, err := c.get(ctx, d.address)
 		if err != nil {
-			return nil, explain(d.what, err, d.hint)
+			code, hint := explain(err, d.hint)
+			return nil, c.refuse(code, hint, "%s: %w", d.what, err)
 		}
 		*d.body = body
 		if d.chain == nil {
 			continue
 		}
 		if *d.chain, err = issuerChain(header, d.headers); err != nil {
-			return nil, attest.Errorf(attest.CodeCollateral, d.what, "", "%w", err)
+			return nil, c.refuse(attest.CodeCollateral, "", "%s: %w", d.what, err)
 		}
 	}
 	return collateral, nil
