@@ -39,6 +39,7 @@ func newRootCommand() *cobra.Command {
 	})
 	root.AddCommand(
 		configCommand(),
+		occlumCommand(),
 	)
 	return root
 }
