@@ -10,7 +10,7 @@
 //
 //	--listen_address=0.0.0.0    IP address to listen on
 //
-// A version folder holds model.safetensors, made by the train command beside this one. Package modelserver says what
+// A version folder holds model.safetensors, made by the train command beside this one. Package standin says what
 // is answered and how. Once it serves it logs "Running gRPC ModelServer at ADDRESS:PORT ..."; SIGTERM and SIGINT let
 // requests under way finish for up to ten seconds. Exit codes: 0 stopped by a signal, 1 failed, 2 wrong usage.
 package main
@@ -31,7 +31,7 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/sesame-init/sesame/packaging/modelserver"
+	"github.com/sesame-init/sesame/packaging/standin"
 )
 
 // grace is how long a stopping server waits for requests under way.
@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	port := flags.Uint("port", 8500, "TCP `port` to listen on for gRPC API; 0 is a free one")
 	name := flags.String("model_name", "default", "`name` of model")
-	base := flags.String("model_base_path", "", "`folder` whose version folders hold "+modelserver.FileName+" (required)")
+	base := flags.String("model_base_path", "", "`folder` whose version folders hold "+standin.FileName+" (required)")
 	ssl := flags.String("ssl_config_file", "",
 		"if not empty, `file` with an SSLConfig text proto to set up a secure gRPC channel")
 	address := flags.String("listen_address", "0.0.0.0", "IP `address` to listen on; not a flag of TensorFlow Serving")
@@ -80,7 +80,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 
 func serve(ctx context.Context, logger *log.Logger, name, base, ssl, listen string) error {
 	start := time.Now()
-	model, err := modelserver.Load(name, base)
+	model, err := standin.Load(name, base)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func serve(ctx context.Context, logger *log.Logger, name, base, ssl, listen stri
 		model.Name, model.Version, model.Network.WeightBytes(), time.Since(start).Round(time.Millisecond))
 	var options []grpc.ServerOption
 	if ssl != "" {
-		creds, err := modelserver.Credentials(ssl)
+		creds, err := standin.Credentials(ssl)
 		if err != nil {
 			return err
 		}
@@ -98,7 +98,7 @@ func serve(ctx context.Context, logger *log.Logger, name, base, ssl, listen stri
 	if err != nil {
 		return err
 	}
-	server := modelserver.NewServer(model, options...)
+	server := standin.NewServer(model, options...)
 	logger.Printf("Running gRPC ModelServer at %s ...", listener.Addr())
 
 	stopped := make(chan struct{})

@@ -1,4 +1,4 @@
-package modelserver
+package standin
 
 import (
 	"errors"
@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/sesame-init/sesame/packaging/modelserver/network"
+	"github.com/sesame-init/sesame/packaging/standin/network"
 )
 
 // FileName is the file of weights in a version's folder.

@@ -1,4 +1,4 @@
-// Package modelserver is a stand-in for TensorFlow Serving, for demo and tests only: real TensorFlow Serving loads
+// Package standin is a stand-in for TensorFlow Serving, for demo and tests only: real TensorFlow Serving loads
 // any SavedModel, this one computes a single kind of network (package network) that the demo trains itself.
 //
 // It answers PredictionService.Predict and GetModelMetadata and ModelService.GetModelStatus as TensorFlow Serving
@@ -6,7 +6,7 @@
 // "input_1" (float32, N×224×224×3, values 0..1), output "activation_49" (float32, N×classes, probabilities). Other
 // services, batching, several models and reloading are not there. A request is computed on one core; as many are
 // computed at once as Go may use cores, the others wait for their turn or their deadline.
-package modelserver
+package standin
 
 import (
 	"context"
@@ -24,7 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	tf "github.com/sesame-init/sesame/client/tfserving"
-	"github.com/sesame-init/sesame/packaging/modelserver/network"
+	"github.com/sesame-init/sesame/packaging/standin/network"
 )
 
 // Names of the ResNet demo's signature.

@@ -1,4 +1,4 @@
-package modelserver
+package standin
 
 import (
 	"crypto/tls"

@@ -1,10 +1,15 @@
 // Command train makes the demo's model: it draws labelled images (package shapes), trains the classifier (package
 // network) on them and tests it on others that it has not seen.
 //
-//	train -o models/resnet [-samples samples] [-seed 1]
+//	train -o build/model [-seed 1]
 //
-// writes models/resnet/1/model.safetensors and models/resnet/1/labels.txt, one class a line in the order of the
-// outputs, and for each class a held-out image samples/CLASS.jpg. It prints the held-out accuracy and fails where
+// writes below build/model
+//
+//	resnet/1/model.safetensors  the weights; resnet is the server's --model_base_path
+//	labels.txt                  one class a line, in the order of the outputs
+//	samples/CLASS.jpg           a held-out image of each class
+//
+// and prints the accuracy on held-out images. It fails, and leaves no model, where
 // that is below 95 %. The same seed gives the same model on the same kind of processor.
 package main
 
@@ -26,9 +31,9 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/client"
-	"github.com/sesame-init/sesame/packaging/modelserver"
-	"github.com/sesame-init/sesame/packaging/modelserver/network"
-	"github.com/sesame-init/sesame/packaging/modelserver/shapes"
+	"github.com/sesame-init/sesame/packaging/standin"
+	"github.com/sesame-init/sesame/packaging/standin/network"
+	"github.com/sesame-init/sesame/packaging/standin/shapes"
 )
 
 const (
@@ -57,25 +62,22 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("train", flag.ContinueOnError)
-	model := flags.String("o", "", "model `folder`, the server's --model_base_path (required)")
-	samples := flags.String("samples", "", "`folder` for one held-out JPEG image a class")
+	folder := flags.String("o", "", "`folder` to write to (required)")
 	seed := flags.Uint64("seed", 1, "`number` that all randomness follows from")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if *model == "" || flags.NArg() > 0 {
-		return errors.New("usage: train -o FOLDER [-samples FOLDER] [-seed NUMBER]")
+	if *folder == "" || flags.NArg() > 0 {
+		return errors.New("usage: train -o FOLDER [-seed NUMBER]")
 	}
-	if *samples != "" {
-		if err := writeSamples(*samples, *seed); err != nil {
-			return fmt.Errorf("drawing samples: %w", err)
-		}
+	if err := writeSamples(filepath.Join(*folder, "samples"), *seed); err != nil {
+		return fmt.Errorf("drawing samples: %w", err)
 	}
 	n, err := train(ctx, *seed, out)
 	if err != nil {
 		return err
 	}
-	if err := write(*model, n); err != nil {
+	if err := write(*folder, n); err != nil {
 		return fmt.Errorf("writing model: %w", err)
 	}
 	return nil
@@ -120,17 +122,17 @@ func train(ctx context.Context, seed uint64, out io.Writer) (*network.Network, e
 
 func since(start time.Time) time.Duration { return time.Since(start).Round(100 * time.Millisecond) }
 
-func write(model string, n *network.Network) error {
-	folder := filepath.Join(model, "1")
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return err
-	}
+func write(folder string, n *network.Network) error {
 	labels := strings.Join(shapes.Classes(), "\n") + "\n"
 	if err := os.WriteFile(filepath.Join(folder, "labels.txt"), []byte(labels), 0o644); err != nil {
 		return err
 	}
+	version := filepath.Join(folder, "resnet", "1")
+	if err := os.MkdirAll(version, 0o755); err != nil {
+		return err
+	}
 	// The name appears with the whole file, so that an interrupted run leaves nothing that looks like a model.
-	path := filepath.Join(folder, modelserver.FileName)
+	path := filepath.Join(version, standin.FileName)
 	f, err := os.Create(path + ".part")
 	if err != nil {
 		return err
