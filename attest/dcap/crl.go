@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 )
 
 // maxCRLSize bounds a CRL in any encoding. Genuine ones have less than 4 KB.
@@ -16,7 +17,7 @@ const maxCRLSize = 4 << 20
 // crl is a verified revocation list.
 type crl struct {
 	list    *x509.RevocationList
-	revoked map[string]struct{} // big-endian serial numbers
+	revoked []*big.Int // serial numbers, ascending
 }
 
 // decodeCRL gives the DER of a CRL that is DER, PEM or hexadecimal text, as PCCS and Intel's service give it.
@@ -73,16 +74,17 @@ func parseCRL(b []byte, issuer *x509.Certificate) (*crl, error) {
 	if err := list.CheckSignatureFrom(issuer); err != nil {
 		return nil, fmt.Errorf("signature by %q: %w", issuer.Subject.CommonName, err)
 	}
-	c := &crl{list: list, revoked: make(map[string]struct{}, len(list.RevokedCertificateEntries))}
+	c := &crl{list: list, revoked: make([]*big.Int, len(list.RevokedCertificateEntries))}
 	for i := range list.RevokedCertificateEntries {
-		c.revoked[string(list.RevokedCertificateEntries[i].SerialNumber.Bytes())] = struct{}{}
+		c.revoked[i] = list.RevokedCertificateEntries[i].SerialNumber
 	}
+	slices.SortFunc(c.revoked, (*big.Int).Cmp)
 	return c, nil
 }
 
 func (c *crl) has(serial *big.Int) bool {
-	_, ok := c.revoked[string(serial.Bytes())]
-	return ok
+	_, found := slices.BinarySearchFunc(c.revoked, serial, (*big.Int).Cmp)
+	return found
 }
 
 // atLeast reports whether the CRL number is n or more.

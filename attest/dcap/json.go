@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -19,7 +20,7 @@ const maxDepth = 32
 // encoding/json, and stricter, since it refuses fields that are missing, doubled, out of range or spelled with
 // escapes. Fields that it does not know are skipped. After the first error err is set and stays.
 type jsonReader struct {
-	b     []byte
+	s     string
 	i     int
 	depth int
 	err   error
@@ -36,8 +37,8 @@ func (r *jsonReader) peek() byte {
 	if r.err != nil {
 		return 0
 	}
-	for r.i < len(r.b) {
-		switch c := r.b[r.i]; c {
+	for r.i < len(r.s) {
+		switch c := r.s[r.i]; c {
 		case ' ', '\t', '\r', '\n':
 			r.i++
 		default:
@@ -58,7 +59,7 @@ func (r *jsonReader) expect(c byte) bool {
 
 // end makes sure that nothing but whitespace is left.
 func (r *jsonReader) end() error {
-	if r.peek() != 0 || r.err == nil && r.i != len(r.b) {
+	if r.peek() != 0 || r.err == nil && r.i != len(r.s) {
 		r.fail("text after the end")
 	}
 	return r.err
@@ -68,7 +69,7 @@ func (r *jsonReader) end() error {
 type fields uint32
 
 // once adds a field that must not have been there yet.
-func (r *jsonReader) once(seen *fields, f fields, name []byte) {
+func (r *jsonReader) once(seen *fields, f fields, name string) {
 	if *seen&f != 0 {
 		r.fail("field %q stands twice", name)
 	}
@@ -76,7 +77,7 @@ func (r *jsonReader) once(seen *fields, f fields, name []byte) {
 }
 
 // object calls field with each name; field must read or skip the value.
-func (r *jsonReader) object(field func(name []byte)) {
+func (r *jsonReader) object(field func(name string)) {
 	r.list('{', '}', func() { name := r.text(); r.expect(':'); field(name) })
 }
 
@@ -106,36 +107,36 @@ func (r *jsonReader) list(open, closing byte, element func()) {
 }
 
 // text reads a string without escapes.
-func (r *jsonReader) text() []byte {
+func (r *jsonReader) text() string {
 	if !r.expect('"') {
-		return nil
+		return ""
 	}
 	start := r.i
-	for ; r.i < len(r.b); r.i++ {
-		switch c := r.b[r.i]; {
+	for ; r.i < len(r.s); r.i++ {
+		switch c := r.s[r.i]; {
 		case c == '"':
-			out := r.b[start:r.i]
+			out := r.s[start:r.i]
 			r.i++
 			return out
 		case c == '\\' || c < 0x20:
 			r.fail("escape or control character in a string")
-			return nil
+			return ""
 		}
 	}
 	r.fail("string without an end")
-	return nil
+	return ""
 }
 
 // number reads an unsigned integer.
 func (r *jsonReader) number(limit uint64) uint64 {
 	r.peek()
 	start, n := r.i, uint64(0)
-	for r.err == nil && r.i < len(r.b) && r.b[r.i] >= '0' && r.b[r.i] <= '9' && r.i-start < 11 {
-		n = n*10 + uint64(r.b[r.i]-'0')
+	for r.err == nil && r.i < len(r.s) && r.s[r.i] >= '0' && r.s[r.i] <= '9' && r.i-start < 11 {
+		n = n*10 + uint64(r.s[r.i]-'0')
 		r.i++
 	}
 	digits := r.i - start
-	if digits == 0 || digits > 10 || digits > 1 && r.b[start] == '0' || n > limit {
+	if digits == 0 || digits > 10 || digits > 1 && r.s[start] == '0' || n > limit {
 		r.fail("want a number from 0 to %d", limit)
 		return 0
 	}
@@ -152,7 +153,7 @@ func (r *jsonReader) hex(out []byte) {
 		r.fail("%d hexadecimal digits, want %d", len(s), 2*len(out))
 		return
 	}
-	if _, err := hex.Decode(out, s); err != nil {
+	if _, err := hex.Decode(out, []byte(s)); err != nil {
 		r.fail("%w", err)
 	}
 }
@@ -161,46 +162,56 @@ func (r *jsonReader) hex(out []byte) {
 func (r *jsonReader) time() time.Time {
 	const layout = "2006-01-02T15:04:05Z"
 	s := r.text()
-	t, err := time.Parse(layout, string(s))
+	t, err := time.Parse(layout, s)
 	if r.err == nil && (err != nil || len(s) != len(layout)) {
 		r.fail("%q is not a time like %s", s, layout)
 	}
 	return t
 }
 
-// skip reads any value and returns its bytes.
-func (r *jsonReader) skip() []byte {
+// skip reads any value and returns its text.
+func (r *jsonReader) skip() string {
 	c := r.peek()
 	start := r.i
 	switch c {
 	case '{':
-		r.object(func([]byte) { r.skip() })
+		r.object(func(string) { r.skip() })
 	case '[':
 		r.array(func() { r.skip() })
 	case '"':
-		for r.i++; r.i < len(r.b) && r.b[r.i] != '"'; r.i++ {
-			if r.b[r.i] == '\\' {
-				r.i++
-			}
-		}
-		r.i++
+		r.anyText()
 	default:
-		for r.i < len(r.b) && bytes.IndexByte([]byte(",]} \t\r\n"), r.b[r.i]) < 0 {
+		for r.i < len(r.s) && !strings.ContainsRune(",:]} \t\r\n", rune(r.s[r.i])) {
+			r.i++
+		}
+		if !json.Valid([]byte(r.s[start:r.i])) {
+			r.fail("want a value")
+		}
+	}
+	if r.err != nil {
+		return ""
+	}
+	return r.s[start:r.i]
+}
+
+// anyText reads a string that may have escapes.
+func (r *jsonReader) anyText() {
+	start := r.i
+	escaped := false
+	for r.i++; r.i < len(r.s) && r.s[r.i] != '"' && r.s[r.i] >= 0x20; r.i++ {
+		if r.s[r.i] == '\\' {
+			escaped = true
 			r.i++
 		}
 	}
-	if r.i > len(r.b) || r.i == start {
-		r.fail("want a value")
+	if r.i++; r.i > len(r.s) || r.s[r.i-1] != '"' || escaped && !json.Valid([]byte(r.s[start:r.i])) {
+		r.fail("want a string")
 	}
-	if r.err != nil {
-		return nil
-	}
-	return r.b[start:r.i]
 }
 
 // document is a signed JSON document: {"<name>": body, "signature": "hex"}.
 type document struct {
-	body      []byte
+	body      string
 	signature [64]byte
 }
 
@@ -212,10 +223,10 @@ func parseDocument(b []byte, name string) (document, error) {
 	case len(b) > maxDocumentSize:
 		return d, fmt.Errorf("document has %d bytes, more than %d", len(b), maxDocumentSize)
 	}
-	r := &jsonReader{b: b}
+	r := &jsonReader{s: string(b)}
 	var seen fields
-	r.object(func(field []byte) {
-		switch string(field) {
+	r.object(func(field string) {
+		switch field {
 		case name:
 			r.once(&seen, 1, field)
 			d.body = r.skip()
@@ -238,14 +249,15 @@ func parseDocument(b []byte, name string) (document, error) {
 // verify checks the signature over the body as it stands, and where that fails over the body without the
 // whitespace between its tokens: Intel signs compact text, and some tools indent it later.
 func (d document) verify(key *issued) error {
-	if verifyRaw(key.key, d.body, d.signature[:]) {
+	body := []byte(d.body)
+	if verifyRaw(key.key, body, d.signature[:]) {
 		return nil
 	}
 	var compact bytes.Buffer
-	if err := json.Compact(&compact, d.body); err != nil {
+	if err := json.Compact(&compact, body); err != nil {
 		return err
 	}
-	if compact.Len() == len(d.body) || !verifyRaw(key.key, compact.Bytes(), d.signature[:]) {
+	if compact.Len() == len(body) || !verifyRaw(key.key, compact.Bytes(), d.signature[:]) {
 		return fmt.Errorf("signature by %q is not valid", key.cert.Subject.CommonName)
 	}
 	return nil

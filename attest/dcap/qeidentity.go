@@ -30,7 +30,7 @@ type qeIdentity struct {
 	levels         []level
 }
 
-func parseQEIdentity(b []byte) (*qeIdentity, error) {
+func parseQEIdentity(text string) (*qeIdentity, error) {
 	const (
 		fID fields = 1 << iota
 		fVersion
@@ -48,12 +48,12 @@ func parseQEIdentity(b []byte) (*qeIdentity, error) {
 	)
 	q := new(qeIdentity)
 	var seen fields
-	r := &jsonReader{b: b}
-	r.object(func(name []byte) {
+	r := &jsonReader{s: text}
+	r.object(func(name string) {
 		var f fields
-		switch string(name) {
+		switch name {
 		case "id":
-			f, q.id = fID, string(r.text())
+			f, q.id = fID, r.text()
 		case "version":
 			f = fVersion
 			if n := r.number(1 << 16); n != 2 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/edgelesssys/ego/attestation/tcbstatus"
@@ -51,7 +52,7 @@ type tdxModule struct {
 	levels         []level
 }
 
-func parseTCBInfo(b []byte) (*tcbInfo, error) {
+func parseTCBInfo(text string) (*tcbInfo, error) {
 	const (
 		fID fields = 1 << iota
 		fVersion
@@ -70,12 +71,12 @@ func parseTCBInfo(b []byte) (*tcbInfo, error) {
 	var seen fields
 	var version uint64
 	var id string
-	r := &jsonReader{b: b}
-	r.object(func(name []byte) {
+	r := &jsonReader{s: text}
+	r.object(func(name string) {
 		var f fields
-		switch string(name) {
+		switch name {
 		case "id":
-			f, id = fID, string(r.text())
+			f, id = fID, r.text()
 		case "version":
 			f, version = fVersion, r.number(1<<16)
 		case "issueDate":
@@ -169,9 +170,9 @@ const (
 func (r *jsonReader) level(tcb func()) level {
 	var l level
 	var seen fields
-	r.object(func(name []byte) {
+	r.object(func(name string) {
 		var f fields
-		switch string(name) {
+		switch name {
 		case "tcb":
 			f = fTCB
 			tcb()
@@ -181,7 +182,7 @@ func (r *jsonReader) level(tcb func()) level {
 			f, l.status = fStatus, r.status()
 		case "advisoryIDs":
 			f = fAdvisories
-			r.array(func() { l.advisories = append(l.advisories, string(r.text())) })
+			r.array(func() { l.advisories = append(l.advisories, r.text()) })
 		default:
 			r.skip()
 		}
@@ -196,7 +197,7 @@ func (r *jsonReader) level(tcb func()) level {
 func (r *jsonReader) status() tcbstatus.Status {
 	name := r.text()
 	for s := tcbstatus.UpToDate; s < tcbstatus.Unknown; s++ {
-		if s.String() == string(name) {
+		if s.String() == name {
 			return s
 		}
 	}
@@ -214,9 +215,9 @@ func (r *jsonReader) tcbLevel() tcbLevel {
 	var l tcbLevel
 	var seen fields
 	l.level = r.level(func() {
-		r.object(func(name []byte) {
+		r.object(func(name string) {
 			var f fields
-			switch string(name) {
+			switch name {
 			case "pcesvn":
 				f, l.pceSVN = pceSVN, uint16(r.number(0xffff))
 			case "sgxtcbcomponents":
@@ -244,9 +245,9 @@ func (r *jsonReader) tcbLevel() tcbLevel {
 }
 
 // componentNumber is 1 to 16 for "sgxtcbcomp01svn" to "sgxtcbcomp16svn", else 0.
-func componentNumber(name []byte) int {
-	digits, ok := bytes.CutPrefix(name, []byte("sgxtcbcomp"))
-	digits, svn := bytes.CutSuffix(digits, []byte("svn"))
+func componentNumber(name string) int {
+	digits, ok := strings.CutPrefix(name, "sgxtcbcomp")
+	digits, svn := strings.CutSuffix(digits, "svn")
 	if !ok || !svn || len(digits) != 2 {
 		return 0
 	}
@@ -262,8 +263,8 @@ func (r *jsonReader) components(out *[16]byte) {
 	r.array(func() {
 		var seen fields
 		var svn byte
-		r.object(func(name []byte) {
-			if string(name) != "svn" {
+		r.object(func(name string) {
+			if name != "svn" {
 				r.skip()
 				return
 			}
@@ -292,11 +293,11 @@ func (r *jsonReader) tdxModule() *tdxModule {
 	)
 	m := new(tdxModule)
 	var seen fields
-	r.object(func(name []byte) {
+	r.object(func(name string) {
 		var f fields
-		switch string(name) {
+		switch name {
 		case "id":
-			f, m.id = fID, string(r.text())
+			f, m.id = fID, r.text()
 		case "mrsigner":
 			f = fSigner
 			r.hex(m.mrSigner[:])
@@ -325,8 +326,8 @@ func (r *jsonReader) isvLevel() level {
 	var seen fields
 	var svn uint16
 	l := r.level(func() {
-		r.object(func(name []byte) {
-			if string(name) != "isvsvn" {
+		r.object(func(name string) {
+			if name != "isvsvn" {
 				r.skip()
 				return
 			}

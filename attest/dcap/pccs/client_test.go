@@ -655,7 +655,6 @@ func TestPrivateAuthorityOfTheService(t *testing.T) {
 	s := newService(t, softsgx.Options{})
 	secure := httptest.NewTLSServer(s.Config.Handler)
 	defer secure.Close()
-	secure.Config.ErrorLog = nil
 	config := pccs.Config{URL: secure.URL, Now: s.clock.Now, Wait: s.clock.wait, RootCAs: x509.NewCertPool()}
 	_, err := newClient(t, config).Collateral(context.Background(), platformRequest)
 	wantCode(t, err, attest.CodeUnreachable)
