@@ -38,8 +38,10 @@ func newRootCommand() *cobra.Command {
 		return &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "See " + cmd.CommandPath() + " -h."}
 	})
 	root.AddCommand(
+		benchCommand(),
 		configCommand(),
 		occlumCommand(),
+		predictCommand(),
 	)
 	return root
 }

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/client"
+)
+
+// inference is what every command that talks to an inference server needs to know.
+type inference struct {
+	server, crt, serverName, model, image string
+	timeout                               time.Duration
+}
+
+func (o *inference) addFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.server, "server", "localhost:9000", "address of the inference server, `HOST:PORT`")
+	f.StringVar(&o.crt, "crt", "", "`file` with the server's certificate, PEM (required)")
+	f.StringVar(&o.serverName, "server-name", "", "`name` that the certificate must have")
+	f.StringVar(&o.model, "model", "resnet", "`name` of the model")
+	f.StringVar(&o.image, "image", "", "JPEG or PNG `file` (required)")
+	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long one request may take")
+}
+
+// open reads the image and the certificate.
+func (o *inference) open() (image []float32, creds credentials.TransportCredentials, err error) {
+	if o.crt == "" || o.image == "" {
+		return nil, nil, attest.Errorf(attest.CodeUsage, "reading command line",
+			"The certificate is the one that the server's operator gave you.", "--crt and --image are required")
+	}
+	if o.timeout <= 0 {
+		return nil, nil, attest.Errorf(attest.CodeUsage, "reading command line", "", "--timeout is not positive")
+	}
+	f, err := os.Open(o.image)
+	if err != nil {
+		return nil, nil, attest.Errorf(attest.CodeConfig, "reading image", "", "%w", err)
+	}
+	defer f.Close()
+	if image, err = client.ReadImage(f); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", o.image, err)
+	}
+	text, err := readText(o.crt)
+	if err != nil {
+		return nil, nil, attest.Errorf(attest.CodeConfig, "reading server certificate", "", "%w", err)
+	}
+	creds, err = client.Pinned(client.Pin{Certificate: text, ServerName: o.serverName, Now: time.Now})
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", o.crt, err)
+	}
+	return image, creds, nil
+}
+
+// readText reads a file that a person wrote or a certificate: at most 1 MiB.
+func readText(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	const limit = 1 << 20
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && len(text) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return text, err
+}
+
+func predictCommand() *cobra.Command {
+	var o inference
+	var labels string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "predict",
+		Short: "Ask an inference server what an image shows",
+		Long: `predict sends an image to TensorFlow Serving and prints the most probable class and its probability.
+
+The image is scaled to 224×224 pixels. The server must show the very certificate of --crt, or one issued by it
+for --server-name. Without --labels classes have numbers instead of names.`,
+		Example: "  sesame predict --server localhost:31001 --crt server.crt --image cat.jpg\n" +
+			"  sesame predict --server localhost:31001 --crt server.crt --image star.jpg --labels labels.txt --json",
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			image, creds, err := o.open()
+			if err != nil {
+				return err
+			}
+			var names []string
+			if labels != "" {
+				text, err := readText(labels)
+				if err != nil {
+					return attest.Errorf(attest.CodeConfig, "reading labels", "", "%w", err)
+				}
+				names = strings.Split(strings.TrimRight(string(text), "\n"), "\n")
+			}
+			p, err := o.predict(cmd.Context(), creds, image)
+			if err != nil {
+				return err
+			}
+			best := client.Best(p)
+			name := ""
+			if best < len(names) {
+				name = strings.TrimSpace(names[best])
+			}
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(struct {
+					Index         int       `json:"index"`
+					Class         string    `json:"class,omitempty"`
+					Probability   float32   `json:"probability"`
+					Probabilities []float32 `json:"probabilities"`
+				}{best, name, p[best], p})
+			}
+			if name == "" {
+				name = fmt.Sprint(best)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "class %s, probability %.4f\n", name, p[best])
+			return err
+		},
+	}
+	o.addFlags(cmd)
+	cmd.Flags().StringVar(&labels, "labels", "", "`file` with the names of the classes, one a line")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with the probability of every class")
+	return cmd
+}
+
+func (o *inference) predict(ctx context.Context, creds credentials.TransportCredentials, image []float32) (_ []float32, err error) {
+	c, err := client.Dial(o.server, creds)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	return c.Predict(ctx, client.ResNet(o.model), image)
+}
