@@ -33,8 +33,10 @@ const (
 	goAddressSpace = 1536 << 20 // a Go runtime maps 1225 MiB before its first line
 	libosHeap      = 32 << 20   // beside the copy of the program that the LibOS loads from
 	leastThreads   = 32         // a Go program with TLS, timers and a few CPUs
-	initBudget     = 16 << 20
 )
+
+// InitBudget is the largest size of init in bytes: the LibOS holds all of it in its heap.
+const InitBudget = 16 << 20
 
 // inspection is one look at an instance directory.
 type inspection struct {
@@ -128,7 +130,7 @@ func (i *inspection) initProgram() error {
 	if f.Mode()&0o111 == 0 {
 		i.error(program, "is not executable (EACCES)", "chmod 755")
 	}
-	findings, err := Program(host, ProgramOptions{MaxSize: initBudget, Forbidden: Development()})
+	findings, err := Program(host, ProgramOptions{MaxSize: InitBudget, Forbidden: Development()})
 	if err != nil {
 		return err
 	}

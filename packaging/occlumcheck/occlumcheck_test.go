@@ -83,14 +83,14 @@ func without(flag string) []string {
 
 func TestProgramBuiltForOcclumPasses(t *testing.T) {
 	found, err := Program(build(t, "CGO_ENABLED=0", good...),
-		ProgramOptions{Interpreter: loader, MaxSize: initBudget, Forbidden: Development()})
+		ProgramOptions{Interpreter: loader, MaxSize: InitBudget, Forbidden: Development()})
 	if err != nil || len(found) > 0 {
 		t.Errorf("found %v, error %v", found, err)
 	}
 }
 
 func TestProgramNamesTheMissingFlag(t *testing.T) {
-	options := ProgramOptions{Interpreter: loader, MaxSize: initBudget}
+	options := ProgramOptions{Interpreter: loader, MaxSize: InitBudget}
 	for _, c := range []struct {
 		name  string
 		env   string
