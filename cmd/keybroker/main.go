@@ -1,6 +1,6 @@
 // Command keybroker is the key broker: it releases secrets to enclaves that prove what they are.
 //
-//	keybroker [--collateral URL|DIR] [--allow-http-pccs] [--log-level LEVEL] ADDRESS
+//	keybroker [--collateral URL|DIR] [--log-level LEVEL] ADDRESS
 //
 // Started in a folder with Occlum's dynamic_config.json and secret_config.json it takes the place of Occlum's
 // /bin/server: the same wire, the same line "Server listening on ADDRESS" on standard output once it answers, and
@@ -78,7 +78,6 @@ type command struct {
 	stdout, stderr io.Writer
 
 	collateral string
-	allowHTTP  bool
 	logLevel   string
 }
 
@@ -94,7 +93,6 @@ func (c *command) run(ctx context.Context, args []string, pccsURL string) int {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.Flags().StringVar(&c.collateral, "collateral", pccsURL,
 		"PCCS address, or a folder with collateral; the default is the environment's PCCS_URL")
-	root.Flags().BoolVar(&c.allowHTTP, "allow-http-pccs", false, "take collateral over http, too; it is signed")
 	root.Flags().StringVar(&c.logLevel, "log-level", "info", "debug, info, warning or error")
 	usage := func(err error) error {
 		return &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "See keybroker -h."}
@@ -141,9 +139,12 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return err
 	}
 	defer folder.Secrets.Wipe()
-	source, err := c.source(now)
+	source, err := c.source(now, log)
 	if err != nil {
 		return err
+	}
+	if closer, ok := source.(interface{ Close() }); ok {
+		defer closer.Close()
 	}
 	for _, root := range folder.Roots {
 		log.Warnf("trusting %s instead of Intel's root, because %s says so: this is not for production",
@@ -215,15 +216,18 @@ func checkSelf(ctx context.Context, identity *ratls.Identity, v attest.Verifier,
 	return nil
 }
 
-func (c *command) source(now func() time.Time) (dcap.Source, error) {
+// source finds collateral. It is signed, so that a service without TLS can withhold it but not forge it.
+func (c *command) source(now func() time.Time, log logrus.FieldLogger) (dcap.Source, error) {
 	switch {
 	case c.collateral == "":
 		return nil, attest.Errorf(attest.CodeConfig, "finding collateral",
 			"Set PCCS_URL, or give --collateral with a PCCS address or a folder.", "no source is named")
-	case strings.Contains(c.collateral, "://"):
-		return pccs.New(pccs.Config{URL: c.collateral, AllowHTTP: c.allowHTTP, Now: now})
+	case strings.HasPrefix(c.collateral, "http://"):
+		log.Warn("collateral comes over http: who is on the way sees which platforms are asked for and can withhold it")
+	case !strings.Contains(c.collateral, "://"):
+		return pccs.Dir(c.collateral), nil
 	}
-	return pccs.Dir(c.collateral), nil
+	return pccs.New(pccs.Config{URL: c.collateral, AllowHTTP: true, Now: now})
 }
 
 // clock is the host's clock, but never before the build: the host may set its clock as it likes.

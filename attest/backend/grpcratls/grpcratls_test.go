@@ -1,0 +1,136 @@
+package grpcratls_test
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/attest/backend/backendtest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/brokertest"
+)
+
+// start makes a broker with a fault and a client for it.
+func start(t *testing.T, s backendtest.Service) backend.Backend {
+	t.Helper()
+	platform := brokertest.Platform(t, softsgx.Options{})
+	c := grpcratls.Config{
+		Attester: platform.Attester(brokertest.Workload()),
+		Verifier: brokertest.Verifier(platform),
+		Policy:   brokertest.BrokerPolicy(),
+		Now:      brokertest.Clock,
+		Logger:   brokertest.Logger(s.Log),
+		Pause:    time.Millisecond,
+	}
+	server := broker.Config{
+		Identity:  brokertest.Identity(t, platform, brokertest.Broker()),
+		Verifier:  brokertest.Verifier(platform),
+		Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), AllSecrets: true}},
+		Secrets:   brokertest.Secrets(s.Secrets),
+		Now:       brokertest.Clock,
+		Logger:    brokertest.Logger(s.Log),
+	}
+	switch s.Fault {
+	case backendtest.WrongPeer:
+		server.Identity = brokertest.Identity(t, platform, brokertest.Enclave(0xcc, 100, 2))
+	case backendtest.NotGenuine:
+		server.Identity = brokertest.Identity(t, brokertest.Platform(t, softsgx.Options{}), brokertest.Broker())
+	case backendtest.Refuses:
+		c.Attester = platform.Attester(brokertest.Enclave(0xab, 1, 2))
+	case backendtest.Silent, backendtest.Down:
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		if s.Fault == backendtest.Down {
+			_ = l.Close()
+		}
+		c.Servers = []string{l.Addr().String()}
+	}
+	if c.Servers == nil {
+		c.Servers = []string{brokertest.Listen(t, server)}
+	}
+	client, err := grpcratls.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func TestConformance(t *testing.T) { backendtest.Run(t, start) }
+
+func TestTheNextServerIsAsked(t *testing.T) {
+	var log bytes.Buffer
+	platform := brokertest.Platform(t, softsgx.Options{})
+	config := func(product uint16) broker.Config {
+		return broker.Config{
+			Identity:  brokertest.Identity(t, platform, brokertest.Enclave(0xcc, product, 3)),
+			Verifier:  brokertest.Verifier(platform),
+			Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), AllSecrets: true}},
+			Secrets:   brokertest.Secrets(map[string][]byte{"k": []byte("v")}),
+			Now:       brokertest.Clock,
+			Logger:    brokertest.Logger(&bytes.Buffer{}),
+		}
+	}
+	down, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = down.Close()
+	client, err := grpcratls.New(grpcratls.Config{
+		Servers: []string{
+			down.Addr().String(), brokertest.Listen(t, config(99)), brokertest.Listen(t, config(100)),
+		},
+		Attester: platform.Attester(brokertest.Workload()),
+		Verifier: brokertest.Verifier(platform),
+		Policy:   brokertest.BrokerPolicy(),
+		Now:      brokertest.Clock,
+		Logger:   brokertest.Logger(&log),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := client.Fetch(context.Background(), []string{"k"})
+	if err != nil || string(got["k"].Expose()) != "v" {
+		t.Fatalf("%v\n%s", err, log.String())
+	}
+	for _, want := range []string{"connection refused", "product_id"} {
+		if !bytes.Contains(log.Bytes(), []byte(want)) {
+			t.Errorf("the log does not say %q:\n%s", want, log.String())
+		}
+	}
+}
+
+func TestAConfigThatCannotWorkIsRefused(t *testing.T) {
+	platform := brokertest.Platform(t, softsgx.Options{})
+	good := grpcratls.Config{
+		Servers:  []string{"localhost:5000"},
+		Attester: platform.Attester(brokertest.Workload()),
+		Verifier: brokertest.Verifier(platform),
+		Policy:   brokertest.BrokerPolicy(),
+	}
+	if _, err := grpcratls.New(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*grpcratls.Config){
+		"no server":   func(c *grpcratls.Config) { c.Servers = nil },
+		"no port":     func(c *grpcratls.Config) { c.Servers = []string{"broker"} },
+		"no host":     func(c *grpcratls.Config) { c.Servers = []string{":5000"} },
+		"no attester": func(c *grpcratls.Config) { c.Attester = nil },
+		"no verifier": func(c *grpcratls.Config) { c.Verifier = nil },
+		"no policy":   func(c *grpcratls.Config) { c.Policy = nil },
+	} {
+		c := good
+		change(&c)
+		if _, err := grpcratls.New(c); attest.CodeOf(err) != attest.CodeConfig {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
