@@ -1,0 +1,296 @@
+package libos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/occlumsim"
+)
+
+// Options say what to run.
+type Options struct {
+	Dir      string        `json:"dir"`      // the instance
+	Platform string        `json:"platform"` // directory of the software platform
+	KSS      occlumsim.KSS `json:"kss"`
+	// Command is the application and its arguments.
+	Command []string `json:"command"`
+	// StrictApp runs the application under the LibOS's ABI, too.
+	StrictApp bool `json:"strict_app"`
+}
+
+// supervisorName is argv[0] of the supervisor.
+const supervisorName = "occlum-libos"
+
+// Reexec must be called first by every program that uses [Run]: where the process is one that Run started, it does
+// that process's work and reports its exit status.
+func Reexec() (status int, reexecuted bool) {
+	switch os.Args[0] {
+	case supervisorName:
+		return supervise(), true
+	case stageName:
+		return runStage(), true
+	}
+	return 0, false
+}
+
+// passedSignals are handed on to the application. The terminal sends those of the keyboard to all by itself.
+var passedSignals = []os.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGINT, unix.SIGQUIT}
+
+// Run boots the instance and runs the application in it, on the caller's standard streams. It returns the
+// application's exit status, 128 and the signal's number where one ended it, and 127 where it could not be started.
+// What ctx ends is killed.
+func Run(ctx context.Context, o Options) (int, error) {
+	text, err := json.Marshal(o)
+	if err != nil {
+		return 0, err
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer read.Close()
+	defer write.Close()
+	cmd := exec.CommandContext(ctx, executable)
+	cmd.Args = []string{supervisorName}
+	cmd.Dir = o.Dir
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{read}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID,
+		Pdeathsig:  unix.SIGKILL,
+	}
+	if uid := os.Geteuid(); uid != 0 {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, passedSignals...)
+	defer signal.Stop(signals)
+	status, err := runSupervisor(cmd, write, text, signals)
+	if errors.Is(err, unix.EPERM) {
+		err = &attest.Error{Code: attest.CodeLaunch, Step: "starting the simulator", Err: err,
+			Hint: "It needs root or user namespaces (sysctl kernel.unprivileged_userns_clone, " +
+				"kernel.apparmor_restrict_unprivileged_userns); in a container CAP_SYS_ADMIN and seccomp=unconfined."}
+	}
+	return status, err
+}
+
+func runSupervisor(cmd *exec.Cmd, config io.WriteCloser, text []byte, signals <-chan os.Signal) (int, error) {
+	// The parent-death signal is that of the thread that starts the child: it must live as long as the child.
+	type result struct {
+		status int
+		err    error
+	}
+	started, ended := make(chan error, 1), make(chan result, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			err = cmd.Wait()
+			var exit *exec.ExitError
+			if errors.As(err, &exit) && exit.Exited() {
+				err = nil
+			}
+			ended <- result{cmd.ProcessState.ExitCode(), err}
+		}
+	}()
+	if err := <-started; err != nil {
+		return 0, err
+	}
+	if _, err := config.Write(text); err != nil {
+		return 0, err
+	}
+	config.Close()
+	for {
+		select {
+		case s := <-signals:
+			if !fromTerminal(s) {
+				_ = cmd.Process.Signal(s)
+			}
+		case r := <-ended:
+			return r.status, r.err
+		}
+	}
+}
+
+// fromTerminal says whether a signal is one that the terminal has sent to the application as well.
+func fromTerminal(s os.Signal) bool {
+	if s != unix.SIGINT && s != unix.SIGQUIT {
+		return false
+	}
+	foreground, err := unix.IoctlGetInt(0, unix.TIOCGPGRP)
+	return err == nil && foreground == unix.Getpgrp()
+}
+
+// supervise is the process in its own namespaces. Its working directory is the instance: host paths of the LibOS are
+// relative to it.
+func supervise() int {
+	log := logrus.New()
+	log.SetFormatter(plainFormatter{})
+	var o Options
+	config := os.NewFile(3, "options")
+	err := json.NewDecoder(config).Decode(&o)
+	config.Close()
+	if err == nil {
+		var status int
+		if status, err = live(o, log); err == nil {
+			return status
+		}
+	}
+	fmt.Fprintln(os.Stderr, "occlum: "+err.Error())
+	if hint := attest.HintOf(err); hint != "" {
+		fmt.Fprintln(os.Stderr, "hint: "+hint)
+	}
+	return 1
+}
+
+// plainFormatter writes one line for each entry, as the rest of the command does.
+type plainFormatter struct{}
+
+func (plainFormatter) Format(e *logrus.Entry) ([]byte, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "occlum: %s", e.Message)
+	for _, name := range []string{"target", "inode"} {
+		if v, ok := e.Data[name]; ok {
+			fmt.Fprintf(&b, " (%s %v)", name, v)
+		}
+	}
+	if err, ok := e.Data[logrus.ErrorKey]; ok {
+		fmt.Fprintf(&b, ": %v", err)
+	}
+	return append([]byte(b.String()), '\n'), nil
+}
+
+// live is the enclave's life: init to its end, then the application.
+func live(o Options, log *logrus.Logger) (int, error) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, passedSignals...)
+	instance, err := occlumsim.Open(".")
+	if err != nil {
+		return 0, err
+	}
+	l, err := boot(o, instance, log)
+	if err != nil {
+		return 0, err
+	}
+	stdio := [3]*os.File{os.Stdin, os.Stdout, os.Stderr}
+	if err := l.runInit(stdio, signals); err != nil {
+		return 0, err
+	}
+	return l.runApp(o.Command, o.StrictApp, os.Environ(), stdio, signals)
+}
+
+const initProgram = "/bin/init"
+
+func (l *LibOS) runInit(stdio [3]*os.File, signals <-chan os.Signal) error {
+	spec := programSpec{Root: l.root, Path: initProgram, Args: []string{"init"},
+		Env: environment(l.trusted, l.system.Env.Untrusted, os.Environ()), Strict: true}
+	p, err := l.spawn(spec, stdio)
+	if err != nil {
+		return &attest.Error{Code: attest.CodeLaunch, Step: "starting " + initProgram, Err: err}
+	}
+	status := p.wait(signals)
+	if p.reason != "" {
+		l.log.Errorf("%s was ended: %s", initProgram, p.reason)
+	}
+	code := 0
+	switch {
+	case p.reason != "":
+		code = 128 + int(unix.SIGSEGV) // what the LibOS would have seen
+	case status.Signaled():
+		code = 128 + int(status.Signal())
+	default:
+		code = status.ExitStatus() & 0x7F
+	}
+	if code != 0 {
+		return fmt.Errorf("The init process exit with code: %d", code)
+	}
+	return nil
+}
+
+// runApp runs the application and returns its exit status.
+func (l *LibOS) runApp(command []string, strict bool, host []string, stdio [3]*os.File,
+	signals <-chan os.Signal,
+) (int, error) {
+	l.mu.Lock()
+	entryPoints, trusted := l.entryPoints, l.trusted
+	l.mu.Unlock()
+	program := command[0]
+	var err error
+	switch {
+	case !path.IsAbs(program), hasDotDot(program):
+		err = unix.EINVAL
+	case !permitted(path.Clean(program), entryPoints):
+		err = fmt.Errorf("%w: not below an entry point (%s)", unix.EACCES, strings.Join(entryPoints, ", "))
+	}
+	var p *process
+	if err == nil {
+		p, err = l.spawn(programSpec{Root: l.root, Path: program, Args: command,
+			Env: environment(trusted, l.system.Env.Untrusted, host), Strict: strict}, stdio)
+	}
+	if err != nil {
+		l.log.Errorf("failed to start %s: %v", program, err)
+		return 127, nil
+	}
+	status := p.wait(signals)
+	if p.reason != "" {
+		l.log.Errorf("%s was ended: %s", program, p.reason)
+	}
+	if status.Signaled() {
+		return 128 + int(status.Signal()), nil
+	}
+	return status.ExitStatus(), nil
+}
+
+func hasDotDot(name string) bool {
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." {
+			return true
+		}
+	}
+	return false
+}
+
+// spawn checks what the LibOS checks before it starts a program.
+func (l *LibOS) spawn(spec programSpec, stdio [3]*os.File) (*process, error) {
+	if limit := int(l.system.StackArea()); stackUse(spec.Args, spec.Env) > limit {
+		return nil, fmt.Errorf("%w: arguments and environment do not fit into the stack's %d bytes for them "+
+			"(1/256 of process.default_stack_size)", unix.ENOMEM, limit)
+	}
+	if spec.Strict {
+		if err := checkELF(spec.Root, spec.Path); err != nil {
+			return nil, err
+		}
+	}
+	return l.start(spec, stdio)
+}
+
+// wait hands signals on until the program ends.
+func (p *process) wait(signals <-chan os.Signal) unix.WaitStatus {
+	for {
+		select {
+		case s := <-signals:
+			if number, ok := s.(unix.Signal); ok && !fromTerminal(s) {
+				_ = unix.Kill(p.pid, number)
+			}
+		case <-p.exited:
+			return p.status
+		}
+	}
+}

@@ -1,0 +1,300 @@
+package libos
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// forkStage starts the stage. Where it is to be traced, it stops at its first instruction, and the calling thread
+// becomes its tracer.
+func forkStage(files []uintptr, traced bool) (int, error) {
+	return syscall.ForkExec(executable, []string{stageName}, &syscall.ProcAttr{
+		Env: []string{}, Files: files, Sys: &syscall.SysProcAttr{Ptrace: traced},
+	})
+}
+
+const traceOptions = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESECCOMP | unix.PTRACE_O_TRACECLONE |
+	unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC
+
+// poison is in all general registers of a new thread: the LibOS promises nothing about them.
+const poison = 0xbadc0de5bad00bad
+
+// tracer changes what only a debugger can: the registers of new threads, the address hints of mmap, and the
+// auxiliary vector. All its calls come from one thread.
+type tracer struct {
+	p       *process
+	armed   bool // the program has been executed; before, it is the stage that runs
+	waiting map[int]bool
+	threads map[int]threadStart // new threads whose first stop has not come
+	asked   map[int]threadStart // what the last clone of a thread asked for
+}
+
+// threadStart is how the LibOS starts a thread: no other register is defined.
+type threadStart struct {
+	known    bool // false for a new process, which starts as the kernel starts it
+	rip, rsp uint64
+}
+
+// trace starts the stage as a traced child and follows it to its end.
+func (p *process) trace(files []uintptr, started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(p.exited)
+	pid, err := forkStage(files, true)
+	if err != nil {
+		started <- err
+		return
+	}
+	p.pid = pid
+	t := &tracer{p: p, waiting: map[int]bool{}, threads: map[int]threadStart{}, asked: map[int]threadStart{}}
+	err = t.attach(pid)
+	started <- err
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	t.follow()
+}
+
+func (t *tracer) attach(pid int) error {
+	var status unix.WaitStatus
+	if _, err := wait(pid, &status); err != nil {
+		return err
+	}
+	if err := unix.PtraceSetOptions(pid, traceOptions); err != nil {
+		return fmt.Errorf("tracing a program: %w", err)
+	}
+	return unix.PtraceCont(pid, 0)
+}
+
+// wait waits for a child of this thread or a thread that it traces.
+func wait(pid int, status *unix.WaitStatus) (int, error) {
+	for {
+		got, err := unix.Wait4(pid, status, unix.WALL|unix.WNOTHREAD, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return got, err
+		}
+	}
+}
+
+// follow returns when the program and all that it started are gone.
+func (t *tracer) follow() {
+	for {
+		var status unix.WaitStatus
+		pid, err := wait(-1, &status)
+		if err != nil {
+			return
+		}
+		if !status.Stopped() {
+			if pid == t.p.pid {
+				t.p.status = status
+			}
+			continue
+		}
+		signal := 0
+		switch event := int(status) >> 16; {
+		case event != 0:
+			err = t.event(pid, event)
+		case t.isNew(pid, status.StopSignal()):
+			continue
+		case status.StopSignal() != unix.SIGTRAP:
+			signal = int(status.StopSignal())
+		}
+		// A thread that is killed meanwhile is not there any more (ESRCH), which its end will tell.
+		if err == nil {
+			err = unix.PtraceCont(pid, signal)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			t.kill(pid, "tracing it failed: "+err.Error())
+		}
+	}
+}
+
+// isNew takes the first stop of a new thread. It may come before the event of the thread that made it.
+func (t *tracer) isNew(pid int, signal unix.Signal) bool {
+	start, ok := t.threads[pid]
+	switch {
+	case ok:
+		t.begin(pid, start)
+		return true
+	case signal == unix.SIGSTOP && pid != t.p.pid && !t.waiting[pid]:
+		t.waiting[pid] = true
+		return true
+	}
+	return false
+}
+
+// begin sets the registers of a new thread and lets it run.
+func (t *tracer) begin(pid int, start threadStart) {
+	delete(t.threads, pid)
+	delete(t.waiting, pid)
+	if start.known {
+		var regs unix.PtraceRegs
+		if err := unix.PtraceGetRegs(pid, &regs); err != nil {
+			return
+		}
+		for _, r := range []*uint64{&regs.Rax, &regs.Rbx, &regs.Rcx, &regs.Rdx, &regs.Rsi, &regs.Rdi, &regs.Rbp,
+			&regs.R8, &regs.R9, &regs.R10, &regs.R11, &regs.R12, &regs.R13, &regs.R14, &regs.R15} {
+			*r = poison
+		}
+		regs.Orig_rax = ^uint64(0) // so that no call is restarted
+		regs.Rip, regs.Rsp = start.rip, start.rsp
+		if err := unix.PtraceSetRegs(pid, &regs); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.kill(pid, "setting the registers of a thread: "+err.Error())
+			return
+		}
+	}
+	_ = unix.PtraceCont(pid, 0)
+}
+
+func (t *tracer) event(pid, event int) error {
+	switch event {
+	case unix.PTRACE_EVENT_EXEC:
+		t.armed = true
+		return hideVDSO(pid)
+	case unix.PTRACE_EVENT_SECCOMP:
+		if t.armed {
+			return t.call(pid)
+		}
+	case unix.PTRACE_EVENT_CLONE, unix.PTRACE_EVENT_FORK, unix.PTRACE_EVENT_VFORK:
+		message, err := unix.PtraceGetEventMsg(pid)
+		if err != nil {
+			return err
+		}
+		child := int(message)
+		start := threadStart{}
+		if event == unix.PTRACE_EVENT_CLONE {
+			start = t.asked[pid]
+			delete(t.asked, pid)
+		}
+		t.threads[child] = start
+		if t.waiting[child] {
+			t.begin(child, start)
+		}
+	}
+	return nil
+}
+
+// Flags of clone that the LibOS wants, and that it refuses (L/process/do_clone.rs).
+const (
+	cloneMandatory = unix.CLONE_VM | unix.CLONE_THREAD | unix.CLONE_SIGHAND | unix.CLONE_FILES | unix.CLONE_FS |
+		unix.CLONE_SETTLS | unix.CLONE_SYSVSEM
+	cloneRefused = unix.CLONE_VFORK | unix.CLONE_PIDFD | unix.CLONE_PTRACE | unix.CLONE_UNTRACED |
+		unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER |
+		unix.CLONE_NEWPID | unix.CLONE_NEWNET
+)
+
+// call is a system call whose filter said trace.
+func (t *tracer) call(pid int) error {
+	var regs unix.PtraceRegs
+	if err := unix.PtraceGetRegs(pid, &regs); err != nil {
+		return err
+	}
+	switch regs.Orig_rax {
+	case unix.SYS_MMAP:
+		regs.Rdi = 0
+		return unix.PtraceSetRegs(pid, &regs)
+	case unix.SYS_CLONE:
+		return t.clone(pid, &regs)
+	}
+	return nil
+}
+
+func (t *tracer) clone(pid int, regs *unix.PtraceRegs) error {
+	flags, stack := regs.Rdi, regs.Rsi
+	if flags&cloneMandatory != cloneMandatory || flags&cloneRefused != 0 || stack == 0 ||
+		flags&unix.CLONE_PARENT_SETTID != 0 && regs.Rdx == 0 ||
+		flags&(unix.CLONE_CHILD_SETTID|unix.CLONE_CHILD_CLEARTID) != 0 && regs.R10 == 0 {
+		return t.refuse(pid, regs, unix.EINVAL)
+	}
+	entry, err := readWord(pid, stack)
+	if err != nil || !executableAt(pid, entry) {
+		t.kill(pid, fmt.Sprintf("it starts a thread as Linux does: the LibOS takes a thread's first instruction from the "+
+			"top of its stack, where this program has %#x, which is no code. A Go program must be built with the "+
+			"runtime overlay of init/goruntime, a C program with Occlum's libc", entry))
+		return nil
+	}
+	t.asked[pid] = threadStart{known: true, rip: entry, rsp: stack}
+	return nil
+}
+
+// refuse lets the kernel skip the call of a thread that is stopped at it.
+func (t *tracer) refuse(pid int, regs *unix.PtraceRegs, errno unix.Errno) error {
+	regs.Orig_rax = ^uint64(0)
+	regs.Rax = -uint64(errno)
+	return unix.PtraceSetRegs(pid, regs)
+}
+
+func (t *tracer) kill(pid int, reason string) {
+	if t.p.reason == "" {
+		t.p.reason = reason
+	}
+	_ = unix.Kill(t.p.pid, unix.SIGKILL)
+}
+
+// executableAt says whether a program has code at an address.
+func executableAt(pid int, addr uint64) bool {
+	f, err := os.Open(procPath(pid, "maps"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var first, last uint64
+		var perm string
+		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &first, &last, &perm); err != nil {
+			return false
+		}
+		if first <= addr && addr < last {
+			return strings.Contains(perm, "x")
+		}
+	}
+	return false
+}
+
+// Types of auxiliary vector entries.
+const (
+	auxNull   = 0
+	auxIgnore = 1
+)
+
+// auxvHidden are the entries that the LibOS does not give: flags of the loader, hardware capabilities, clock
+// ticks, the vDSO, the name of the file, restartable sequences, the signal stack's size.
+var auxvHidden = map[uint64]bool{15: true, 16: true, 17: true, 24: true, 26: true, 27: true, 28: true, 29: true,
+	30: true, 31: true, 33: true, 51: true}
+
+// hideVDSO removes from the auxiliary vector of a program that has just been executed what the LibOS does not give.
+func hideVDSO(pid int) error {
+	var regs unix.PtraceRegs
+	if err := unix.PtraceGetRegs(pid, &regs); err != nil {
+		return err
+	}
+	addr := regs.Rsp
+	count, err := readWord(pid, addr)
+	if err != nil {
+		return err
+	}
+	addr += 8 * (count + 2) // the arguments and their NULL
+	for value := uint64(1); value != 0; addr += 8 {
+		if value, err = readWord(pid, addr); err != nil {
+			return err
+		}
+	}
+	for ; ; addr += 16 {
+		kind, err := readWord(pid, addr)
+		if err != nil || kind == auxNull {
+			return err
+		}
+		if auxvHidden[kind] {
+			if err := writeMemory(pid, addr, []byte{auxIgnore, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+				return err
+			}
+		}
+	}
+}
