@@ -207,7 +207,7 @@ type platform struct {
 	periods periods
 }
 
-// verifyPCKChain verifies the chain of PCK certificate, CA and root.
+// verifyPCKChain verifies the chain of PCK certificate, CA and root, in this order.
 func (t *trust) verifyPCKChain(chain []byte) (*platform, error) {
 	const hint = "The chain in the quote does not end in a trusted root; a quote of a software platform needs that platform's root."
 	ders, err := decodeChain(chain, 3)
