@@ -98,6 +98,8 @@ func (s *service) failing(f func(w http.ResponseWriter, r *http.Request) bool) {
 	s.fail = f
 }
 
+func (s *service) roots() []*x509.Certificate { return []*x509.Certificate{s.platform.RootCA()} }
+
 // down makes every answer a 503.
 func (s *service) down() {
 	s.failing(func(w http.ResponseWriter, _ *http.Request) bool {
@@ -114,7 +116,7 @@ func (s *service) count() int {
 
 func (s *service) client(t *testing.T, change ...func(*pccs.Config)) *pccs.Client {
 	t.Helper()
-	c := pccs.Config{URL: s.URL, AllowHTTP: true, Now: s.clock.Now, Wait: s.clock.wait}
+	c := pccs.Config{URL: s.URL, AllowHTTP: true, Roots: s.roots(), Now: s.clock.Now, Wait: s.clock.wait}
 	for _, f := range change {
 		f(&c)
 	}
@@ -351,15 +353,7 @@ func TestAnswersThatRefuse(t *testing.T) {
 			w.Header().Set("TCB-Info-Issuer-Chain", "x")
 			_, _ = w.Write([]byte("<html>"))
 			return true
-		}, 4, attest.CodeCollateral, "TCB info: invalid character"},
-		{"another platform's", func(w http.ResponseWriter, r *http.Request) bool {
-			if !strings.HasSuffix(r.URL.Path, "/tcb") {
-				return false
-			}
-			w.Header().Set("TCB-Info-Issuer-Chain", "x")
-			_, _ = w.Write([]byte(`{"tcbInfo":{"nextUpdate":"2026-02-01T00:00:00Z","fmspc":"00906ED50000"}}`))
-			return true
-		}, 4, attest.CodeCollateral, "not 00606A000000"},
+		}, 4, attest.CodeCollateral, "issuer chain"},
 		{"no CRL", func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.HasSuffix(r.URL.Path, "/rootcacrl") {
 				return false
@@ -375,9 +369,6 @@ func TestAnswersThatRefuse(t *testing.T) {
 			wantCode(t, err, c.code)
 			if err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%q does not say %q", err, c.says)
-			}
-			if dcap.StepOf(err) != dcap.StepFetch {
-				t.Errorf("the step is %q, want %q", dcap.StepOf(err), dcap.StepFetch)
 			}
 			if n := s.count(); n != c.requests {
 				t.Errorf("the service was asked %d times, want %d", n, c.requests)
@@ -507,14 +498,14 @@ func TestCloseEndsFetches(t *testing.T) {
 
 func TestServiceCannotGoBack(t *testing.T) {
 	for name, c := range map[string]struct {
-		reissue func(p *softsgx.Platform, now time.Time) (older http.Handler, err error)
+		reissue func(t *testing.T, p *softsgx.Platform, now time.Time) (older http.Handler, err error)
 		says    string
 	}{
-		"evaluation number": {func(p *softsgx.Platform, now time.Time) (http.Handler, error) {
+		"evaluation number": {func(_ *testing.T, p *softsgx.Platform, now time.Time) (http.Handler, error) {
 			return p.PCCS(), p.Reissue(now, softsgx.TCB{EvaluationNumber: 16, Status: tcbstatus.UpToDate})
-		}, "evaluation number 16 after 17"},
-		"CRL number": {func(*softsgx.Platform, time.Time) (http.Handler, error) {
-			older, err := softsgx.New(softsgx.Options{Now: now})
+		}, "evaluation number is 16 after 17"},
+		"CRL number": {func(t *testing.T, _ *softsgx.Platform, now time.Time) (http.Handler, error) {
+			older, err := softsgx.New(softsgx.Options{Now: now, Rand: rand.NewChaCha8(sha256.Sum256([]byte(t.Name())))})
 			if err != nil {
 				return nil, err
 			}
@@ -530,7 +521,7 @@ func TestServiceCannotGoBack(t *testing.T) {
 			cached := func(c *pccs.Config) { c.Directory = dir }
 			client := s.client(t, cached)
 			first := fetch(t, client)
-			older, err := c.reissue(s.platform, s.clock.Now())
+			older, err := c.reissue(t, s.platform, s.clock.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -546,8 +537,6 @@ func TestServiceCannotGoBack(t *testing.T) {
 		})
 	}
 }
-
-var now = newClock().now
 
 func TestExpiredCollateralIsNotTaken(t *testing.T) {
 	s := newService(t, softsgx.Options{Validity: day})
@@ -589,30 +578,28 @@ func TestSpoiltDiskCacheIsFetchedAnew(t *testing.T) {
 	}
 }
 
-func TestUncheckedCollateralIsNotCached(t *testing.T) {
+func TestCollateralOfAnotherRootIsNotCached(t *testing.T) {
 	s := newService(t, softsgx.Options{})
-	forged := errors.New("forged")
-	good := false
 	dir := t.TempDir()
-	client := s.client(t, func(c *pccs.Config) {
-		c.Directory = dir
-		c.Check = func(context.Context, dcap.Request, *dcap.Collateral, time.Time) error {
-			if good {
-				return nil
-			}
-			return attest.Errorf(attest.CodeCollateral, "verifying TCB info", "", "%w", forged)
-		}
-	})
+	client := s.client(t, func(c *pccs.Config) { c.Directory, c.Roots = dir, nil })
 	_, err := client.Collateral(context.Background(), platformRequest)
-	if !errors.Is(err, forged) {
-		t.Errorf("got %v, want the check's refusal", err)
-	}
+	wantCode(t, err, attest.CodeCollateral)
 	if files, _ := os.ReadDir(dir); len(files) != 0 {
 		t.Errorf("refused collateral is on disk: %v", files)
 	}
-	good = true
-	s.clock.advance(time.Minute)
-	fetch(t, client)
+}
+
+func TestCollateralOfAnotherPlatformIsNotTaken(t *testing.T) {
+	s := newService(t, softsgx.Options{FMSPC: [6]byte{7}})
+	s.failing(func(_ http.ResponseWriter, r *http.Request) bool {
+		r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "00606A000000", "070000000000", 1)
+		return false
+	})
+	_, err := s.client(t).Collateral(context.Background(), platformRequest)
+	wantCode(t, err, attest.CodeCollateral)
+	if err != nil && !strings.Contains(err.Error(), "for FMSPC 070000000000, not 00606A000000") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestCacheIsBounded(t *testing.T) {
@@ -655,7 +642,7 @@ func TestPrivateAuthorityOfTheService(t *testing.T) {
 	s := newService(t, softsgx.Options{})
 	secure := httptest.NewTLSServer(s.Config.Handler)
 	defer secure.Close()
-	config := pccs.Config{URL: secure.URL, Now: s.clock.Now, Wait: s.clock.wait, RootCAs: x509.NewCertPool()}
+	config := pccs.Config{URL: secure.URL, Roots: s.roots(), Now: s.clock.Now, Wait: s.clock.wait, RootCAs: x509.NewCertPool()}
 	_, err := newClient(t, config).Collateral(context.Background(), platformRequest)
 	wantCode(t, err, attest.CodeUnreachable)
 	if !strings.Contains(attest.HintOf(err), "authority") || len(s.clock.waits) != 0 {
@@ -750,7 +737,7 @@ func TestErrorsNameServiceAndPlatform(t *testing.T) {
 	s := newService(t, softsgx.Options{FMSPC: [6]byte{1}})
 	_, err := s.client(t).Collateral(context.Background(), platformRequest)
 	u, _ := url.Parse(s.URL)
-	want := fmt.Sprintf("fetching collateral: %s: TCB info of FMSPC 00606A000000: the service answered 404 Not Found", u.Host)
+	want := fmt.Sprintf("asking %s: TCB info of FMSPC 00606A000000: the service answered 404 Not Found", u.Host)
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

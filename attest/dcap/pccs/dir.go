@@ -63,7 +63,7 @@ func (d dir) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error)
 				hint = "A collateral directory holds tcb_info.json, tcb_chain.pem, qe_identity.json, qe_chain.pem, " +
 					"pck_crl.der, pck_crl_chain.pem and root_ca_crl.der."
 			}
-			return nil, attest.Errorf(attest.CodeCollateral, string(dcap.StepFetch), hint, "%w", err)
+			return nil, attest.Errorf(attest.CodeCollateral, "reading collateral directory", hint, "%w", err)
 		}
 		*doc.raw = raw
 	}
@@ -127,7 +127,7 @@ type stapled struct{ c *dcap.Collateral }
 
 func (s stapled) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error) {
 	if s.c == nil {
-		return nil, attest.Errorf(attest.CodeCollateral, string(dcap.StepFetch),
+		return nil, attest.Errorf(attest.CodeCollateral, "reading stapled collateral",
 			"The peer must send its collateral with its evidence, or a collateral service must be configured.",
 			"the evidence came without collateral")
 	}

@@ -12,15 +12,15 @@
 //   - Failures that may pass (no connection, 429, 5xx) are tried again with growing, jittered delays, or after
 //     what Retry-After says. A failure is remembered for a short while, so that a service that is down or does
 //     not know a platform is not asked by every session.
+//   - Nothing is cached whose signatures do not lead to a trusted root, so neither a service nor, on plain HTTP,
+//     anybody on the way can spoil the cache. The verifier checks all of it again.
 //   - What a service once offered it may not take back: collateral with a lower tcbEvaluationDataNumber or CRL
 //     number than seen before is refused.
 //
 // # Limits
 //
-// Collateral is signed and the client does not check signatures: [Config.Check] does that, before anything is
-// cached, and the verifier does it again. Without Check a service or, on plain HTTP, anybody on the way can put
-// worthless collateral into the cache, for at most MaxAge; it can deny service, but nothing else. That is why
-// plain HTTP is possible, and why it must be asked for with [Config.AllowHTTP].
+// A service can withhold what is new, as long as what it has is valid; without TLS so can anybody on the way.
+// That is why plain HTTP is possible, and why it must be asked for with [Config.AllowHTTP].
 //
 // The client asks for collateral only: it gets no PCK certificates and needs no subscription key.
 //
@@ -33,11 +33,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"path"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -80,8 +80,8 @@ type Config struct {
 	// service.
 	Update string
 
-	// Check, where set, verifies collateral before it is cached.
-	Check func(ctx context.Context, r dcap.Request, c *dcap.Collateral, at time.Time) error
+	// Roots are the roots that collateral must be signed below; empty means Intel's.
+	Roots []*x509.Certificate
 
 	// Directory is the cache on disk, with one directory per platform that [Dir] can read. Empty means none.
 	Directory string
@@ -272,9 +272,9 @@ func (c *Client) Refresh(ctx context.Context, r dcap.Request) (*dcap.Collateral,
 
 const hintReach = "Check that the collateral service runs and can be reached from here."
 
-// refuse makes the client's errors: all are of one step, and name the service.
+// refuse makes the client's errors, which all name the service.
 func (c *Client) refuse(code attest.Code, hint, format string, args ...any) error {
-	return attest.Errorf(code, string(dcap.StepFetch), hint, c.base.Host+": "+format, args...)
+	return attest.Errorf(code, "asking "+c.base.Host, hint, format, args...)
 }
 
 func (c *Client) checkRequest(r dcap.Request) error {
@@ -357,13 +357,13 @@ func (c *Client) fetch(r dcap.Request) <-chan singleflight.Result {
 	})
 }
 
-// download fetches all documents and checks what can be checked without keys.
+// download fetches and checks all documents.
 func (c *Client) download(ctx context.Context, r dcap.Request, seen marks, now time.Time) (entry, error) {
 	collateral, err := c.documents(ctx, r)
 	if err != nil {
 		return entry{}, err
 	}
-	e, err := c.judge(ctx, r, collateral, now)
+	e, err := c.check(r, collateral)
 	if err != nil {
 		return entry{}, err
 	}
@@ -384,18 +384,39 @@ func (c *Client) download(ctx context.Context, r dcap.Request, seen marks, now t
 	return e, nil
 }
 
-// judge reads marks and expiry of collateral, and lets Check verify it.
-func (c *Client) judge(ctx context.Context, r dcap.Request, collateral *dcap.Collateral, now time.Time) (entry, error) {
-	marks, expires, err := read(r, collateral)
-	if err != nil {
+// check verifies the signatures of collateral and reads what the cache must know of it.
+func (c *Client) check(r dcap.Request, collateral *dcap.Collateral) (entry, error) {
+	e, err := dcap.Load(collateral, c.config.Roots)
+	switch {
+	case err != nil:
 		return entry{}, c.refuse(attest.CodeCollateral, "", "%w", err)
+	case e.FMSPC() != r.FMSPC:
+		return entry{}, c.refuse(attest.CodeCollateral, "", "TCB info is for FMSPC %X, not %X", e.FMSPC(), r.FMSPC)
 	}
-	if c.config.Check != nil {
-		if err := c.config.Check(ctx, r, collateral, now); err != nil {
-			return entry{}, err
-		}
+	return entry{
+		collateral: collateral,
+		marks:      marks{e.EvaluationNumber(), e.PCKCRLNumber(), e.RootCRLNumber()},
+		expires:    e.Expiry(),
+	}, nil
+}
+
+// marks are the numbers of collateral that only rise.
+type marks struct {
+	evaluation      uint32
+	pckCRL, rootCRL *big.Int // nil where nothing was seen
+}
+
+// notBefore fails where a mark is below that of seen.
+func (m marks) notBefore(seen marks) error {
+	switch {
+	case m.evaluation < seen.evaluation:
+		return fmt.Errorf("TCB evaluation number is %d after %d", m.evaluation, seen.evaluation)
+	case seen.pckCRL != nil && m.pckCRL.Cmp(seen.pckCRL) < 0:
+		return fmt.Errorf("PCK CRL has number %v after %v", m.pckCRL, seen.pckCRL)
+	case seen.rootCRL != nil && m.rootCRL.Cmp(seen.rootCRL) < 0:
+		return fmt.Errorf("root CA CRL has number %v after %v", m.rootCRL, seen.rootCRL)
 	}
-	return entry{collateral: collateral, marks: marks, expires: expires}, nil
+	return nil
 }
 
 // documents fetches the four documents of r, one after the other over one connection.
@@ -480,5 +501,3 @@ func backoff(n int) time.Duration {
 	d := 500 * time.Millisecond << n
 	return d/2 + rand.N(d/2)
 }
-
-func (c *Client) directory(r dcap.Request) string { return filepath.Join(c.config.Directory, name(r)) }
