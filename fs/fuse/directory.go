@@ -34,16 +34,9 @@ func (f *fileSystem) failLookup(dir uint32, name string, err error) fuse.Status 
 	return f.fail(dir, "reading the directory", err)
 }
 
-// OpenDir implements [fuse.RawFileSystem].
-func (f *fileSystem) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	dir := f.inode(in.NodeId)
-	entries, err := f.volume.Entries(dir)
-	if err != nil {
-		return f.fail(dir, "reading the directory", err)
-	}
-	out.Fh = f.dirs.add(entries)
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_CACHE_DIR
-	return fuse.OK
+// OpenDir implements [fuse.RawFileSystem]. ENOSYS makes the kernel do without OPENDIR and RELEASEDIR from then on.
+func (f *fileSystem) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
+	return fuse.ENOSYS
 }
 
 // ReadDir implements [fuse.RawFileSystem].
@@ -73,15 +66,16 @@ func (f *fileSystem) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.D
 // list adds the entries from the offset on until one does not fit. The offset of an entry is its number; . and ..
 // are the first two.
 func (f *fileSystem) list(in *fuse.ReadIn, add func(fuse.DirEntry) bool) fuse.Status {
-	entries, ok := f.dirs.get(in.Fh)
-	if !ok {
-		return fuse.EBADF
+	dir := f.inode(in.NodeId)
+	entries, err := f.volume.Entries(dir)
+	if err != nil {
+		return f.fail(dir, "reading the directory", err)
 	}
 	for i := in.Offset; i < uint64(len(entries))+2; i++ {
 		e := fuse.DirEntry{Off: i + 1, Mode: syscall.S_IFDIR}
 		switch i {
 		case 0:
-			e.Name, e.Ino = ".", uint64(f.inode(in.NodeId))
+			e.Name, e.Ino = ".", uint64(dir)
 		case 1:
 			e.Name = ".."
 		default:
@@ -94,9 +88,6 @@ func (f *fileSystem) list(in *fuse.ReadIn, add func(fuse.DirEntry) bool) fuse.St
 	}
 	return fuse.OK
 }
-
-// ReleaseDir implements [fuse.RawFileSystem].
-func (f *fileSystem) ReleaseDir(in *fuse.ReleaseIn) { f.dirs.remove(in.Fh) }
 
 // unixMode is the mode as stat(2) has it. The set-user-ID bits are shown although the mount ignores them.
 func unixMode(m fs.FileMode) uint32 {

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"container/list"
 	"errors"
 	"io"
 	"path"
@@ -20,6 +21,9 @@ const forever = 365 * 24 * time.Hour
 // blockSize is the unit of statfs and st_blksize: one node of a protected file.
 const blockSize = 4096
 
+// openLimit is how many files of the host are open at most, but for those that are being read this moment.
+const openLimit = 256
+
 // fileSystem answers the kernel. A node id is the volume's inode number, except that FUSE calls the root 1. It
 // means the same as long as the mount lives, so references need not be counted.
 type fileSystem struct {
@@ -27,8 +31,7 @@ type fileSystem struct {
 	volume             Volume
 	owner              *Owner
 	log                logrus.FieldLogger
-	files              table[File]
-	dirs               table[[]sefs.Entry]
+	files              openFiles
 
 	mu       sync.Mutex
 	places   map[uint32]place    // of the inodes that the kernel knows, for messages
@@ -47,6 +50,7 @@ func newFileSystem(v Volume, o Options) *fileSystem {
 		volume:        v,
 		owner:         o.Owner,
 		log:           o.Log,
+		files:         openFiles{open: v.OpenInode, limit: openLimit, byInode: map[uint32]*list.Element{}},
 		places:        map[uint32]place{},
 		reported:      map[uint32]struct{}{},
 	}
@@ -151,44 +155,34 @@ func (f *fileSystem) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fus
 	return []byte(target), fuse.OK
 }
 
-// Open implements [fuse.RawFileSystem].
-func (f *fileSystem) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	file, err := f.volume.OpenInode(f.inode(in.NodeId))
-	if err != nil {
-		return f.fail(f.inode(in.NodeId), "opening", err)
-	}
-	out.Fh = f.files.add(file)
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-	return fuse.OK
+// Open implements [fuse.RawFileSystem]. ENOSYS makes the kernel do without OPEN and RELEASE from then on.
+func (f *fileSystem) Open(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
+	return fuse.ENOSYS
 }
+
+// Flush implements [fuse.RawFileSystem]. ENOSYS makes the kernel do without, too.
+func (f *fileSystem) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
 
 // Read implements [fuse.RawFileSystem]. A short answer would be taken for zeros up to the end of the page, so there
 // is none but at the end of the file.
 func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	file, ok := f.files.get(in.Fh)
-	if !ok {
-		return nil, fuse.EBADF
-	}
-	size := file.Inode().Size
-	if in.Offset >= uint64(size) {
-		return fuse.ReadResultData(nil), fuse.OK
-	}
-	buf = buf[:min(uint64(len(buf)), uint64(size)-in.Offset)]
-	n, err := file.ReadAt(buf, int64(in.Offset))
-	if n < len(buf) {
-		if err == nil || errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
+	inode := f.inode(in.NodeId)
+	err := f.files.use(inode, func(file File) error {
+		size := file.Inode().Size
+		buf = buf[:max(0, min(int64(len(buf)), size-int64(in.Offset)))]
+		n, err := file.ReadAt(buf, int64(in.Offset))
+		switch {
+		case n == len(buf):
+			return nil
+		case err == nil || errors.Is(err, io.EOF):
+			return io.ErrUnexpectedEOF
 		}
-		return nil, f.fail(f.inode(in.NodeId), "reading", err)
+		return err
+	})
+	if err != nil {
+		return nil, f.fail(inode, "reading", err)
 	}
 	return fuse.ReadResultData(buf), fuse.OK
-}
-
-// Release implements [fuse.RawFileSystem].
-func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	if file, ok := f.files.remove(in.Fh); ok {
-		_ = file.Close() // nothing was written
-	}
 }
 
 // StatFs implements [fuse.RawFileSystem]. How large a volume is only a walk through it could tell.
@@ -197,35 +191,5 @@ func (f *fileSystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.Statf
 	return fuse.OK
 }
 
-// table keeps what is open, by the number that the kernel has for it.
-type table[T any] struct {
-	mu   sync.RWMutex
-	last uint64
-	open map[uint64]T
-}
-
-func (t *table[T]) add(v T) uint64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.open == nil {
-		t.open = map[uint64]T{}
-	}
-	t.last++
-	t.open[t.last] = v
-	return t.last
-}
-
-func (t *table[T]) get(n uint64) (T, bool) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	v, ok := t.open[n]
-	return v, ok
-}
-
-func (t *table[T]) remove(n uint64) (T, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	v, ok := t.open[n]
-	delete(t.open, n)
-	return v, ok
-}
+// OnUnmount implements [fuse.RawFileSystem].
+func (f *fileSystem) OnUnmount() { f.files.dropAll() }

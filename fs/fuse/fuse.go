@@ -145,6 +145,7 @@ func (s *Server) mount(ctx context.Context, fsys *fileSystem, mountpoint string,
 		EnableSymlinkCaching:     true,
 		ExplicitDataCacheControl: true,
 		DirectMountStrict:        true,
+		ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT,
 		Logger:                   log.New(lines{s.log}, "", 0),
 	}
 	if allowOther {
