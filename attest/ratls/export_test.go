@@ -1,0 +1,4 @@
+package ratls
+
+// Read is read, for tests.
+var Read = read
