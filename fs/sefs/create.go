@@ -392,7 +392,7 @@ func publish(dst string, fill func(dir *os.Root) error) (err error) {
 	if err := fill(dir); err != nil {
 		return err
 	}
-	if err := syncFileSystem(tmp); err != nil {
+	if err := syncFileSystem(parent); err != nil {
 		return err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, dst, unix.RENAME_NOREPLACE)

@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	chunkNodes    = 32 // decrypted by one goroutine in one go
-	parallelNodes = 64 // reads of this many nodes use all cores
+	chunkNodes    = 16 // decrypted by one goroutine in one go
+	parallelNodes = 24 // reads of this many nodes use all cores
 	dataCache     = 256
 )
 
-// Reader opens protected files. All files that it opened share its bounded memory: at most 32 buffers of 128 KiB,
+// Reader opens protected files. All files that it opened share its bounded memory: at most 32 buffers of 64 KiB,
 // 1 MiB of data nodes, and the MHT nodes it was made for.
 type Reader struct {
 	*Codec
