@@ -40,8 +40,10 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		benchCommand(),
 		configCommand(),
+		maaCommand(),
 		occlumCommand(),
 		predictCommand(),
+		tokenCommand(),
 	)
 	return root
 }

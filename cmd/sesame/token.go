@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/maa"
+)
+
+func tokenCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Judge attestation tokens",
+	}
+	cmd.AddCommand(tokenVerifyCommand())
+	return cmd
+}
+
+func tokenVerifyCommand() *cobra.Command {
+	var issuer, jwks, at string
+	var debug, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "verify --issuer URL [--jwks FILE] TOKEN",
+		Short: "Verify a token of Microsoft Azure Attestation for an SGX enclave",
+		Long: `verify checks signature, issuer, dates and type of a token, as somebody must who relies on it. TOKEN is a file,
+or "-" for standard input. The keys come from the issuer over TLS, or from a file; addresses within the token
+are never followed. Exit status 0 is valid, 1 refused, 2 wrong usage.`,
+		Example: "  sesame token verify --issuer https://sharedweu.weu.attest.azure.net token.jwt",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			now := time.Now()
+			if at != "" {
+				var err error
+				if now, err = time.Parse(time.RFC3339, at); err != nil {
+					return &attest.Error{Code: attest.CodeUsage, Step: "--at", Err: err, Hint: "Write it as 2026-01-31T12:00:00Z."}
+				}
+			}
+			if !strings.HasPrefix(issuer, "https://") {
+				return attest.Errorf(attest.CodeUsage, "--issuer", "Name the instance that you trust.", "%q does not begin with https://", issuer)
+			}
+			text, err := readToken(cmd.InOrStdin(), args[0])
+			if err != nil {
+				return &attest.Error{Code: attest.CodeUsage, Step: "reading token", Err: err, Hint: "Name a readable file."}
+			}
+			keys, err := tokenKeys(cmd.Context(), issuer, jwks)
+			if err != nil {
+				return err
+			}
+			token, err := maa.ParseToken(strings.TrimSpace(string(text)))
+			if err == nil {
+				err = token.Validate(maa.Expectation{Issuer: issuer, Keys: keys, Now: now, Debug: debug})
+			}
+			if asJSON {
+				return printTokenJSON(cmd.OutOrStdout(), token, err)
+			}
+			if err != nil {
+				return err
+			}
+			c := token.Claims
+			fmt.Fprintf(cmd.OutOrStdout(), "valid until %s\nmrenclave %x\nmrsigner %x\n",
+				time.Unix(c.Expires, 0).UTC().Format(time.RFC3339), []byte(c.MREnclave), []byte(c.MRSigner))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&issuer, "issuer", "", "the MAA instance, https://NAME.REGION.attest.azure.net")
+	f.StringVar(&jwks, "jwks", "", "read the instance's keys from this file instead of asking it")
+	f.StringVar(&at, "at", "", "judge at this time (RFC 3339) instead of now")
+	f.BoolVar(&debug, "debug", false, "accept tokens of debug enclaves, too")
+	f.BoolVar(&asJSON, "json", false, "print verdict, reason and claims as JSON")
+	return cmd
+}
+
+const maxTokenInput = 1 << 20
+
+func readToken(stdin io.Reader, name string) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(io.LimitReader(stdin, maxTokenInput))
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxTokenInput))
+}
+
+func tokenKeys(ctx context.Context, issuer, file string) (*maa.KeySet, error) {
+	if file != "" {
+		text, err := readToken(nil, file)
+		if err != nil {
+			return nil, &attest.Error{Code: attest.CodeUsage, Step: "--jwks", Err: err, Hint: "Name a readable file."}
+		}
+		return maa.ParseKeySet(text)
+	}
+	const hint = "Check --issuer and the network, or give the keys by --jwks."
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(issuer, "/")+"/certs", nil)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeUsage, "fetching keys", hint, "malformed address")
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeUnreachable, "fetching keys", hint, "%w", err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(answer.Body, maxTokenInput))
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("the instance answers %d", answer.StatusCode)
+	}
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeUnreachable, "fetching keys", hint, "%w", err)
+	}
+	return maa.ParseKeySet(text)
+}
+
+func printTokenJSON(w io.Writer, token *maa.Token, refused error) error {
+	result := struct {
+		Verdict string      `json:"verdict"`
+		Reason  string      `json:"reason,omitempty"`
+		Claims  *maa.Claims `json:"claims,omitempty"`
+	}{Verdict: "accepted"}
+	if refused != nil {
+		result.Verdict, result.Reason = "refused", refused.Error()
+	} else {
+		result.Claims = &token.Claims
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(result); err != nil {
+		return err
+	}
+	if refused != nil {
+		return errQuiet
+	}
+	return nil
+}
