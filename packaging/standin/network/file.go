@@ -92,19 +92,29 @@ func Read(r io.Reader) (*Network, error) {
 			return nil, fmt.Errorf("tensor %s lies at %d, not at %d", t.name, got, want)
 		}
 		offset += 4 * len(t.data)
-		for i := range t.data {
-			value, err := b.Peek(4)
-			if err != nil {
-				return nil, fmt.Errorf("reading tensor %s: %w", t.name, noEOF(err))
-			}
-			t.data[i] = math.Float32frombits(binary.LittleEndian.Uint32(value))
-			b.Discard(4)
+		if err := readFloats(t.data, b); err != nil {
+			return nil, fmt.Errorf("reading tensor %s: %w", t.name, noEOF(err))
 		}
 	}
 	if _, err := b.ReadByte(); err != io.EOF {
 		return nil, errors.New("the file goes on after its last tensor")
 	}
 	return n, nil
+}
+
+func readFloats(dst []float32, r io.Reader) error {
+	var block [64 << 10]byte
+	for len(dst) > 0 {
+		values := min(len(dst), len(block)/4)
+		if _, err := io.ReadFull(r, block[:4*values]); err != nil {
+			return err
+		}
+		for i := range values {
+			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(block[4*i:]))
+		}
+		dst = dst[values:]
+	}
+	return nil
 }
 
 func readHeader(r io.Reader) (map[string]entry, error) {

@@ -3,7 +3,7 @@
 //
 // An image is 224×224 pixels of red, green and blue in 0..1. The layers are:
 //
-//	stem     7×7 convolution, stride 4, of fixed oriented edge filters; ReLU; 2×2 average; scaled to RMS 1
+//	stem     7×7 convolution, stride 4, of fixed oriented edge filters; magnitude; 2×2 average; scaled to RMS 1
 //	conv1    3×3 convolution; ReLU; 2×2 maximum
 //	conv2    3×3 convolution; ReLU; 2×2 maximum
 //	hidden   fully connected; ReLU

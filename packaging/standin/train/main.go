@@ -37,7 +37,7 @@ import (
 )
 
 const (
-	training, heldOut = 2000, 400
+	training, heldOut = 2000, 300
 	epochs            = 6
 	rate              = 0.02
 	required          = 0.95
