@@ -1,0 +1,484 @@
+package broker_test
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/edgelesssys/ego/attestation/tcbstatus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/brokertest"
+)
+
+// canary is what no refused peer may see.
+const canary = "canary-4f1c-image-key"
+
+// log is a log that several goroutines write to.
+type log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// fixture is a running broker.
+type fixture struct {
+	platform *softsgx.Platform
+	address  string
+	log      *log
+}
+
+func start(t *testing.T, change func(*broker.Config)) *fixture {
+	t.Helper()
+	f := &fixture{platform: brokertest.Platform(t, softsgx.Options{}), log: &log{}}
+	c := broker.Config{
+		Identity:  brokertest.Identity(t, f.platform, brokertest.Broker()),
+		Verifier:  brokertest.Verifier(f.platform),
+		Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), AllSecrets: true}},
+		Secrets: brokertest.Secrets(map[string][]byte{
+			"image_key": []byte(canary), "Key": []byte("1"), "kEY": []byte("2"), "empty": nil,
+		}),
+		Now:    brokertest.Clock,
+		Logger: brokertest.Logger(f.log),
+	}
+	if change != nil {
+		change(&c)
+	}
+	f.address = brokertest.Listen(t, c)
+	return f
+}
+
+// accept is a client that takes any broker: here the broker is tested.
+func accept(tls.ConnectionState) error { return nil }
+
+// dial is a gRPC connection of a peer with this certificate.
+func (f *fixture) dial(t testing.TB, certificate *tls.Certificate, change ...func(*tls.Config)) *grpc.ClientConn {
+	t.Helper()
+	c := ratls.ClientConfig(certificate, "127.0.0.1", accept)
+	for _, change := range change {
+		change(c)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+f.address, grpc.WithTransportCredentials(credentials.NewTLS(c)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func get(t testing.TB, conn *grpc.ClientConn, name string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	reply, err := wire.NewGrSecretClient(conn).GetSecret(ctx, &wire.SecretRequest{Name: name})
+	return string(reply.GetSecret()), err
+}
+
+func (f *fixture) workload(t testing.TB) *tls.Certificate {
+	c := brokertest.Certificate(t, f.platform, brokertest.Workload())
+	return &c
+}
+
+// selfSigned is a certificate of a key with an extension under Occlum's OID.
+func selfSigned(t testing.TB, key crypto.Signer, quote []byte) *tls.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: brokertest.Now, NotAfter: brokertest.Now.Add(time.Hour),
+	}
+	if quote != nil {
+		oid := asn1.ObjectIdentifier{1, 2, 840, 113741, 1}
+		template.ExtraExtensions = []pkix.Extension{{Id: oid, Value: quote}}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func newKey(t testing.TB, curve elliptic.Curve) crypto.Signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// quoteFor is the workload's quote for a key.
+func (f *fixture) quoteFor(t testing.TB, key crypto.Signer) []byte {
+	t.Helper()
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := brokertest.Workload()
+	hash := sha256.Sum256(spki)
+	copy(body.ReportData[:], hash[:])
+	quote, err := f.platform.Quote(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return quote
+}
+
+func TestTheRightPeerGetsItsSecretsAsCppClientsExpectThem(t *testing.T) {
+	f := start(t, nil)
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p384 := newKey(t, elliptic.P384())
+	for name, certificate := range map[string]*tls.Certificate{
+		"P-256":    f.workload(t),
+		"P-384":    selfSigned(t, p384, f.quoteFor(t, p384)),
+		"RSA-2048": selfSigned(t, rsaKey, f.quoteFor(t, rsaKey)),
+	} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			conn := f.dial(t, certificate, func(c *tls.Config) { c.MaxVersion = version })
+			got, err := get(t, conn, "image_key")
+			if want := `"Y2FuYXJ5LTRmMWMtaW1hZ2Uta2V5"`; err != nil || got != want {
+				t.Errorf("%s, %s: %q, %v", name, tls.VersionName(version), got, err)
+			}
+		}
+	}
+	if !strings.Contains(f.log.String(), "secret released") || strings.Contains(f.log.String(), canary) {
+		t.Errorf("the log is\n%s", f.log)
+	}
+}
+
+func TestNamesAreLookedUpAsOcclumDoesButNeverGuessed(t *testing.T) {
+	f := start(t, nil)
+	conn := f.dial(t, f.workload(t))
+	for name, want := range map[string]string{
+		"image_key": canary, "IMAGE_KEY": canary, "Key": "1", "kEY": "2", "empty": "",
+		"key": "CANCELLED", "": "CANCELLED", "no_such": "CANCELLED", "image_key\x00": "CANCELLED",
+	} {
+		got, err := get(t, conn, name)
+		if want == "CANCELLED" {
+			if s := status.Convert(err); s.Code() != codes.Canceled || s.Message() != "" || got != "" {
+				t.Errorf("%q: %q, %v", name, got, err)
+			}
+			continue
+		}
+		secret, decodeErr := wire.DecodeSecret([]byte(got), 100)
+		if err != nil || decodeErr != nil || string(secret.Expose()) != want {
+			t.Errorf("%q: %q, %v, %v", name, got, err, decodeErr)
+		}
+	}
+}
+
+func TestAWorkloadGetsOnlyItsOwnSecrets(t *testing.T) {
+	other := brokertest.Enclave(0x11, 1, 1)
+	f := start(t, func(c *broker.Config) {
+		p := *brokertest.WorkloadPolicy()
+		p.SGX = slices.Clone(p.SGX)
+		p.SGX[0].MREnclave = other.MREnclave[:]
+		c.Workloads = append(c.Workloads, broker.Workload{Name: "other", Policy: &p, Secrets: []string{"empty", "Key"}})
+	})
+	certificate := brokertest.Certificate(t, f.platform, other)
+	conn := f.dial(t, &certificate)
+	if got, err := get(t, conn, "Key"); err != nil || got != `"MQ=="` {
+		t.Errorf("own secret: %q, %v", got, err)
+	}
+	if got, err := get(t, conn, "image_key"); status.Code(err) != codes.Canceled || got != "" {
+		t.Errorf("another's secret: %q, %v", got, err)
+	}
+}
+
+func TestOnlyTheServiceAndHealthAreServed(t *testing.T) {
+	f := start(t, nil)
+	conn := f.dial(t, f.workload(t))
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	reply, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+	if err != nil || reply.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		t.Errorf("health: %v, %v", reply, err)
+	}
+	err = conn.Invoke(ctx, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+		&wire.SecretRequest{}, &wire.SecretReply{})
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("reflection: %v", err)
+	}
+	if _, err := get(t, conn, strings.Repeat("n", 5000)); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a name of 5000 bytes: %v", err)
+	}
+}
+
+// badPeers are peers that must not get in, by what the log must say about them.
+func badPeers(t testing.TB, f *fixture) map[string]*tls.Certificate {
+	t.Helper()
+	changed := func(at int) *tls.Certificate {
+		key := newKey(t, elliptic.P256())
+		quote := f.quoteFor(t, key)
+		quote[at] ^= 1
+		return selfSigned(t, key, quote)
+	}
+	enclave := func(platform *softsgx.Platform, change func(*attest.SGXClaims)) *tls.Certificate {
+		body := brokertest.Workload()
+		change(&body.SGXClaims)
+		c := brokertest.Certificate(t, platform, body)
+		return &c
+	}
+	past := func() time.Time { return brokertest.Now.Add(-7 * time.Hour) }
+	expired, err := ratls.NewCertificate(context.Background(), f.platform.Attester(brokertest.Workload()),
+		ratls.Options{Now: past})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := brokertest.Platform(t, softsgx.Options{})
+	key := newKey(t, elliptic.P256())
+	return map[string]*tls.Certificate{
+		"no evidence":                selfSigned(t, key, nil),
+		"does not bind":              selfSigned(t, key, f.quoteFor(t, newKey(t, elliptic.P256()))),
+		"root":                       enclave(stranger, func(*attest.SGXClaims) {}),
+		"mr_enclave":                 enclave(f.platform, func(c *attest.SGXClaims) { c.MREnclave[5] ^= 1 }),
+		"debug environment":          enclave(f.platform, func(c *attest.SGXClaims) { c.Attributes |= attest.AttributeDebug }),
+		"config_id":                  enclave(f.platform, func(c *attest.SGXClaims) { c.ConfigID[0] = 1 }),
+		"it is valid from":           &expired,
+		"reading evidence":           changed(0),   // the version
+		"signature":                  changed(436), // the signature over the report
+		"peer refused":               changed(130), // MRENCLAVE, after signing
+		"does not bind the certific": changed(370), // the report data
+	}
+}
+
+func TestAnyOtherPeerIsRefusedInTheHandshakeAndTheLogSaysWhy(t *testing.T) {
+	f := start(t, nil)
+	for says, certificate := range badPeers(t, f) {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			conn := f.dial(t, certificate, func(c *tls.Config) { c.MaxVersion = version })
+			got, err := get(t, conn, "image_key")
+			if status.Code(err) != codes.Unavailable || got != "" {
+				t.Errorf("%s: %q, %v", says, got, err)
+			}
+		}
+		if !strings.Contains(f.log.String(), says) {
+			t.Errorf("the log does not say %q", says)
+		}
+	}
+	if got, err := get(t, f.dial(t, nil), "image_key"); status.Code(err) != codes.Unavailable || got != "" {
+		t.Errorf("no certificate: %q, %v", got, err)
+	}
+	if strings.Contains(f.log.String(), "secret released") || strings.Contains(f.log.String(), "peer accepted") {
+		t.Errorf("a peer was accepted:\n%s", f.log)
+	}
+	if t.Failed() {
+		t.Log(f.log)
+	}
+}
+
+func TestStaleOrWorseCollateralIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		options softsgx.Options
+		says    string
+	}{
+		"expired":     {softsgx.Options{Now: brokertest.Now.Add(-60 * 24 * time.Hour)}, "collateral"},
+		"out of date": {softsgx.Options{TCB: softsgx.TCB{Status: tcbstatus.OutOfDate}}, "OutOfDate"},
+		"revoked":     {softsgx.Options{TCB: softsgx.TCB{RevokedPCK: true}}, "revoked"},
+	} {
+		platform := brokertest.Platform(t, c.options)
+		f := start(t, func(config *broker.Config) {
+			config.Verifier = brokertest.Verifier(platform)
+		})
+		f.platform = platform
+		if got, err := get(t, f.dial(t, f.workload(t)), "image_key"); status.Code(err) != codes.Unavailable || got != "" {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		if !strings.Contains(f.log.String(), c.says) {
+			t.Errorf("%s: the log does not say %q:\n%s", name, c.says, f.log)
+		}
+	}
+}
+
+func TestNoSecretLeavesWhenGoodAndBadPeersComeAtOnce(t *testing.T) {
+	f := start(t, nil)
+	var bad []*tls.Certificate
+	for _, c := range badPeers(t, f) {
+		bad = append(bad, c)
+	}
+	good := f.workload(t)
+	const rounds = 40
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var faults []string
+	served, refused := 0, 0
+	try := func(certificate *tls.Certificate, isGood bool) {
+		defer wg.Done()
+		conn := f.dial(t, certificate)
+		got, err := get(t, conn, "image_key")
+		_ = conn.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case isGood && err == nil:
+			served++
+		case !isGood && err != nil && got == "":
+			refused++
+		default:
+			faults = append(faults, fmt.Sprintf("good %t: %q, %v", isGood, got, err))
+		}
+	}
+	for range rounds {
+		for _, c := range bad {
+			wg.Add(1)
+			go try(c, false)
+		}
+		wg.Add(1)
+		go try(good, true)
+		wg.Wait()
+	}
+	if len(faults) > 0 || served != rounds || refused != rounds*len(bad) {
+		t.Errorf("%d of %d good peers served, %d of %d bad ones refused: %v",
+			served, rounds, refused, rounds*len(bad), faults)
+	}
+}
+
+// blocking is a verifier that tells when it is asked and waits.
+type blocking struct {
+	asked   chan struct{}
+	release chan struct{}
+	attest.Verifier
+}
+
+func (b *blocking) Verify(ctx context.Context, e attest.Evidence, at time.Time) (attest.Claims, error) {
+	b.asked <- struct{}{}
+	select {
+	case <-b.release:
+	case <-ctx.Done():
+		return attest.Claims{}, ctx.Err()
+	}
+	return b.Verifier.Verify(ctx, e, at)
+}
+
+func TestVerificationOfOnePeerDoesNotHoldUpAnother(t *testing.T) {
+	slow := &blocking{asked: make(chan struct{}), release: make(chan struct{})}
+	f := start(t, func(c *broker.Config) {
+		slow.Verifier = c.Verifier
+		c.Verifier = slow
+	})
+	results := make(chan error, 2)
+	for range 2 {
+		conn, certificate := f, f.workload(t)
+		go func() {
+			_, err := get(t, conn.dial(t, certificate), "image_key")
+			results <- err
+		}()
+	}
+	<-slow.asked
+	<-slow.asked // the second is verified while the first still is
+	close(slow.release)
+	for range 2 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAHandshakeThatTakesTooLongEnds(t *testing.T) {
+	f := start(t, func(c *broker.Config) { c.Limits.Handshake = 50 * time.Millisecond })
+	conn, err := net.Dial("tcp", f.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
+	var timeout net.Error
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+		t.Errorf("the connection is still open: %v", err)
+	}
+}
+
+func TestSecretsAreWipedWhenTheBrokerEnds(t *testing.T) {
+	platform := brokertest.Platform(t, softsgx.Options{})
+	secrets := brokertest.Secrets(map[string][]byte{"k": []byte("v")})
+	s, err := broker.New(broker.Config{
+		Identity:  brokertest.Identity(t, platform, brokertest.Broker()),
+		Verifier:  brokertest.Verifier(platform),
+		Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), AllSecrets: true}},
+		Secrets:   secrets,
+		Logger:    brokertest.Logger(&log{}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := s.Serve(ctx, l); err != nil {
+		t.Error(err)
+	}
+	if secrets.Len() != 0 {
+		t.Error("there are still secrets")
+	}
+	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		t.Error("the port is still open")
+	}
+}
+
+func TestABrokerWithoutPolicyIsNotMade(t *testing.T) {
+	platform := brokertest.Platform(t, softsgx.Options{})
+	good := broker.Config{
+		Identity: brokertest.Identity(t, platform, brokertest.Broker()), Verifier: dcap.NewVerifier(dcap.Config{}),
+		Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy()}},
+		Secrets:   brokertest.Secrets(nil), Logger: brokertest.Logger(&log{}),
+	}
+	if _, err := broker.New(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*broker.Config){
+		"no workloads": func(c *broker.Config) { c.Workloads = nil },
+		"no policy":    func(c *broker.Config) { c.Workloads = []broker.Workload{{Name: "demo"}} },
+		"no verifier":  func(c *broker.Config) { c.Verifier = nil },
+		"no identity":  func(c *broker.Config) { c.Identity = nil },
+		"no secrets":   func(c *broker.Config) { c.Secrets = nil },
+	} {
+		c := good
+		change(&c)
+		if _, err := broker.New(c); attest.CodeOf(err) != attest.CodeConfig {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
