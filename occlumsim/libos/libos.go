@@ -134,7 +134,7 @@ func (l *LibOS) mountInitFS(instance *occlumsim.Instance) error {
 	if manifest != l.system.InitFS {
 		return errors.New("it is not the one that was measured")
 	}
-	if l.root, err = l.union(v.dir, ""); err != nil {
+	if l.root, err = l.union(v.tree(), ""); err != nil {
 		return err
 	}
 	if err := l.systemMounts(l.root); err != nil {

@@ -159,7 +159,7 @@ func (l *LibOS) mountSEFS(layer rootLayer, key *sefs.Key, target int) error {
 	if err != nil {
 		return hideCause(err)
 	}
-	if err := bind(v.dir, target); err != nil {
+	if err := bind(v.tree(), target); err != nil {
 		v.close()
 		return err
 	}

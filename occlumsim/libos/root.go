@@ -167,7 +167,7 @@ func (l *LibOS) openRoot(layer rootLayer, key *sefs.Key) (string, error) {
 			return "", err
 		}
 	}
-	root, err := l.union(v.dir, upper)
+	root, err := l.union(v.tree(), upper)
 	if err != nil {
 		v.close()
 		return "", err
