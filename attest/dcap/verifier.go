@@ -213,6 +213,9 @@ func (v *Verifier) fetch(ctx context.Context, r Request, p *platform) (*Endorsem
 	if err != nil {
 		return nil, &attest.Error{Code: attest.CodeCollateral, Step: string(StepFetch), Err: err}
 	}
+	if c == nil {
+		return nil, badCollateral(StepFetch, "", "the source of collateral has none for this platform")
+	}
 	v.mu.Lock()
 	known := v.endorsements[r]
 	v.mu.Unlock()

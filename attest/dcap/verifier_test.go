@@ -1,0 +1,321 @@
+package dcap_test
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/edgelesssys/ego/attestation/tcbstatus"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/attest/softsgx"
+)
+
+var now = time.Date(2026, 1, 15, 12, 0, 0, 0, time.UTC)
+
+// live hands out the present collateral of a software platform, or of another one in its stead.
+type live struct {
+	platform *softsgx.Platform
+	err      error
+	calls    int
+}
+
+func (l *live) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error) {
+	l.calls++
+	return l.platform.Collateral(), l.err
+}
+
+func newPlatform(t *testing.T, seed byte) *softsgx.Platform {
+	t.Helper()
+	p, err := softsgx.New(softsgx.Options{Rand: rand.NewChaCha8([32]byte{seed}), Now: now.Add(-time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+var body = sgx.ReportBody{
+	SGXClaims: attest.SGXClaims{
+		MREnclave: [32]byte{1}, MRSigner: [32]byte{2}, ProductID: 3, SVN: 4,
+		Attributes: attest.AttributeInit | attest.AttributeMode64Bit | attest.AttributeKSS, XFRM: 7,
+		ConfigID: [64]byte{5}, ConfigSVN: 6, FamilyID: [16]byte{7}, ExtProdID: [16]byte{8},
+	},
+	ReportData: attest.ReportData{9},
+}
+
+func quoteOf(t *testing.T, p *softsgx.Platform) attest.Evidence {
+	t.Helper()
+	raw, err := p.Quote(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return attest.Evidence{Type: attest.SGX, Raw: raw}
+}
+
+// wantStep checks that err is a refusal at a step, with a code.
+func wantStep(t *testing.T, err error, step dcap.Step, code attest.Code) {
+	t.Helper()
+	if dcap.StepOf(err) != step || attest.CodeOf(err) != code {
+		t.Errorf("error is %v (step %q, code %s), want step %q, code %s", err, dcap.StepOf(err), attest.CodeOf(err), step, code)
+	}
+}
+
+func TestClaimsAreThoseOfTheReportBody(t *testing.T) {
+	p := newPlatform(t, 1)
+	d := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: &live{platform: p}})
+	for range 2 { // the second time from memory
+		c, err := d.Verify(context.Background(), quoteOf(t, p), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Type != attest.SGX || c.TDX != nil || c.ReportData != body.ReportData || *c.SGX != body.SGXClaims {
+			t.Errorf("claims are %+v, want those of %+v", c, body)
+		}
+		if c.TCB.Status != tcbstatus.UpToDate || c.TCB.EvaluationNumber != 17 || !c.TCB.EarliestExpiry.After(now) {
+			t.Errorf("TCB is %+v", c.TCB)
+		}
+	}
+}
+
+func TestMemoryDoesNotOutliveWhatItRestsOn(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		tcb  softsgx.TCB
+		at   time.Time
+		step dcap.Step
+		code attest.Code
+	}{
+		{"PCK revoked", softsgx.TCB{RevokedPCK: true}, now, dcap.StepRevocation, attest.CodeEvidence},
+		{"CA revoked", softsgx.TCB{RevokedCA: true}, now, dcap.StepRevocation, attest.CodeEvidence},
+		{"signer revoked", softsgx.TCB{RevokedSigner: true}, now, dcap.StepRevocation, attest.CodeCollateral},
+		{"collateral expired", softsgx.TCB{}, now.AddDate(0, 2, 0), dcap.StepValidity, attest.CodeCollateral},
+		{"clock before issue", softsgx.TCB{}, now.AddDate(0, -2, 0), dcap.StepValidity, attest.CodeCollateral},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := newPlatform(t, 1)
+			d := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: &live{platform: p}})
+			if _, err := d.Verify(context.Background(), quoteOf(t, p), now); err != nil {
+				t.Fatal(err)
+			}
+			if test.tcb.RevokedPCK || test.tcb.RevokedCA || test.tcb.RevokedSigner {
+				if err := p.Reissue(now.Add(-time.Minute), test.tcb); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := d.Verify(context.Background(), quoteOf(t, p), test.at)
+			wantStep(t, err, test.step, test.code)
+		})
+	}
+}
+
+func TestTCBRecoveryShowsAtTheNextQuote(t *testing.T) {
+	p := newPlatform(t, 1)
+	d := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: &live{platform: p}})
+	e := quoteOf(t, p)
+	for _, want := range []tcbstatus.Status{tcbstatus.UpToDate, tcbstatus.OutOfDate, tcbstatus.Revoked, tcbstatus.UpToDate} {
+		tcb := softsgx.TCB{Status: want, Advisories: []string{"INTEL-SA-00002", "INTEL-SA-00001", "INTEL-SA-00002"}}
+		if err := p.Reissue(now.Add(-time.Minute), tcb); err != nil {
+			t.Fatal(err)
+		}
+		c, err := d.Verify(context.Background(), e, now)
+		if err != nil || c.TCB.Status != want {
+			t.Errorf("status %v, error %v, want %v", c.TCB.Status, err, want)
+		}
+		if want := []string{"INTEL-SA-00001", "INTEL-SA-00002"}; !slices.Equal(c.TCB.Advisories, want) {
+			t.Errorf("advisories %v, want %v", c.TCB.Advisories, want)
+		}
+	}
+}
+
+func TestOldCollateralIsRefusedByItsNumbers(t *testing.T) {
+	p := newPlatform(t, 1)
+	for _, test := range []struct {
+		name   string
+		config dcap.Config
+		step   dcap.Step
+	}{
+		{"numbers reached", dcap.Config{MinimumEvaluation: 17, MinimumRootCRLNumber: 1, MinimumPCKCRLNumber: 1}, ""},
+		{"evaluation", dcap.Config{MinimumEvaluation: 18}, dcap.StepMinimum},
+		{"root CRL", dcap.Config{MinimumRootCRLNumber: 2}, dcap.StepMinimum},
+		{"PCK CRL", dcap.Config{MinimumPCKCRLNumber: 2}, dcap.StepMinimum},
+	} {
+		test.config.Roots, test.config.Source = []*x509.Certificate{p.RootCA()}, &live{platform: p}
+		_, err := dcap.NewVerifier(test.config).Verify(context.Background(), quoteOf(t, p), now)
+		if test.step == "" {
+			if err != nil {
+				t.Errorf("%s: %v", test.name, err)
+			}
+			continue
+		}
+		t.Run(test.name, func(t *testing.T) { wantStep(t, err, test.step, attest.CodeCollateral) })
+	}
+}
+
+func TestRootsAreNotMixed(t *testing.T) {
+	p, other := newPlatform(t, 1), newPlatform(t, 2)
+	t.Run("only Intel's root", func(t *testing.T) {
+		_, err := dcap.NewVerifier(dcap.Config{Source: &live{platform: p}}).Verify(context.Background(), quoteOf(t, p), now)
+		wantStep(t, err, dcap.StepPCKChain, attest.CodeEvidence)
+	})
+	both := []*x509.Certificate{p.RootCA(), other.RootCA()}
+	t.Run("each with its own collateral", func(t *testing.T) {
+		source := &live{platform: p}
+		d := dcap.NewVerifier(dcap.Config{Roots: both, Source: source})
+		for _, source.platform = range []*softsgx.Platform{p, other, p} {
+			if _, err := d.Verify(context.Background(), quoteOf(t, source.platform), now); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	t.Run("collateral below another trusted root", func(t *testing.T) {
+		d := dcap.NewVerifier(dcap.Config{Roots: both, Source: &live{platform: other}})
+		_, err := d.Verify(context.Background(), quoteOf(t, p), now)
+		wantStep(t, err, dcap.StepPCKCRL, attest.CodeCollateral)
+	})
+}
+
+func TestWrongConfigurationFailsClosed(t *testing.T) {
+	p := newPlatform(t, 1)
+	e := quoteOf(t, p)
+	ctx := context.Background()
+	t.Run("no source", func(t *testing.T) {
+		_, err := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}}).Verify(ctx, e, now)
+		wantStep(t, err, dcap.StepFetch, attest.CodeCollateral)
+	})
+	t.Run("source unreachable", func(t *testing.T) {
+		cause := attest.Errorf(attest.CodeUnreachable, "asking", "", "%w", context.DeadlineExceeded)
+		source := &live{platform: p, err: cause}
+		_, err := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: source}).Verify(ctx, e, now)
+		wantStep(t, err, dcap.StepFetch, attest.CodeUnreachable)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the cause is lost in %v", err)
+		}
+	})
+	t.Run("root that is none", func(t *testing.T) {
+		leaf := *p.RootCA()
+		leaf.IsCA = false
+		_, err := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{&leaf}, Source: &live{platform: p}}).Verify(ctx, e, now)
+		if attest.CodeOf(err) != attest.CodeConfig {
+			t.Errorf("error is %v", err)
+		}
+	})
+	t.Run("evidence of another type", func(t *testing.T) {
+		source := &live{platform: p}
+		d := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: source})
+		_, err := d.Verify(ctx, attest.Evidence{Type: attest.TDX, Raw: e.Raw}, now)
+		wantStep(t, err, dcap.StepQuote, attest.CodeEvidence)
+		if source.calls != 0 {
+			t.Error("collateral was fetched for evidence that is not genuine")
+		}
+	})
+}
+
+func TestEveryMissingDocumentIsNamed(t *testing.T) {
+	p := newPlatform(t, 1)
+	for _, test := range []struct {
+		step   dcap.Step
+		remove func(*dcap.Collateral)
+	}{
+		{dcap.StepTCBInfo, func(c *dcap.Collateral) { c.TCBInfo = nil }},
+		{dcap.StepTCBInfoChain, func(c *dcap.Collateral) { c.TCBInfoChain = nil }},
+		{dcap.StepQEIdentity, func(c *dcap.Collateral) { c.QEIdentity = nil }},
+		{dcap.StepQEIdentityChain, func(c *dcap.Collateral) { c.QEIdentityChain = nil }},
+		{dcap.StepPCKCRL, func(c *dcap.Collateral) { c.PCKCRL = nil }},
+		{dcap.StepPCKCRL, func(c *dcap.Collateral) { c.PCKCRLChain = nil }},
+		{dcap.StepRootCRL, func(c *dcap.Collateral) { c.RootCACRL = nil }},
+	} {
+		c := p.Collateral()
+		test.remove(c)
+		_, err := dcap.Load(c, []*x509.Certificate{p.RootCA()})
+		wantStep(t, err, test.step, attest.CodeCollateral)
+	}
+	e, err := dcap.Load(p.Collateral(), []*x509.Certificate{p.RootCA()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.FMSPC() != p.FMSPC() || e.EvaluationNumber() != 17 || e.RootCRLNumber().Sign() <= 0 || e.PCKCRLNumber().Sign() <= 0 ||
+		!e.Issued().Before(now) || !e.Expiry().After(now) {
+		t.Errorf("endorsements are %x %d, issued %s, valid until %s", e.FMSPC(), e.EvaluationNumber(), e.Issued(), e.Expiry())
+	}
+}
+
+func TestPCKCRLChainMayBeInTheQuoteOnly(t *testing.T) {
+	p := newPlatform(t, 1)
+	c := p.Collateral()
+	c.PCKCRLChain = nil
+	d := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: sourceFunc(
+		func(context.Context, dcap.Request) (*dcap.Collateral, error) { return c, nil })})
+	if _, err := d.Verify(context.Background(), quoteOf(t, p), now); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestVerifierIsSafeForConcurrentUse(t *testing.T) {
+	platforms := []*softsgx.Platform{newPlatform(t, 1), newPlatform(t, 2), newPlatform(t, 3)}
+	collateral := map[*softsgx.Platform]*dcap.Collateral{}
+	var roots []*x509.Certificate
+	for _, p := range platforms {
+		roots = append(roots, p.RootCA())
+		collateral[p] = p.Collateral()
+	}
+	type platformKey struct{}
+	source := sourceFunc(func(ctx context.Context, _ dcap.Request) (*dcap.Collateral, error) {
+		return collateral[ctx.Value(platformKey{}).(*softsgx.Platform)], nil
+	})
+	d := dcap.NewVerifier(dcap.Config{Roots: roots, Source: source})
+	var wg sync.WaitGroup
+	for i := range 12 {
+		p := platforms[i%len(platforms)]
+		e := quoteOf(t, p)
+		ctx := context.WithValue(context.Background(), platformKey{}, p)
+		wg.Go(func() {
+			for range 20 {
+				if _, err := d.Verify(ctx, e, now); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+type sourceFunc func(context.Context, dcap.Request) (*dcap.Collateral, error)
+
+func (f sourceFunc) Collateral(ctx context.Context, r dcap.Request) (*dcap.Collateral, error) {
+	return f(ctx, r)
+}
+
+func TestSourceIsAskedForThePlatformOfTheQuote(t *testing.T) {
+	p := newPlatform(t, 1)
+	var asked dcap.Request
+	d := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: sourceFunc(
+		func(_ context.Context, r dcap.Request) (*dcap.Collateral, error) {
+			asked = r
+			return p.Collateral(), nil
+		})})
+	if _, err := d.Verify(context.Background(), quoteOf(t, p), now); err != nil {
+		t.Fatal(err)
+	}
+	if want := (dcap.Request{TEE: attest.SGX, FMSPC: p.FMSPC(), CA: dcap.PlatformCA}); asked != want {
+		t.Errorf("asked for %+v, want %+v", asked, want)
+	}
+}
+
+func TestStepsAreGerundsAndDistinct(t *testing.T) {
+	seen := map[dcap.Step]bool{}
+	for _, s := range dcap.Steps() {
+		first, _, _ := strings.Cut(string(s), " ")
+		if seen[s] || !strings.HasSuffix(first, "ing") {
+			t.Errorf("step %q is not distinct or no gerund", s)
+		}
+		seen[s] = true
+	}
+}
