@@ -6,25 +6,27 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
+	"testing/fstest"
 
 	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
 	"golang.org/x/sys/unix"
 
+	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/fuse"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/testenv"
@@ -202,10 +204,413 @@ func TestVectorsReadThroughTheMountAsTheirManifestSays(t *testing.T) {
 	}
 }
 
-var _ = context.Background
-var _ = errors.New
-var _ = exec.Command
-var _ sync.Mutex
-var _ syscall.Errno
-var _ = logrus.New
-var _ = logtest.NewNullLogger
+// content is n bytes that differ from place to place and from name to name.
+func content(name string, n int) []byte {
+	var seed [32]byte
+	copy(seed[:], name)
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8(seed).Read(b)
+	return b
+}
+
+const bigSize = 5<<20 + 123
+
+// newVolume makes an encrypted volume: a large file, small ones and a link. It returns the image's directory, too.
+func newVolume(t *testing.T) (*sefs.Volume, string) {
+	t.Helper()
+	source := fstest.MapFS{
+		"big":         {Data: content("big", bigSize), Mode: 0o644},
+		"dir/empty":   {Mode: 0o600},
+		"dir/inline":  {Data: content("dir/inline", 3072), Mode: 0o400},
+		"dir/small":   {Data: content("dir/small", 10000), Mode: 0o755},
+		"dir/sub/two": {Data: content("dir/sub/two", 2<<20), Mode: 0o644},
+		"link":        {Data: []byte("dir/small"), Mode: fs.ModeSymlink | 0o777},
+	}
+	dir := filepath.Join(t.TempDir(), "image")
+	key := sefs.Key(content("key", 16))
+	mac, err := sefs.Create(t.Context(), dir, source, sefs.CreateOptions{Key: &key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return openVolume(t, dir, sefs.OpenOptions{Key: &key, MAC: &mac}), dir
+}
+
+// hostFile is the protected file of an inode.
+func hostFile(image string, v *sefs.Volume, t *testing.T, path string) string {
+	t.Helper()
+	info, err := v.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var name [16]byte
+	binary.LittleEndian.PutUint32(name[:], info.Sys().(*sefs.Inode).Number)
+	return filepath.Join(image, hex.EncodeToString(name[:]))
+}
+
+// flip changes one bit of a file.
+func flip(t *testing.T, file string, offset int64) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], offset); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1
+	if _, err := f.WriteAt(b[:], offset); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMountAndFSSayTheSame(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	dir := mountVolume(t, v, fuse.Options{})
+	var paths int
+	err := fs.WalkDir(v, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		paths++
+		want, err := d.Info()
+		if err != nil {
+			return err
+		}
+		got, err := os.Lstat(filepath.Join(dir, path))
+		if err != nil {
+			return err
+		}
+		if got.Mode() != want.Mode() || !d.IsDir() && got.Size() != want.Size() {
+			t.Errorf("%s: %v, %d bytes, not %v, %d", path, got.Mode(), got.Size(), want.Mode(), want.Size())
+		}
+		if !want.Mode().IsRegular() {
+			return nil
+		}
+		inVolume, err := fs.ReadFile(v, path)
+		if err != nil {
+			return err
+		}
+		inMount, err := os.ReadFile(filepath.Join(dir, path))
+		if err == nil && (!bytes.Equal(inVolume, inMount) || !bytes.Equal(inMount, content(path, len(inMount)))) {
+			t.Errorf("%s: content differs", path)
+		}
+		return err
+	})
+	if err != nil || paths != 9 {
+		t.Errorf("%d paths, %v", paths, err)
+	}
+}
+
+func TestMountIsReadOnly(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	dir := mountVolume(t, v, fuse.Options{})
+	for name, change := range map[string]func() error{
+		"create": func() error { return os.WriteFile(filepath.Join(dir, "new"), nil, 0o644) },
+		"write":  func() error { return os.WriteFile(filepath.Join(dir, "big"), nil, 0o644) },
+		"mkdir":  func() error { return os.Mkdir(filepath.Join(dir, "new"), 0o755) },
+		"remove": func() error { return os.Remove(filepath.Join(dir, "big")) },
+		"chmod":  func() error { return os.Chmod(filepath.Join(dir, "big"), 0o777) },
+	} {
+		if err := change(); !errors.Is(err, unix.EROFS) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil || st.Flags&unix.ST_NOSUID == 0 || st.Flags&unix.ST_NODEV == 0 ||
+		st.Flags&unix.ST_RDONLY == 0 || st.Bavail != 0 {
+		t.Errorf("statfs: %+v, %v", st, err)
+	}
+}
+
+func TestNamesThatDoNotExistAreNotErrors(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	log, lines := logtest.NewNullLogger()
+	dir := mountVolume(t, v, fuse.Options{Log: log})
+	for range 2 { // the second time the kernel knows by itself
+		if _, err := os.Stat(filepath.Join(dir, "dir", "nothing")); !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	if n := len(lines.AllEntries()); n != 0 {
+		t.Errorf("%d lines were logged", n)
+	}
+}
+
+func TestOwnerReplacesAllOwners(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	dir := mountVolume(t, v, fuse.Options{Owner: &fuse.Owner{UID: 123, GID: 456}})
+	for _, path := range []string{".", "big", "dir/small"} {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, path), &st); err != nil || st.Uid != 123 || st.Gid != 456 {
+			t.Errorf("%s: %d:%d, %v", path, st.Uid, st.Gid, err)
+		}
+	}
+}
+
+// TestTamperingIsEIOAndOneLine changes the image below a mount. Nothing of the changed part may be served, what is
+// whole must be, and the log names each file once however often it is read.
+func TestTamperingIsEIOAndOneLine(t *testing.T) {
+	testenv.FUSE(t)
+	for name, c := range map[string]struct {
+		path   string
+		tamper func(t *testing.T, file string)
+		read   string // what is read, if not path
+	}{
+		"data node": {path: "dir/sub/two", tamper: func(t *testing.T, f string) { flip(t, f, 70*4096) }},
+		"tree node": {path: "dir/sub/two", tamper: func(t *testing.T, f string) { flip(t, f, 98*4096) }},
+		"root node": {path: "dir/small", tamper: func(t *testing.T, f string) { flip(t, f, 200) }},
+		"cut": {path: "dir/small", tamper: func(t *testing.T, f string) {
+			if err := os.Truncate(f, 8192); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		"taken away": {path: "dir/small", tamper: func(t *testing.T, f string) {
+			if err := os.Remove(f); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		"link": {path: "link", tamper: func(t *testing.T, f string) { flip(t, f, 200) }},
+		"directory": {path: "dir/sub", read: "dir/sub/two", tamper: func(t *testing.T, f string) {
+			flip(t, f, 200)
+		}},
+		"directory taken away": {path: "dir/sub", read: "dir/sub/two", tamper: func(t *testing.T, f string) {
+			if err := os.Remove(f); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, image := newVolume(t)
+			file := hostFile(image, v, t, c.path)
+			log, lines := logtest.NewNullLogger()
+			// The volume is opened anew: this one has read the directories already.
+			again, err := sefs.Open(image, sefs.OpenOptions{Key: ptr(sefs.Key(content("key", 16))), MAC: ptr(v.MAC())})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Close()
+			dir := mountVolume(t, again, fuse.Options{Log: log})
+			c.tamper(t, file)
+			read := c.path
+			if c.read != "" {
+				read = c.read
+			}
+			for range 3 {
+				if b, err := os.ReadFile(filepath.Join(dir, read)); !errors.Is(err, unix.EIO) {
+					t.Errorf("%d bytes, %v", len(b), err)
+				}
+			}
+			if b, err := os.ReadFile(filepath.Join(dir, "big")); err != nil || !bytes.Equal(b, content("big", bigSize)) {
+				t.Errorf("the rest of the volume: %v", err)
+			}
+			entries := lines.AllEntries()
+			if len(entries) != 1 || entries[0].Level != logrus.ErrorLevel || !strings.HasSuffix(entries[0].Message, " /"+c.path) {
+				t.Errorf("logged: %v", messages(entries))
+			}
+		})
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func messages(entries []*logrus.Entry) (m []string) {
+	for _, e := range entries {
+		m = append(m, e.Message)
+	}
+	return m
+}
+
+// TestWhatIsWholeOfATamperedFileStaysReadable reads around one changed node.
+func TestWhatIsWholeOfATamperedFileStaysReadable(t *testing.T) {
+	testenv.FUSE(t)
+	v, image := newVolume(t)
+	log, _ := logtest.NewNullLogger()
+	dir := mountVolume(t, v, fuse.Options{Log: log})
+	const changed = 50 // data node 48: content from 3072+48*4096 on
+	flip(t, hostFile(image, v, t, "big"), changed*4096+5)
+	want := content("big", bigSize)
+	f, err := os.Open(filepath.Join(dir, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 4096)
+	var refused []int64
+	for off := int64(0); off+4096 <= bigSize; off += 4096 {
+		_, err := f.ReadAt(b, off)
+		switch {
+		case errors.Is(err, unix.EIO):
+			refused = append(refused, off/4096)
+		case err != nil:
+			t.Fatal(err)
+		case !bytes.Equal(b, want[off:off+4096]):
+			t.Fatalf("wrong content at %d", off)
+		}
+	}
+	if len(refused) != 2 || refused[0] != 48 || refused[1] != 49 {
+		t.Errorf("pages %v were refused, not the two with bytes of the node", refused)
+	}
+}
+
+func TestMappingReadsTheContent(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	f, err := os.Open(filepath.Join(mountVolume(t, v, fuse.Options{}), "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b, err := unix.Mmap(int(f.Fd()), 0, bigSize, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(b)
+	if !bytes.Equal(b, content("big", bigSize)) {
+		t.Error("content differs")
+	}
+}
+
+func TestManyReadersAtOnce(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	dir := mountVolume(t, v, fuse.Options{})
+	want := content("big", bigSize)
+	f, err := os.Open(filepath.Join(dir, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(i), 0))
+			b := make([]byte, 70000)
+			for range 40 {
+				off := random.Int64N(bigSize - int64(len(b)))
+				if _, err := f.ReadAt(b, off); err != nil || !bytes.Equal(b, want[off:off+int64(len(b))]) {
+					t.Errorf("at %d: %v", off, err)
+				}
+				small, err := os.ReadFile(filepath.Join(dir, "dir", "small"))
+				if err != nil || !bytes.Equal(small, content("dir/small", 10000)) {
+					t.Errorf("small file: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestOneVolumeOnTwoMountpoints(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	first, second := t.TempDir(), t.TempDir()
+	s := mountOn(t, v, first, fuse.Options{})
+	mountOn(t, v, second, fuse.Options{})
+	if err := s.Unmount(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(second, "dir", "small"))
+	if err != nil || !bytes.Equal(b, content("dir/small", 10000)) {
+		t.Errorf("reading through the second: %v", err)
+	}
+}
+
+func TestUnmountEndsTheServer(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	dir := t.TempDir()
+	s := mountOn(t, v, dir, fuse.Options{})
+	if !mounted(t, dir) {
+		t.Fatal("not mounted")
+	}
+	for range 2 { // the second time there is nothing to do
+		if err := s.Unmount(); err != nil {
+			t.Fatal(err)
+		}
+		s.Wait()
+		if mounted(t, dir) {
+			t.Fatal("still mounted")
+		}
+	}
+}
+
+func TestUnmountBySomebodyElseEndsTheServer(t *testing.T) {
+	testenv.FUSE(t)
+	testenv.Root(t)
+	v, _ := newVolume(t)
+	dir := t.TempDir()
+	s := mountOn(t, v, dir, fuse.Options{})
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	s.Wait()
+}
+
+// TestUnmountDetachesWhatIsInUse keeps a file open: the mount disappears at once, the file stays readable, and the
+// server ends with it.
+func TestUnmountDetachesWhatIsInUse(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	log, lines := logtest.NewNullLogger()
+	dir := t.TempDir()
+	s := mountOn(t, v, dir, fuse.Options{Log: log})
+	f, err := os.Open(filepath.Join(dir, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unmount(); err != nil {
+		t.Fatal(err)
+	}
+	if mounted(t, dir) {
+		t.Error("still mounted")
+	}
+	if entries := lines.AllEntries(); len(entries) != 1 || !strings.Contains(entries[0].Message, "still in use") {
+		t.Errorf("logged: %v", messages(entries))
+	}
+	b, err := io.ReadAll(f)
+	if err != nil || !bytes.Equal(b, content("big", bigSize)) {
+		t.Errorf("reading the open file: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.Wait()
+}
+
+func TestNothingStaysMountedWhenMountFails(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		ctx        context.Context
+		mountpoint string
+		want       error
+	}{
+		"cancelled": {cancelled, dir, context.Canceled},
+		"missing":   {t.Context(), filepath.Join(dir, "missing"), fs.ErrNotExist},
+		"file":      {t.Context(), file, unix.ENOTDIR},
+	} {
+		_, err := fuse.Mount(c.ctx, v, c.mountpoint, fuse.Options{})
+		if !errors.Is(err, c.want) || attest.CodeOf(err) != attest.CodeMount {
+			t.Errorf("%s: %v", name, err)
+		}
+		if mounted(t, c.mountpoint) {
+			t.Errorf("%s: mounted", name)
+		}
+	}
+}
