@@ -40,10 +40,13 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		benchCommand(),
 		configCommand(),
+		keygenCommand(),
 		maaCommand(),
 		occlumCommand(),
 		predictCommand(),
+		quoteCommand(),
 		tokenCommand(),
+		volumeCommand(),
 	)
 	return root
 }

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sesame-init/sesame/fs/sefs"
+)
+
+func keygenCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "keygen",
+		Short: "Make keys",
+	}
+	cmd.AddCommand(keygenImageKeyCommand())
+	return cmd
+}
+
+func keygenImageKeyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "image-key [FILE]",
+		Short: "Make a key for an image or a volume, in the form of \"occlum gen-image-key\"",
+		Long: `image-key makes a random 128-bit key and writes it as Occlum does, xx-xx-...-xx and a line end. The file is
+readable by its owner only and must not exist yet. Without FILE the key goes to standard output.`,
+		Example: "  sesame keygen image-key image_key",
+		Args:    usageArgs(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var key sefs.Key
+			if _, err := rand.Read(key[:]); err != nil {
+				return err
+			}
+			text := sefs.EncodeKey(key)
+			defer text.Wipe()
+			line := append(text.Expose(), '\n')
+			defer clear(line)
+			if len(args) == 0 {
+				_, err := cmd.OutOrStdout().Write(line)
+				return err
+			}
+			return writeNewSecret(args[0], line)
+		},
+	}
+}
+
+// writeNewSecret writes a file that only its owner can read, and none where there is one already.
+func writeNewSecret(path string, content []byte) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err = errors.Join(err, f.Close()); err != nil {
+			err = errors.Join(err, os.Remove(path))
+		}
+	}()
+	if _, err := f.Write(content); err != nil {
+		return err
+	}
+	return f.Sync()
+}
