@@ -36,6 +36,7 @@ content, MAC or not.`,
 		volumeExtractCommand(),
 		volumeVerifyCommand(),
 		volumeInfoCommand(),
+		volumeMountCommand(),
 	)
 	return cmd
 }
