@@ -1,4 +1,7 @@
 package ratls
 
-// Read is read, for tests.
-var Read = read
+// Read and ReadDICE are for tests.
+var (
+	Read     = read
+	ReadDICE = readDICE
+)

@@ -424,12 +424,9 @@ func FuzzEvidence(f *testing.F) {
 
 func FuzzDICE(f *testing.F) {
 	p := newPeer(f)
-	f.Add(p.dice(p.claims(1, sum(p.spki))).Value)
+	f.Add(p.diceOf(60000, []any{[]byte("quote"), p.claims(1, sum(p.spki))}).Value)
 	f.Fuzz(func(t *testing.T, value []byte) {
-		if len(value) > 60000 {
-			return
-		}
-		_, _, err := ratls.Read(p.certificate(pkix.Extension{Id: oidDICE, Value: value}))
+		_, _, err := ratls.ReadDICE(value, p.spki)
 		long, short := sha512.Sum512(p.spki), sha512.Sum384(p.spki)
 		if err == nil && !bytes.Contains(value, sum(p.spki)) && !bytes.Contains(value, long[:]) &&
 			!bytes.Contains(value, short[:]) {
