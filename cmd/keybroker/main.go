@@ -48,7 +48,11 @@ const device = "/dev/sgx"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c := command{folder: ".", openAttester: openDevice, stdout: os.Stdout, stderr: os.Stderr}
+	c := command{
+		folder:       ".",
+		openAttester: func() (attester, error) { return openDevice(device) },
+		stdout:       os.Stdout, stderr: os.Stderr,
+	}
 	os.Exit(c.run(ctx, os.Args[1:], os.Getenv("PCCS_URL")))
 }
 
@@ -58,10 +62,10 @@ type attester interface {
 	io.Closer
 }
 
-func openDevice() (attester, error) {
-	d, err := sgx.OpenDevice(device)
+func openDevice(path string) (attester, error) {
+	d, err := sgx.OpenDevice(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, attest.Errorf(attest.CodeAttester, "opening "+device,
+		return nil, attest.Errorf(attest.CodeAttester, "opening "+path,
 			"Start it in an enclave (occlum run /bin/server ADDRESS), or in the simulator for development.",
 			"there is none, and GRPC-RATLS clients take no broker without evidence")
 	}
