@@ -87,7 +87,7 @@ func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) 
 		}
 		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", roots[0].Subject.CommonName, c.Collateral.RootCA)
 	}
-	source, err := collateralSource(c.Collateral, clock)
+	source, err := collateralSource(c.Collateral, roots, clock)
 	if err != nil {
 		return nil, err
 	}
@@ -100,8 +100,8 @@ func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) 
 	})
 }
 
-func collateralSource(c config.Collateral, clock func() time.Time) (dcap.Source, error) {
-	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Now: clock}
+func collateralSource(c config.Collateral, roots []*x509.Certificate, clock func() time.Time) (dcap.Source, error) {
+	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Roots: roots, Now: clock}
 	if c.PCCSCA != "" {
 		certificates, err := readCertificates(c.PCCSCA)
 		if err != nil {
