@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"path"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -20,6 +21,9 @@ const forever = 365 * 24 * time.Hour
 
 // blockSize is the unit of statfs and st_blksize: one node of a protected file.
 const blockSize = 4096
+
+// shownDepth is how much of a path a message shows. A malformed volume may have no end of it.
+const shownDepth = 64
 
 // openLimit is how many files of the host are open at most, but for those that are being read this moment.
 const openLimit = 256
@@ -84,12 +88,16 @@ func (f *fileSystem) fail(inode uint32, doing string, err error) fuse.Status {
 	return fuse.EIO
 }
 
-// path is one path of the inode, with mu held.
-func (f *fileSystem) path(inode uint32) string {
-	var p string
-	for inode != sefs.RootInode {
+// path is one path of the inode, with mu held; quoted where it would not stay on its line.
+func (f *fileSystem) path(inode uint32) (p string) {
+	defer func() {
+		if q := strconv.Quote(p); q != `"`+p+`"` {
+			p = q
+		}
+	}()
+	for depth := 0; inode != sefs.RootInode; depth++ {
 		at, ok := f.places[inode]
-		if !ok {
+		if !ok || depth == shownDepth {
 			return path.Join("…", p)
 		}
 		p = path.Join(at.name, p)

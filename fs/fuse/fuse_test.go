@@ -90,8 +90,8 @@ type manifest struct {
 	}
 }
 
-// unpack opens an image of the vectors.
-func unpack(t *testing.T, image string) (*sefs.Volume, manifest) {
+// unpack returns a directory with the files of an image of the vectors.
+func unpack(t *testing.T, image string) string {
 	t.Helper()
 	dir := t.TempDir()
 	f, err := os.Open(filepath.Join(image, "image.tar.gz"))
@@ -106,7 +106,7 @@ func unpack(t *testing.T, image string) (*sefs.Volume, manifest) {
 	for archive := tar.NewReader(z); ; {
 		h, err := archive.Next()
 		if err == io.EOF {
-			break
+			return dir
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -119,6 +119,10 @@ func unpack(t *testing.T, image string) (*sefs.Volume, manifest) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func openVector(t *testing.T, image string) (*sefs.Volume, manifest) {
+	t.Helper()
 	b, err := os.ReadFile(filepath.Join(image, "manifest.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +146,7 @@ func unpack(t *testing.T, image string) (*sefs.Volume, manifest) {
 		}
 		o.MAC = &mac
 	}
-	return openVolume(t, dir, o), m
+	return openVolume(t, unpack(t, image), o), m
 }
 
 // TestVectorsReadThroughTheMountAsTheirManifestSays compares everything that stat(2), readlink(2), readdir(3) and
@@ -155,7 +159,7 @@ func TestVectorsReadThroughTheMountAsTheirManifestSays(t *testing.T) {
 	}
 	for _, image := range images {
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(image)))+"/"+filepath.Base(image), func(t *testing.T) {
-			v, want := unpack(t, image)
+			v, want := openVector(t, image)
 			dir := mountVolume(t, v, fuse.Options{})
 			found := map[string]bool{}
 			err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
@@ -202,6 +206,80 @@ func TestVectorsReadThroughTheMountAsTheirManifestSays(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMalformedVectorsEndWithErrors walks everything that authentic but malformed images show: it comes to an end, and
+// to an error.
+func TestMalformedVectorsEndWithErrors(t *testing.T) {
+	testenv.FUSE(t)
+	for _, layout := range []string{"occlum-0.30", "occlum-0.31"} {
+		b, err := os.ReadFile(testenv.Vectors(t, "sefs", layout, "malformed", "index.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var index struct {
+			Vectors []struct {
+				Name, Dir, Must string
+				RootMAC         string `json:"root_mac"`
+			}
+		}
+		if err := json.Unmarshal(b, &index); err != nil || len(index.Vectors) == 0 {
+			t.Fatalf("%d vectors, %v", len(index.Vectors), err)
+		}
+		for _, c := range index.Vectors {
+			t.Run(layout+"/"+c.Name, func(t *testing.T) {
+				mac, err := sefs.ParseMAC(c.RootMAC)
+				if err != nil {
+					t.Fatal(err)
+				}
+				v, err := sefs.Open(unpack(t, testenv.Vectors(t, "sefs", layout, c.Dir)), sefs.OpenOptions{MAC: &mac})
+				var failures int
+				if err != nil {
+					failures++
+				} else {
+					defer v.Close()
+					log, _ := logtest.NewNullLogger()
+					failures = readEverything(t, mountVolume(t, v, fuse.Options{Log: log}))
+				}
+				if c.Must == "accept" && failures > 0 || c.Must == "reject" && failures == 0 {
+					t.Errorf("must %s, but %d failures", c.Must, failures)
+				}
+			})
+		}
+	}
+}
+
+// readEverything returns how many entries below dir could not be read.
+func readEverything(t *testing.T, dir string) (failures int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+		case d.Type() == fs.ModeSymlink:
+			_, err = os.Readlink(path)
+		case d.Type().IsRegular():
+			err = readThrough(path)
+		}
+		if err != nil {
+			failures++
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return failures
+}
+
+// readThrough reads a file whatever size it claims.
+func readThrough(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(io.Discard, f)
+	return err
 }
 
 // content is n bytes that differ from place to place and from name to name.
