@@ -61,7 +61,7 @@ func Create(ctx context.Context, dst string, src fs.FS, o CreateOptions) (MAC, e
 	if err := p.survey(ctx); err != nil {
 		return MAC{}, err
 	}
-	w, err := pfs.NewWriter(pfs.NewCodec(o.Layout, (*[16]byte)(o.Key)), (*[16]byte)(o.Key), pfs.WriterOptions{
+	w, err := pfs.NewWriter(pfs.NewCodec(o.Layout, (*[16]byte)(o.Key)), pfs.WriterOptions{
 		Rand: o.Rand, Reproducible: o.Reproducible, Buffers: 2*o.Workers + 1,
 	})
 	if err != nil {

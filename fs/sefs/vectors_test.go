@@ -23,6 +23,12 @@ import (
 
 var layouts = []string{"occlum-0.31", "occlum-0.30"}
 
+// eachRoot runs a test on the vectors in the repository and on the full set.
+func eachRoot(t *testing.T, test func(t *testing.T, root string)) {
+	t.Run("some", func(t *testing.T) { test(t, filepath.Join("testdata", "vectors")) })
+	t.Run("all", func(t *testing.T) { test(t, testenv.Vectors(t, "sefs")) })
+}
+
 // manifest describes an image of the vectors.
 type manifest struct {
 	Layout  string            `json:"layout"`
@@ -161,16 +167,15 @@ func leftPad(i uint64) string {
 }
 
 func TestGoodImagesReadBackExactly(t *testing.T) {
-	for _, layout := range layouts {
-		images, err := os.ReadDir(testenv.Vectors(t, "sefs", layout, "images"))
-		if err != nil {
-			t.Fatal(err)
+	eachRoot(t, func(t *testing.T, root string) {
+		images, err := filepath.Glob(filepath.Join(root, "occlum-*", "images", "*"))
+		if err != nil || len(images) == 0 {
+			t.Fatal(err, len(images))
 		}
-		for _, image := range images {
-			t.Run(layout+"/"+image.Name(), func(t *testing.T) {
-				dir := testenv.Vectors(t, "sefs", layout, "images", image.Name())
-				var m manifest
-				readJSON(t, filepath.Join(dir, "manifest.json"), &m)
+		for _, dir := range images {
+			var m manifest
+			readJSON(t, filepath.Join(dir, "manifest.json"), &m)
+			t.Run(m.Layout+"/"+filepath.Base(dir), func(t *testing.T) {
 				v, err := sefs.Open(unpack(t, filepath.Join(dir, "image.tar.gz")), options(t, m.Key, m.RootMAC))
 				if err != nil {
 					t.Fatal(err)
@@ -180,12 +185,12 @@ func TestGoodImagesReadBackExactly(t *testing.T) {
 					t.Errorf("layout %s, want %s", got, m.Layout)
 				}
 				compareWithManifest(t, v, m)
-				if err := v.Verify(context.Background(), nil); err != nil {
+				if err := v.Verify(t.Context(), nil); err != nil {
 					t.Error(err)
 				}
 			})
 		}
-	}
+	})
 }
 
 func compareWithManifest(t *testing.T, v *sefs.Volume, m manifest) {
@@ -293,24 +298,25 @@ func wantRefusal(t *testing.T, must string, err error) {
 }
 
 func TestMalformedImagesAreRefused(t *testing.T) {
-	for _, layout := range layouts {
-		var index struct {
-			Vectors []struct {
-				Name    string `json:"name"`
-				Dir     string `json:"dir"`
-				RootMAC string `json:"root_mac"`
-				Must    string `json:"must"`
-			} `json:"vectors"`
+	eachRoot(t, func(t *testing.T, root string) {
+		for _, layout := range layouts {
+			var index struct {
+				Vectors []struct {
+					Name    string `json:"name"`
+					Dir     string `json:"dir"`
+					RootMAC string `json:"root_mac"`
+					Must    string `json:"must"`
+				} `json:"vectors"`
+			}
+			readJSON(t, filepath.Join(root, layout, "malformed", "index.json"), &index)
+			for _, vector := range index.Vectors {
+				t.Run(layout+"/"+vector.Name, func(t *testing.T) {
+					dir := unpack(t, filepath.Join(root, layout, vector.Dir, "image.tar.gz"))
+					wantRefusal(t, vector.Must, readAll(dir, options(t, "", vector.RootMAC)))
+				})
+			}
 		}
-		readJSON(t, testenv.Vectors(t, "sefs", layout, "malformed", "index.json"), &index)
-		for _, vector := range index.Vectors {
-			t.Run(layout+"/"+vector.Name, func(t *testing.T) {
-				dir := unpack(t, testenv.Vectors(t, "sefs", layout, vector.Dir, "image.tar.gz"))
-				err := readAll(dir, options(t, "", vector.RootMAC))
-				wantRefusal(t, vector.Must, err)
-			})
-		}
-	}
+	})
 }
 
 // change is an operation of the negative vectors on the files of an image.
@@ -466,21 +472,21 @@ func sourceTree(t *testing.T, m manifest) string {
 }
 
 func TestIntegrityOnlyOutputIsUpstreamsByteForByte(t *testing.T) {
-	for _, layout := range layouts {
-		images, err := filepath.Glob(testenv.Vectors(t, "sefs", layout, "images") + "/*-int*")
+	eachRoot(t, func(t *testing.T, root string) {
+		images, err := filepath.Glob(filepath.Join(root, "occlum-*", "images", "*-int*"))
 		if err != nil || len(images) == 0 {
 			t.Fatal(err, len(images))
 		}
 		for _, image := range images {
-			t.Run(layout+"/"+filepath.Base(image), func(t *testing.T) {
-				var m manifest
-				readJSON(t, filepath.Join(image, "manifest.json"), &m)
-				l, err := sefs.ParseLayout(strings.TrimPrefix(layout, "occlum-"))
+			var m manifest
+			readJSON(t, filepath.Join(image, "manifest.json"), &m)
+			t.Run(m.Layout+"/"+filepath.Base(image), func(t *testing.T) {
+				layout, err := sefs.ParseLayout(strings.TrimPrefix(m.Layout, "occlum-"))
 				if err != nil {
 					t.Fatal(err)
 				}
 				dst := filepath.Join(t.TempDir(), "image")
-				mac, err := sefs.Create(t.Context(), dst, os.DirFS(sourceTree(t, m)), sefs.CreateOptions{Layout: l})
+				mac, err := sefs.Create(t.Context(), dst, os.DirFS(sourceTree(t, m)), sefs.CreateOptions{Layout: layout})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -490,7 +496,7 @@ func TestIntegrityOnlyOutputIsUpstreamsByteForByte(t *testing.T) {
 				compareFiles(t, dst, m.Files)
 			})
 		}
-	}
+	})
 }
 
 func compareFiles(t *testing.T, dir string, want map[string]string) {

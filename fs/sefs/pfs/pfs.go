@@ -112,7 +112,8 @@ var (
 // is safe for concurrent use.
 type Codec struct {
 	layout Layout
-	user   cipher.Block // nil: integrity-only
+	key    *[16]byte    // nil: integrity-only
+	user   cipher.Block // under key
 	public cipher.AEAD  // under the all-zero key
 }
 
@@ -120,7 +121,8 @@ type Codec struct {
 func NewCodec(layout Layout, key *[16]byte) *Codec {
 	c := &Codec{layout: layout, public: newAEAD(make([]byte, 16))}
 	if key != nil {
-		c.user = newBlock(key[:])
+		k := *key
+		c.key, c.user = &k, newBlock(k[:])
 	}
 	return c
 }
@@ -129,7 +131,7 @@ func NewCodec(layout Layout, key *[16]byte) *Codec {
 func (c *Codec) Layout() Layout { return c.layout }
 
 // Encrypted says whether files are encrypted, not just authenticated.
-func (c *Codec) Encrypted() bool { return c.user != nil }
+func (c *Codec) Encrypted() bool { return c.key != nil }
 
 var nonce [12]byte // constant: every key seals one plaintext
 
@@ -152,7 +154,7 @@ func newAEAD(key []byte) cipher.AEAD {
 // open verifies box, which is a sealed plaintext with the tag behind it, and puts the plaintext into dst, which has
 // its length. dst may be the start of box.
 func (c *Codec) open(dst, key, box []byte) bool {
-	if c.user != nil {
+	if c.Encrypted() {
 		_, err := newAEAD(key).Open(dst[:0], nonce[:], box, nil)
 		return err == nil
 	}
@@ -167,7 +169,7 @@ func (c *Codec) open(dst, key, box []byte) bool {
 // seal replaces the first n bytes of buf by their sealed form and appends the tag to tag. The 16 bytes behind them
 // are used meanwhile, and restored.
 func (c *Codec) seal(tag, key, buf []byte, n int) []byte {
-	if c.user == nil {
+	if !c.Encrypted() {
 		return c.public.Seal(tag, nonce[:], nil, buf[:n])
 	}
 	var saved [tagSize]byte
@@ -180,7 +182,7 @@ func (c *Codec) seal(tag, key, buf []byte, n int) []byte {
 
 // metadataKey derives the key of node 0: AES-CMAC over a C struct of 120 bytes, its holes included.
 func (c *Codec) metadataKey(keyID []byte) []byte {
-	if c.user == nil {
+	if !c.Encrypted() {
 		return make([]byte, 16)
 	}
 	var b [120]byte

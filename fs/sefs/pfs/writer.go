@@ -37,15 +37,15 @@ type Writer struct {
 	buffers chan []byte
 }
 
-// NewWriter returns a writer. key is that of the codec; it is used in the reproducible mode only.
-func NewWriter(c *Codec, key *[16]byte, o WriterOptions) (*Writer, error) {
+// NewWriter returns a writer of files of the codec.
+func NewWriter(c *Codec, o WriterOptions) (*Writer, error) {
 	w := &Writer{Codec: c, rand: o.Rand, buffers: make(chan []byte, o.Buffers)}
 	for range o.Buffers {
 		w.buffers <- nil
 	}
-	if o.Reproducible && key != nil {
+	if o.Reproducible && c.Encrypted() {
 		var err error
-		if w.derive, err = hkdf.Key(sha256.New, key[:], nil, "repro", sha256.Size); err != nil {
+		if w.derive, err = hkdf.Key(sha256.New, c.key[:], nil, "repro", sha256.Size); err != nil {
 			return nil, fmt.Errorf("deriving key: %w", err)
 		}
 	}
