@@ -60,10 +60,8 @@ func threads() error {
 func heap() error {
 	for round := range 20 {
 		b := make([]byte, 8<<20)
-		for i, v := range b {
-			if v != 0 {
-				return fmt.Errorf("round %d: byte %d of fresh memory is %#x", round, i, v)
-			}
+		if n := len(b) - bytes.Count(b, []byte{0}); n > 0 {
+			return fmt.Errorf("round %d: %d bytes of fresh memory are not zero", round, n)
 		}
 		for i := range b {
 			b[i] = 0xa5
@@ -140,10 +138,10 @@ func pressure() error {
 	for id := range cap(failures) {
 		go func() {
 			var held [16][]byte
-			for round := range 400 {
+			for round := range 200 {
 				b := make([]byte, 64+round*37)
-				if i := bytes.IndexFunc(b, func(r rune) bool { return r != 0 }); i >= 0 {
-					failures <- fmt.Errorf("goroutine %d: byte %d of fresh memory is %#x", id, i, b[i])
+				if n := len(b) - bytes.Count(b, []byte{0}); n > 0 {
+					failures <- fmt.Errorf("goroutine %d: %d bytes of fresh memory are not zero", id, n)
 					return
 				}
 				for i := range b {

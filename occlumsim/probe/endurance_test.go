@@ -1,0 +1,78 @@
+package probe
+
+import (
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sesame-init/sesame/init/goruntime/overlay"
+)
+
+var boots = flag.Int("boots", 20, "how many times TestGoProgramBootsEveryTime boots")
+
+// goProgram builds the program that uses threads, TLS, DNS, timers, signals and the heap, with some of the hunks.
+func goProgram(t *testing.T, hunks ...overlay.Hunk) string {
+	t.Helper()
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	replaced, err := overlay.Write(filepath.Join(dir, "overlay"), strings.TrimSpace(string(goroot)), hunks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "program")
+	cmd := exec.Command("go", "build", "-trimpath", "-overlay", replaced, "-buildmode=pie",
+		"-ldflags", "-s -w -I /lib/ld-musl-x86_64.so.1", "-o", program, "../../init/goruntime/overlay/testdata/program")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("building the program: %v\n%s", err, out)
+	}
+	return program
+}
+
+// goInstance is an instance whose init is the program, and which has the probe as an application in its initfs.
+func goInstance(t *testing.T, program string) *instance {
+	t.Helper()
+	in := newInstance(t, program)
+	in.install(t, compile(t, "-fPIE", "-pie"), "initfs/bin/app")
+	in.build(t, "")
+	return in
+}
+
+func TestGoProgramBootsEveryTime(t *testing.T) {
+	in := goInstance(t, goProgram(t, overlay.Hunks()...))
+	for n := range *boots {
+		status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app")
+		if status != 0 || !strings.HasPrefix(stdout, "done\napp\t") {
+			t.Fatalf("boot %d of %d: exit status %d\n%s\n%s", n+1, *boots, status, stdout, stderr)
+		}
+	}
+}
+
+func TestStockRuntimeDiesAtOnceAndIsToldWhy(t *testing.T) {
+	in := goInstance(t, goProgram(t))
+	status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app")
+	if status != 1 || !strings.Contains(stderr, "starts a thread as Linux does") ||
+		!strings.Contains(stderr, "overlay") || stdout != "" {
+		t.Errorf("exit status %d\n%s\n%s", status, stdout, stderr)
+	}
+}
+
+// TestHeapCheckFailsWithTheCloneFixAlone proves that the simulator's madvise catches a runtime that relies on zeros:
+// the program's own check, or the runtime's, must fail.
+func TestHeapCheckFailsWithTheCloneFixAlone(t *testing.T) {
+	in := goInstance(t, goProgram(t, overlay.CloneHunks()...))
+	status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app")
+	if status == 0 || strings.Contains(stdout, "done") {
+		t.Fatalf("exit status %d\n%s\n%s", status, stdout, stderr)
+	}
+	if !strings.Contains(stdout, "fresh memory") && !strings.Contains(stderr, "fatal error") &&
+		!strings.Contains(stderr, "panic") {
+		t.Errorf("it failed by something else than its heap: exit status %d\n%s\n%s", status, stdout, stderr)
+	}
+}
