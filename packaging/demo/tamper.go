@@ -20,15 +20,18 @@ type tampering struct {
 	broker, platform string
 	// command is what the host asks for, nil for the right one.
 	command []string
-	// refusal must stand in what the refusing side prints.
-	refusal []string
+	// refusal must stand in what the workload's side prints; where the broker is the one that refuses, its log
+	// must give brokerSays as the reason.
+	refusal    []string
+	brokerSays string
 }
 
 var tampers = map[string][]tampering{
 	"config": {{
-		what:    "a byte of the measured init config, after the broker's policy was written",
-		change:  tamperConfig,
-		refusal: []string{"refused [denied]"},
+		what:       "a byte of the measured init config, after the broker's policy was written",
+		change:     tamperConfig,
+		refusal:    []string{"refused [denied]"},
+		brokerSays: "mr_enclave",
 	}},
 	"model": {{
 		what:    "a byte of the encrypted model volume",
@@ -36,10 +39,11 @@ var tampers = map[string][]tampering{
 		refusal: []string{"input/output error"},
 	}},
 	"quote": {{
-		what:     "the key that signs the workload's quotes",
-		change:   tamperQuote,
-		platform: "platform-tampered",
-		refusal:  []string{"refused [denied]"},
+		what:       "the signature in the workload's quote",
+		change:     tamperQuote,
+		platform:   "platform-tampered",
+		refusal:    []string{"refused [denied]"},
+		brokerSays: "signature",
 	}},
 	"broker": {
 		{
@@ -84,7 +88,7 @@ var tampers = map[string][]tampering{
 	"argv": {
 		{
 			what:    "the host asks for another program",
-			command: []string{"/bin/busybox", "cat", "/etc/tf_ssl.cfg"},
+			command: []string{"/opt/serving/bin/tensorflow_model_server", "--port=1", "--model_base_path=/models/resnet"},
 			refusal: []string{"entry point"},
 		},
 		{
@@ -115,6 +119,7 @@ func (d *demo) mustRefuse(ctx context.Context, t tampering) error {
 	if err := d.step(ctx, "broker up", func() (string, error) { return d.brokerAddr, d.startBroker(ctx, broker) }); err != nil {
 		return err
 	}
+	brokerLog := d.servers[first]
 	err := d.step(ctx, "refused", func() (string, error) {
 		s, err := d.startWorkload(platform, t.command)
 		if err != nil {
@@ -135,7 +140,17 @@ func (d *demo) mustRefuse(ctx context.Context, t tampering) error {
 				return "", fmt.Errorf("refused, but not for the right reason (%q):\n%s", want, output)
 			}
 		}
-		return s.lineWith(t.refusal[0]), nil
+		if t.brokerSays == "" {
+			return s.lineWith(t.refusal[0]), nil
+		}
+		if err := brokerLog.waitForLine(ctx, "peer refused"); err != nil {
+			return "", err
+		}
+		reason := brokerLog.lineWith("peer refused")
+		if !strings.Contains(reason, t.brokerSays) {
+			return "", fmt.Errorf("the broker refused, but not for the right reason (%q): %s", t.brokerSays, reason)
+		}
+		return "broker: " + reason, nil
 	})
 	for i := len(d.servers) - 1; i >= first; i-- {
 		d.servers[i].stop()
@@ -199,8 +214,8 @@ func tamperModel(_ context.Context, d *demo) error {
 	return err
 }
 
-// tamperQuote makes a copy of the platform whose attestation key is another one than its QE report names, so
-// that every quote's signature is wrong.
+// tamperQuote makes a copy of the platform whose provisioning key is not the one that its certificate names, so
+// that the signature in every quote is wrong.
 func tamperQuote(ctx context.Context, d *demo) error {
 	if _, err := d.tool(ctx, d.work, "occlum", "sim-platform", "new", d.path("platform-other")); err != nil {
 		return err
@@ -208,11 +223,11 @@ func tamperQuote(ctx context.Context, d *demo) error {
 	if err := os.CopyFS(d.path("platform-tampered"), os.DirFS(d.path("platform"))); err != nil {
 		return err
 	}
-	key, err := os.ReadFile(d.path("platform-other", "attestation_key.pem"))
+	key, err := os.ReadFile(d.path("platform-other", "pck.key"))
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(d.path("platform-tampered", "attestation_key.pem"), key, 0o600)
+	return os.WriteFile(d.path("platform-tampered", "pck.key"), key, 0o600)
 }
 
 func writeJSON(file string, v any) error {
