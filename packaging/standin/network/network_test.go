@@ -184,7 +184,7 @@ func TestTrainingIsTheSameForTheSameSeed(t *testing.T) {
 		for i := range batchSize {
 			examples = append(examples, n.Example(randomImage(r), i%tiny.Classes))
 		}
-		if err := n.Train(context.Background(), examples, Training{Epochs: 2, Rate: 0.01, Rand: r}); err != nil {
+		if err := n.Train(context.Background(), examples, Training{Epochs: 2, HeadEpochs: 2, Rate: 0.01, Rand: r}); err != nil {
 			t.Fatal(err)
 		}
 		return write(t, n)
@@ -200,7 +200,7 @@ func TestTrainingEndsWithItsContext(t *testing.T) {
 	r := newRandom()
 	n := New(tiny, r)
 	examples := slices.Repeat([]Example{n.Example(randomImage(r), 0)}, batchSize)
-	if err := n.Train(ctx, examples, Training{Epochs: 1, Rate: 0.01, Rand: r}); err != context.Canceled {
+	if err := n.Train(ctx, examples, Training{Epochs: 1, HeadEpochs: 1, Rate: 0.01, Rand: r}); err != context.Canceled {
 		t.Errorf("error is %v, not that the context is cancelled", err)
 	}
 }

@@ -79,9 +79,10 @@ func (n *Network) Example(image []float32, class int) Example {
 
 // Training says how to train.
 type Training struct {
-	Epochs int
-	Rate   float64 // learning rate at the start; it falls to zero along half a cosine
-	Rand   *rand.Rand
+	// Epochs is how often the convolutions see all examples, HeadEpochs how often the hidden layer does.
+	Epochs, HeadEpochs int
+	Rate               float64 // learning rate at the start of either phase; it falls to zero along half a cosine
+	Rand               *rand.Rand
 	// Progress is told the mean loss after each epoch of the first phase; it may be nil.
 	Progress func(epoch int, loss float64)
 }
@@ -90,7 +91,6 @@ const (
 	batchSize   = 32
 	shards      = 2 // computed concurrently; a constant, so that sums do not depend on the number of cores
 	heads       = 4 // parts of the hidden layer
-	headEpochs  = 2
 	scaffolding = 96
 	momentum    = 0.9
 )
@@ -119,7 +119,7 @@ func (n *Network) Train(ctx context.Context, examples []Example, t Training) err
 		h := newHead(n.hidden.in, n.hidden.out/heads, n.output.out, t.Rand)
 		order := rand.New(rand.NewPCG(t.Rand.Uint64(), t.Rand.Uint64()))
 		trained[i] = h
-		group.Go(func() error { return h.train(ctx, features, examples, t.Rate, order) })
+		group.Go(func() error { return h.train(ctx, features, examples, t, order) })
 	}
 	if err := group.Wait(); err != nil {
 		return err
@@ -225,11 +225,11 @@ func newHead(features, hidden, classes int, r *rand.Rand) *head {
 	return &head{randomDense(features, hidden, r), randomDense(hidden, classes, r)}
 }
 
-func (h *head) train(ctx context.Context, features [][]float32, examples []Example, rate float64, r *rand.Rand) error {
+func (h *head) train(ctx context.Context, features [][]float32, examples []Example, t Training, r *rand.Rand) error {
 	layers := []*dense{&h.hidden, &h.output}
-	d := newDescent(layers, rate, headEpochs*(len(examples)/batchSize))
+	d := newDescent(layers, t.Rate, t.HeadEpochs*(len(examples)/batchSize))
 	in, classes := make([]float32, batchSize*h.hidden.in), make([]int, batchSize)
-	for range headEpochs {
+	for range t.HeadEpochs {
 		order := r.Perm(len(examples))
 		for step := range len(examples) / batchSize {
 			if err := ctx.Err(); err != nil {

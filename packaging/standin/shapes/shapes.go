@@ -88,8 +88,9 @@ func Draw(class, size int, r *rand.Rand) *image.RGBA {
 			inside = min(max(inside, 0), 1)
 			shade := shadeX*dx + shadeY*dy
 			pixel := img.Pix[img.PixOffset(px, py):][:4]
+			bits := r.Uint64() // a third of them for each colour's noise
 			for c := range 3 {
-				v := back[c] + (fore[c]-back[c])*inside + shade + (2*r.Float64()-1)*noise
+				v := back[c] + (fore[c]-back[c])*inside + shade + (float64(bits>>(21*c)&(1<<21-1))/(1<<20)-1)*noise
 				pixel[c] = uint8(min(max(v, 0), 1)*255 + 0.5)
 			}
 			pixel[3] = 255

@@ -36,12 +36,18 @@ import (
 	"github.com/sesame-init/sesame/packaging/standin/shapes"
 )
 
-const (
-	training, heldOut = 2000, 300
-	epochs            = 6
-	rate              = 0.02
-	required          = 0.95
-)
+// plan is how much effort is made, and how good the model has to be.
+type plan struct {
+	sizes             func(classes int) network.Sizes
+	training, heldOut int     // images
+	epochs, heads     int     // see network.Training
+	required          float64 // accuracy on the held-out images
+}
+
+// full takes about 60 s of processor time.
+var full = plan{network.FullSize, 2000, 300, 6, 2, 0.95}
+
+const rate = 0.02
 
 // Streams of random numbers below one seed, so that no held-out image is ever seen in training.
 const (
@@ -54,13 +60,13 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+	if err := full.run(ctx, os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "train: "+err.Error())
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, args []string, out io.Writer) error {
+func (p plan) run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("train", flag.ContinueOnError)
 	folder := flags.String("o", "", "`folder` to write to (required)")
 	seed := flags.Uint64("seed", 1, "`number` that all randomness follows from")
@@ -73,7 +79,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := writeSamples(filepath.Join(*folder, "samples"), *seed); err != nil {
 		return fmt.Errorf("drawing samples: %w", err)
 	}
-	n, err := train(ctx, *seed, out)
+	n, err := p.train(ctx, *seed, out)
 	if err != nil {
 		return err
 	}
@@ -86,36 +92,36 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 func random(seed uint64, stream int) *rand.Rand { return rand.New(rand.NewPCG(seed, uint64(stream))) }
 
 // train makes a network and finds out how good it is.
-func train(ctx context.Context, seed uint64, out io.Writer) (*network.Network, error) {
+func (p plan) train(ctx context.Context, seed uint64, out io.Writer) (*network.Network, error) {
 	start := time.Now()
 	classes := len(shapes.Classes())
 	r := random(seed, streamWeights)
-	n := network.New(network.FullSize(classes), r)
-	examples := make([]network.Example, training)
-	parallel(training, func(i int) {
+	n := network.New(p.sizes(classes), r)
+	examples := make([]network.Example, p.training)
+	parallel(p.training, func(i int) {
 		image := shapes.Draw(i%classes, network.Size, random(seed, streamTraining+i))
 		examples[i] = n.Example(client.Pixels(image), i%classes)
 	})
-	fmt.Fprintf(out, "%d images of %d classes drawn in %v\n", training, classes, since(start))
-	err := n.Train(ctx, examples, network.Training{Epochs: epochs, Rate: rate, Rand: r,
+	fmt.Fprintf(out, "%d images of %d classes drawn in %v\n", p.training, classes, since(start))
+	err := n.Train(ctx, examples, network.Training{Epochs: p.epochs, HeadEpochs: p.heads, Rate: rate, Rand: r,
 		Progress: func(epoch int, loss float64) {
-			fmt.Fprintf(out, "epoch %d of %d: loss %.3f, %v\n", epoch, epochs, loss, since(start))
+			fmt.Fprintf(out, "epoch %d of %d: loss %.3f, %v\n", epoch, p.epochs, loss, since(start))
 		}})
 	if err != nil {
 		return nil, err
 	}
 	var right atomic.Int32
-	parallel(heldOut, func(i int) {
+	parallel(p.heldOut, func(i int) {
 		image := shapes.Draw(i%classes, network.Size, random(seed, streamHeldOut+i))
-		if p, err := n.Predict(client.Pixels(image)); err == nil && client.Best(p) == i%classes {
+		if answer, err := n.Predict(client.Pixels(image)); err == nil && client.Best(answer) == i%classes {
 			right.Add(1)
 		}
 	})
-	accuracy := float64(right.Load()) / heldOut
+	accuracy := float64(right.Load()) / float64(p.heldOut)
 	fmt.Fprintf(out, "held-out accuracy %.2f %% of %d images; %d bytes of weights; %v\n",
-		100*accuracy, heldOut, n.WeightBytes(), since(start))
-	if accuracy < required {
-		return nil, fmt.Errorf("held-out accuracy %.3f is below %.2f", accuracy, required)
+		100*accuracy, p.heldOut, n.WeightBytes(), since(start))
+	if accuracy < p.required {
+		return nil, fmt.Errorf("held-out accuracy %.3f is below %.2f", accuracy, p.required)
 	}
 	return n, nil
 }
