@@ -20,6 +20,7 @@ package policy
 import (
 	"bytes"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -79,7 +80,8 @@ type TCB struct {
 	MinimumEvaluation uint32 `json:"minimum_evaluation,omitempty" yaml:"minimum_evaluation,omitempty"`
 }
 
-// Hex is a byte string that reads and prints as hexadecimal digits of either case. Nil means: not named.
+// Hex is a byte string that reads and prints as hexadecimal digits of either case. Nil means: not named, as does
+// null in YAML.
 type Hex []byte
 
 // String prints lower-case digits.
@@ -97,6 +99,20 @@ func (h *Hex) UnmarshalText(text []byte) error {
 	}
 	*h = b
 	return nil
+}
+
+// UnmarshalJSON refuses null, which [json.Unmarshal] would else take for a field that is not named.
+func (h *Hex) UnmarshalJSON(text []byte) error {
+	var s string
+	if err := json.Unmarshal(text, &s); err != nil {
+		return err
+	}
+	return h.UnmarshalText([]byte(s))
+}
+
+// UnmarshalYAML takes the text as it stands: digits without quotes are no number.
+func (h *Hex) UnmarshalYAML(text []byte) error {
+	return h.UnmarshalText(bytes.Trim(text, " \"'\n"))
 }
 
 // Duration reads and prints like [time.ParseDuration] and also takes whole days ("30d").
