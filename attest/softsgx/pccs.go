@@ -43,8 +43,10 @@ func answer(w http.ResponseWriter, contentType string, body []byte, headers ...s
 	_, _ = w.Write(body)
 }
 
-// headerChain is a chain as it stands in a header: percent-encoded PEM.
-func headerChain(chain []byte) string { return url.PathEscape(string(chain)) }
+// headerChain is a chain as it stands in a header: PEM with percent for all that is not alphanumeric, spaces too.
+func headerChain(chain []byte) string {
+	return strings.ReplaceAll(url.QueryEscape(string(chain)), "+", "%20")
+}
 
 func (p *Platform) serveTCBInfo(version string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {

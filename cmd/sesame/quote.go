@@ -189,6 +189,9 @@ func verifyQuote(ctx context.Context, file string, o verifyOptions) (*verdict, e
 	if err != nil {
 		return nil, err
 	}
+	if client, ok := config.Source.(*pccs.Client); ok {
+		defer client.Close()
+	}
 	appraise, err := o.appraiser()
 	if err != nil {
 		return nil, err
