@@ -28,6 +28,8 @@ type demo struct {
 	work, bin, model string
 	start            time.Time
 
+	occlumShape bool // write init's config in Occlum's own shape
+
 	pccs       string // address of the software platform's collateral service
 	brokerAddr string
 	serverPort string
@@ -165,17 +167,9 @@ func (d *demo) writeInitConfig(file, timeout string) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(file, map[string]any{
-		"backend": "grpc-ratls",
+	conf := map[string]any{
 		"timeout": timeout,
-		"grpc_ratls": map[string]any{
-			"servers":  []string{d.brokerAddr},
-			"protocol": "legacy",
-			"broker_policy": map[string]any{"sgx": []any{map[string]any{
-				"mr_signer": signer, "product_id": brokerProduct, "min_svn": brokerSVN,
-			}}},
-		},
-		"root": map[string]any{"key": "image_key", "upper": "temporary"},
+		"root":    map[string]any{"upper": "temporary"},
 		"app": map[string]any{
 			"entry_point": "/bin/tensorflow_model_server",
 			"path":        "/opt/serving/bin/tensorflow_model_server",
@@ -185,11 +179,34 @@ func (d *demo) writeInitConfig(file, timeout string) error {
 			},
 		},
 		"volumes": []any{map[string]any{"source": "./model", "target": "/models/resnet", "key": "model_key", "mac": d.mac}},
-		"secrets": []any{map[string]any{"name": "ssl_config", "path": "/etc/tf_ssl.cfg", "mode": "0400"}},
 		"collateral": map[string]any{
 			"pccs_url": d.pccs, "allow_http": true, "root_ca": "/etc/sesame/root_ca.pem",
 		},
-	})
+	}
+	if d.occlumShape {
+		conf["kms_server"] = d.brokerAddr
+		conf["kms_keys"] = []any{map[string]any{"key": "ssl_config", "path": "/etc/tf_ssl.cfg"}}
+		conf["ra_config"] = map[string]any{
+			"verify_mr_enclave": "off", "verify_mr_signer": "on", "verify_isv_prod_id": "on", "verify_isv_svn": "on",
+			"verify_config_svn": "off", "verify_enclave_debuggable": "on",
+			"sgx_mrs": []any{map[string]any{
+				"mr_enclave": "", "mr_signer": signer, "isv_prod_id": brokerProduct, "isv_svn": brokerSVN,
+				"config_svn": 0, "debuggable": false,
+			}},
+		}
+		return writeJSON(file, conf)
+	}
+	conf["backend"] = "grpc-ratls"
+	conf["grpc_ratls"] = map[string]any{
+		"servers":  []string{d.brokerAddr},
+		"protocol": "legacy",
+		"broker_policy": map[string]any{"sgx": []any{map[string]any{
+			"mr_signer": signer, "product_id": brokerProduct, "min_svn": brokerSVN,
+		}}},
+	}
+	conf["root"] = map[string]any{"key": "image_key", "upper": "temporary"}
+	conf["secrets"] = []any{map[string]any{"name": "ssl_config", "path": "/etc/tf_ssl.cfg", "mode": "0400"}}
+	return writeJSON(file, conf)
 }
 
 // buildBroker packs the key broker with Occlum's two files into an instance of its own.
@@ -305,7 +322,6 @@ func (d *demo) serveAndPredict(ctx context.Context) error {
 		return err
 	}
 	var workload *server
-	start := time.Now()
 	if err := d.step(ctx, "inference server up", func() (_ string, err error) {
 		workload, err = d.startWorkload("platform", nil)
 		if err != nil {
@@ -315,7 +331,7 @@ func (d *demo) serveAndPredict(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	d.printPhases(workload, start)
+	d.printPhases(workload)
 	if err := d.step(ctx, "prediction right", func() (string, error) { return d.predict(ctx) }); err != nil {
 		return err
 	}
@@ -328,7 +344,7 @@ func (d *demo) serveAndPredict(ctx context.Context) error {
 }
 
 // printPhases shows the boot as init itself reported it.
-func (d *demo) printPhases(workload *server, _ time.Time) {
+func (d *demo) printPhases(workload *server) {
 	for _, line := range workload.lines() {
 		if i := strings.Index(line, "took="); i >= 0 && strings.Contains(line, "msg=") {
 			_, text, _ := strings.Cut(line, "msg=")

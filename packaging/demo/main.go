@@ -59,36 +59,36 @@ func tamperWords() []string {
 }
 
 func run(ctx context.Context, tamper, bin, model string, keep bool) (err error) {
-	var runs []tampering
-	if tamper != "" {
-		if runs = tampers[tamper]; runs == nil {
-			return fmt.Errorf("unknown TAMPER %q, want one of %s", tamper, strings.Join(tamperWords(), ", "))
-		}
+	runs := tampers[tamper]
+	if tamper != "" && runs == nil {
+		return fmt.Errorf("unknown TAMPER %q, want one of %s", tamper, strings.Join(tamperWords(), ", "))
 	}
 	work, err := os.MkdirTemp("", "sesame-demo-")
 	if err != nil {
 		return err
 	}
 	d := &demo{work: work, start: time.Now()}
-	if d.bin, err = filepath.Abs(bin); err != nil {
-		return err
-	}
-	if d.model, err = filepath.Abs(model); err != nil {
-		return err
-	}
 	defer func() {
 		d.stopAll()
 		if keep {
 			fmt.Println("kept: " + work)
 			return
 		}
-		if removeErr := os.RemoveAll(work); err == nil || errors.Is(err, errRefused) {
-			if removeErr != nil {
-				err = removeErr
-			}
+		if removeErr := os.RemoveAll(work); removeErr != nil && (err == nil || errors.Is(err, errRefused)) {
+			err = removeErr
 		}
 	}()
+	if d.bin, err = filepath.Abs(bin); err != nil {
+		return err
+	}
+	if d.model, err = filepath.Abs(model); err != nil {
+		return err
+	}
+	return d.run(ctx, runs)
+}
 
+// run is the demo itself: the main job, or the tampered runs, which must be refused.
+func (d *demo) run(ctx context.Context, runs []tampering) error {
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func run(ctx context.Context, tamper, bin, model string, keep bool) (err error) 
 	}
 	for _, t := range runs {
 		if err := d.mustRefuse(ctx, t); err != nil {
-			return fmt.Errorf("TAMPER=%s: %w", tamper, err)
+			return err
 		}
 	}
 	return errRefused

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sesame-init/sesame/internal/testenv"
+)
+
+// newDemo finds the programs and the model that make built.
+func newDemo(t *testing.T) *demo {
+	t.Helper()
+	testenv.FUSE(t)
+	d := &demo{work: t.TempDir(), start: time.Now()}
+	for path, to := range map[string]*string{"../../bin": &d.bin, "../../build/model": &d.model} {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(abs); err != nil {
+			testenv.Missing(t, "bin", "run make build model first: "+err.Error())
+		}
+		*to = abs
+	}
+	t.Cleanup(d.stopAll)
+	return d
+}
+
+func TestMainJob(t *testing.T) {
+	for name, occlumShape := range map[string]bool{"own config": false, "Occlum's config": true} {
+		t.Run(name, func(t *testing.T) {
+			d := newDemo(t)
+			d.occlumShape = occlumShape
+			if err := d.run(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestEveryTamperingIsRefusedForItsReason(t *testing.T) {
+	for word, runs := range tampers {
+		t.Run(word, func(t *testing.T) {
+			if err := newDemo(t).run(t.Context(), runs); !errors.Is(err, errRefused) {
+				t.Fatal(err)
+			}
+		})
+	}
+}
