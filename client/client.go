@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -49,12 +50,15 @@ type Client struct {
 
 // Dial prepares a connection to server, HOST:PORT; nothing is sent yet. [Pinned] makes credentials.
 func Dial(server string, creds credentials.TransportCredentials) (*Client, error) {
+	if _, _, err := net.SplitHostPort(server); err != nil {
+		return nil, attest.Errorf(attest.CodeUsage, "connecting", "Give the server as HOST:PORT.", "%w", err)
+	}
 	conn, err := grpc.NewClient("passthrough:///"+server,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithNoProxy(), // the connection goes where the command line says, whatever the environment
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)))
 	if err != nil {
-		return nil, attest.Errorf(attest.CodeUsage, "connecting", "Give the server as HOST:PORT.", "%s: %w", server, err)
+		return nil, attest.Errorf(attest.CodeUsage, "connecting", "", "%w", err)
 	}
 	return &Client{server, conn}, nil
 }
