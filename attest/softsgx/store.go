@@ -68,12 +68,12 @@ func (p *Platform) save(dir string) error {
 			return err
 		}
 		text := pem.EncodeToMemory(&pem.Block{Type: typeKey, Bytes: der})
-		if err := os.WriteFile(filepath.Join(dir, name), text, modePrivate); err != nil {
+		if err := replace(filepath.Join(dir, name), text, modePrivate); err != nil {
 			return err
 		}
 	}
 	for name, c := range p.certificateFiles() {
-		if err := os.WriteFile(filepath.Join(dir, name), pemChain(*c), modePublic); err != nil {
+		if err := replace(filepath.Join(dir, name), pemChain(*c), modePublic); err != nil {
 			return err
 		}
 	}
@@ -81,17 +81,26 @@ func (p *Platform) save(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, filePlatform), text, modePublic); err != nil {
+	if err := replace(filepath.Join(dir, filePlatform), text, modePublic); err != nil {
 		return err
 	}
 	collateral := filepath.Join(dir, dirCollateral)
 	if err := pccs.WriteDir(collateral, &p.collateral); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(collateral, fileTCBInfoV2), p.tcbInfoV2, modePublic); err != nil {
+	if err := replace(filepath.Join(collateral, fileTCBInfoV2), p.tcbInfoV2, modePublic); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(collateral, fileRootCA), pemChain(p.certs.root), modePublic)
+	return replace(filepath.Join(collateral, fileRootCA), pemChain(p.certs.root), modePublic)
+}
+
+// replace writes a file at once, so that another process never reads half of it.
+func replace(path string, content []byte, mode os.FileMode) error {
+	next := path + ".new"
+	if err := os.WriteFile(next, content, mode); err != nil {
+		return err
+	}
+	return os.Rename(next, path)
 }
 
 // Load reads a platform that [Platform.Save] wrote. Its collateral is as old as it was then; see

@@ -615,6 +615,11 @@ func TestCacheIsBounded(t *testing.T) {
 	if n := pccs.Entries(client); n > 256 {
 		t.Errorf("the cache has %d entries", n)
 	}
+	asked := s.count()
+	fetch(t, client)
+	if s.count() != asked {
+		t.Error("failures pushed collateral out of the cache")
+	}
 }
 
 func TestPlainHTTPMustBeAllowed(t *testing.T) {

@@ -22,7 +22,8 @@
 // A service can withhold what is new, as long as what it has is valid; without TLS so can anybody on the way.
 // That is why plain HTTP is possible, and why it must be asked for with [Config.AllowHTTP].
 //
-// The client asks for collateral only: it gets no PCK certificates and needs no subscription key.
+// The client asks for collateral only: it gets no PCK certificates and needs no subscription key. It ignores the
+// proxy variables of the environment; [Config.Transport] can use a proxy.
 //
 // Sources: Intel PCS API documentation versions 3 and 4, Intel PCCS 1.27, Intel QCNL.
 package pccs
@@ -316,13 +317,17 @@ func (c *Client) lookup(r dcap.Request, now time.Time) entry {
 	return e
 }
 
-// put needs c.mu. A full cache loses an arbitrary entry.
+// put needs c.mu. A full cache loses an entry, of a failure if there is one.
 func (c *Client) put(r dcap.Request, e entry) {
 	if _, found := c.entries[r]; !found && len(c.entries) >= maxEntries {
-		for victim := range c.entries {
-			delete(c.entries, victim)
-			break
+		var victim dcap.Request
+		for candidate, e := range c.entries {
+			victim = candidate
+			if e.collateral == nil {
+				break
+			}
 		}
+		delete(c.entries, victim)
 	}
 	c.entries[r] = e
 }
