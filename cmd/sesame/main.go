@@ -23,7 +23,11 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return report(newRootCommand().ExecuteContext(ctx))
+	cmd, err := newRootCommand().ExecuteContextC(ctx)
+	if err != nil && !cmd.Runnable() { // cobra's own error: no such command
+		err = &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "See " + cmd.CommandPath() + " -h."}
+	}
+	return report(err)
 }
 
 func newRootCommand() *cobra.Command {
