@@ -25,7 +25,6 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/attest/softsgx"
-	"github.com/sesame-init/sesame/internal/testenv"
 )
 
 // TestQuoteCommands runs the scripts in testdata/quote with quotes and collateral of a software platform.
@@ -114,16 +113,23 @@ func softwarePlatform(env *testscript.Env) error {
 	return platform.Reissue(now, softsgx.TCB{})
 }
 
-// TestVerifyCommandAgreesWithIntelsLibrary runs "sesame quote verify" over a sample of the vectors.
+// TestVerifyCommandAgreesWithIntelsLibrary runs "sesame quote verify" over the vectors beside attest/dcap's tests
+// and, where the machine has it, a sample of the larger set.
 func TestVerifyCommandAgreesWithIntelsLibrary(t *testing.T) {
 	everyStatus := "UpToDate,SWHardeningNeeded,ConfigurationNeeded,ConfigurationAndSWHardeningNeeded,OutOfDate," +
 		"OutOfDateConfigurationNeeded,TDRelaunchAdvised"
+	patterns := []string{"../../attest/dcap/testdata/vectors/*/*"}
+	if root := os.Getenv("SESAME_VECTORS"); root != "" {
+		for _, p := range []string{"trustee/*", "dcap-qvl/*", "oasis-core/*", "go-tdx-guest/*", "openenclave/*eval18*",
+			"gramine-ratls-golang/*", "old-root/0*", "synthetic-softsgx/*", "derived-negative/*_flip"} {
+			patterns = append(patterns, filepath.Join(root, "dcap", p))
+		}
+	}
 	judged := 0
-	for _, pattern := range []string{"trustee/*", "dcap-qvl/*", "oasis-core/*", "go-tdx-guest/*", "openenclave/*eval18*",
-		"gramine-ratls-golang/*", "old-root/0*", "synthetic-softsgx/*", "derived-negative/*_flip"} {
-		dirs, err := filepath.Glob(filepath.Join(testenv.Vectors(t, "dcap"), filepath.FromSlash(pattern)))
-		if err != nil {
-			t.Fatal(err)
+	for _, pattern := range patterns {
+		dirs, err := filepath.Glob(pattern)
+		if err != nil || len(dirs) == 0 {
+			t.Fatalf("no vectors in %s: %v", pattern, err)
 		}
 		for _, dir := range dirs {
 			if filepath.Base(dir) == "INDEX.json" {
@@ -175,9 +181,6 @@ func TestVerifyCommandAgreesWithIntelsLibrary(t *testing.T) {
 				t.Errorf("%s: %s (%v): %s; want accepted: %v", dir, v.Verdict, err, v.Reason, accept)
 			}
 		}
-	}
-	if judged < 50 {
-		t.Errorf("only %d vectors were found", judged)
 	}
 	t.Logf("%d vectors judged", judged)
 }
