@@ -215,12 +215,13 @@ func (l *LibOS) unmount(c call) unix.Errno {
 	if errno != 0 {
 		return errno
 	}
-	defer unix.Close(target)
 	var st unix.Stat_t
-	if err := unix.Fstat(target, &st); err != nil {
-		return errnoOf(err)
+	err = unix.Fstat(target, &st)
+	if err == nil {
+		err = unix.Unmount("/proc/self/fd/"+itoa(target), unix.MNT_DETACH)
 	}
-	if err := unix.Unmount(procPath(os.Getpid(), "fd/"+itoa(target)), unix.MNT_DETACH); err != nil {
+	unix.Close(target) // a volume is served as long as somebody has it open
+	if err != nil {
 		return errnoOf(err)
 	}
 	l.release(st.Dev)
@@ -232,8 +233,9 @@ func (l *LibOS) release(dev uint64) {
 	for i, v := range l.volumes {
 		var st unix.Stat_t
 		if unix.Stat(v.dir, &st) == nil && st.Dev == dev {
-			v.close()
 			l.volumes = append(l.volumes[:i], l.volumes[i+1:]...)
+			_ = v.lock.Close()
+			go v.close() // which waits for those who have files open
 			return
 		}
 	}

@@ -190,38 +190,34 @@ func live(o Options, log *logrus.Logger) (int, error) {
 		return 0, err
 	}
 	stdio := [3]*os.File{os.Stdin, os.Stdout, os.Stderr}
-	if err := l.runInit(stdio, signals); err != nil {
+	if code, err := l.runInit(stdio, signals); err != nil {
 		return 0, err
+	} else if code != 0 {
+		log.Errorf("The init process exit with code: %d", code)
+		return 1, nil
 	}
 	return l.runApp(o.Command, o.StrictApp, os.Environ(), stdio, signals)
 }
 
 const initProgram = "/bin/init"
 
-func (l *LibOS) runInit(stdio [3]*os.File, signals <-chan os.Signal) error {
+// runInit returns the code of init's end as the LibOS computes it; anything but 0 destroys the enclave.
+func (l *LibOS) runInit(stdio [3]*os.File, signals <-chan os.Signal) (int, error) {
 	spec := programSpec{Root: l.root, Path: initProgram, Args: []string{"init"},
 		Env: environment(l.trusted, l.system.Env.Untrusted, os.Environ()), Strict: true}
 	p, err := l.spawn(spec, stdio)
 	if err != nil {
-		return &attest.Error{Code: attest.CodeLaunch, Step: "starting " + initProgram, Err: err}
+		return 0, &attest.Error{Code: attest.CodeLaunch, Step: "starting " + initProgram, Err: err}
 	}
 	status := p.wait(signals)
-	if p.reason != "" {
-		l.log.Errorf("%s was ended: %s", initProgram, p.reason)
-	}
-	code := 0
 	switch {
 	case p.reason != "":
-		code = 128 + int(unix.SIGSEGV) // what the LibOS would have seen
+		l.log.Errorf("%s was ended: %s", initProgram, p.reason)
+		return 128 + int(unix.SIGSEGV), nil // what the LibOS would have seen
 	case status.Signaled():
-		code = 128 + int(status.Signal())
-	default:
-		code = status.ExitStatus() & 0x7F
+		return 128 + int(status.Signal()), nil
 	}
-	if code != 0 {
-		return fmt.Errorf("The init process exit with code: %d", code)
-	}
-	return nil
+	return status.ExitStatus() & 0x7F, nil
 }
 
 // runApp runs the application and returns its exit status.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -208,10 +207,3 @@ func (p *process) watch(files []uintptr, started chan<- error) {
 
 // executable is this very program, wherever the file system that it came from is now.
 const executable = "/proc/self/exe"
-
-func absolute(dir, name string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(dir, name)
-}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/init/goruntime/overlay"
+	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/occlumsim"
+	"github.com/sesame-init/sesame/occlumsim/libos"
+)
+
+func TestMain(m *testing.M) {
+	if status, reexecuted := libos.Reexec(); reexecuted {
+		os.Exit(status)
+	}
+	testscript.Main(m, map[string]func(){"occlum": func() { os.Exit(run()) }})
+}
+
+// programs builds the probe once for all tests: with the runtime overlay, with half of it, and without.
+var programs = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "occlum-test-"); err != nil {
+		return "", err
+	}
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return dir, err
+	}
+	full, err := overlay.Write(filepath.Join(dir, "overlay"), strings.TrimSpace(string(goroot)), overlay.Hunks())
+	if err != nil {
+		return dir, err
+	}
+	for _, p := range []struct {
+		name  string
+		flags []string
+	}{
+		{"probe", []string{"-buildmode=pie", "-overlay", full}},
+		{"stock", []string{"-buildmode=pie"}},
+		{"static", nil},
+	} {
+		args := append([]string{"build", "-trimpath", "-ldflags", "-s -w -I " + occlumsim.MuslLoader,
+			"-o", filepath.Join(dir, p.name)}, p.flags...)
+		cmd := exec.Command("go", append(args, "../../occlumsim/libos/testdata/probe")...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return dir, errors.Join(err, errors.New(string(out)))
+		}
+	}
+	return dir, nil
+})
+
+// built is the directory of the programs; it makes sure that the machine can run them.
+func built(t *testing.T) string {
+	t.Helper()
+	if _, err := os.Stat(occlumsim.MuslLoader); err != nil {
+		testenv.Missing(t, "musl", err.Error()+" (Debian package musl)")
+	}
+	if os.Geteuid() != 0 {
+		testenv.UserNamespaces(t)
+	}
+	dir, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestScripts(t *testing.T) {
+	dir := built(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state"))
+			env.Setenv("BIN", dir)
+			env.Setenv("LONG", strings.Repeat("x", 16<<10))
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"volume": makeVolume,
+			"setenv": setFromFile,
+			"append": appendText,
+			"flip":   flip,
+		},
+	})
+}
+
+// makeVolume is "volume KEYFILE SRC DST": it makes an encrypted volume, and sets $MAC.
+func makeVolume(ts *testscript.TestScript, _ bool, args []string) {
+	key, err := sefs.ParseKey([]byte(ts.ReadFile(args[0])))
+	ts.Check(err)
+	mac, err := sefs.Create(context.Background(), ts.MkAbs(args[2]), os.DirFS(ts.MkAbs(args[1])),
+		sefs.CreateOptions{Key: &key})
+	ts.Check(err)
+	ts.Setenv("MAC", mac.String())
+}
+
+// setFromFile is "setenv NAME FILE".
+func setFromFile(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
+}
+
+// appendText is "append FILE TEXT".
+func appendText(ts *testscript.TestScript, _ bool, args []string) {
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_APPEND|os.O_WRONLY|os.O_CREATE, 0o644)
+	ts.Check(err)
+	_, err = f.WriteString(args[1])
+	ts.Check(errors.Join(err, f.Close()))
+}
+
+// flip is "flip FILE": it changes one bit in the middle of a file.
+func flip(ts *testscript.TestScript, _ bool, args []string) {
+	name := ts.MkAbs(args[0])
+	text, err := os.ReadFile(name)
+	ts.Check(err)
+	text[len(text)/2] ^= 1
+	ts.Check(os.WriteFile(name, text, 0o644))
+}
+
+// instance builds an instance whose init does what script says, and whose application is the probe.
+func instance(t *testing.T, script string) string {
+	t.Helper()
+	bin := built(t)
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	dir := filepath.Join(t.TempDir(), "instance")
+	if err := occlumsim.New(dir, occlumsim.NewOptions{Init: filepath.Join(bin, "probe"),
+		Libc: occlumsim.MuslLoader}); err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(filepath.Join(bin, "probe"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string][]byte{"image/bin/app": program, "initfs/etc/probe": []byte(script)} {
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := occlum(t, dir, "build").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return dir
+}
+
+// occlum is the command in an instance.
+func occlum(t *testing.T, dir string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Args = append([]string{"occlum"}, args...)
+	cmd.Dir = dir
+	return cmd
+}
+
+// waiting starts an application that waits for a signal, and returns when it waits.
+func waiting(t *testing.T, dir string) *exec.Cmd {
+	t.Helper()
+	cmd := occlum(t, dir, "run", "/bin/app", "wait")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("the application says %q, want ready: %v", line, err)
+	}
+	return cmd
+}
+
+func TestRunPassesSignalsToTheApplication(t *testing.T) {
+	dir := instance(t, "root - 0")
+	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGUSR1} {
+		cmd := waiting(t, dir)
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if got := cmd.ProcessState.ExitCode(); got != int(s) {
+			t.Errorf("after %v the exit status is %d, want %d", s, got, int(s))
+		}
+	}
+}
+
+func TestSecondRunOfAnInstanceIsRefusedWhileTheFirstRuns(t *testing.T) {
+	dir := instance(t, "root - 0")
+	first := waiting(t, dir)
+	out, err := occlum(t, dir, "run", "/bin/app", "env").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another running instance holds the volume") {
+		t.Errorf("the second run ends with %v and says:\n%s", err, out)
+	}
+	_ = first.Process.Signal(unix.SIGTERM)
+	_ = first.Wait()
+	if out, err := occlum(t, dir, "run", "/bin/app", "env").CombinedOutput(); err != nil {
+		t.Errorf("after the first run the next one ends with %v:\n%s", err, out)
+	}
+}
+
+func TestKilledRunLeavesNeitherProcessesNorMountsNorLocks(t *testing.T) {
+	dir := instance(t, "root - 0")
+	cmd := waiting(t, dir)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	// The lock goes when the last process is gone: the kernel ends them one after the other.
+	lock, err := os.Open(filepath.Join(dir, occlumsim.InitFSVolume, "metadata"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	alarm := time.AfterFunc(20*time.Second, func() { panic("the killed run still holds its lock") })
+	defer alarm.Stop()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), dir) {
+		t.Errorf("mounts are left:\n%s", mounts)
+	}
+}
