@@ -1,16 +1,17 @@
 // Package broker is the key broker: it holds secrets and releases each of them only to a peer whose evidence is
 // genuine and what the policy of a workload wants.
 //
-// It speaks GRPC-RATLS, the wire of Occlum's init_ra_server and of its C++ clients (package wire): mutual TLS with
-// evidence in both certificates, then one call per secret. A peer's evidence is verified and appraised in the
-// handshake, and a connection whose peer did not pass never carries a request. What a handshake has established
-// belongs to its connection and to nothing else. The broker shows evidence of its own in the same handshake.
+// It speaks two wires on one port. The session protocol (package session) has fresh evidence of both sides, bound to
+// the connection, and releases all secrets in one stream. GRPC-RATLS, the legacy wire of Occlum's init_ra_server and
+// of its C++ clients (package wire), has evidence in both certificates and one call per secret; it proves no
+// freshness (see package ratls) and is served only to workloads that ask for it. There a peer's evidence is verified
+// and appraised in the handshake, and a connection whose peer did not pass never carries a call for a secret. What a
+// connection or session has established belongs to it and to nothing else.
 //
-// To a peer it says nothing about why it refuses; the log says it, with what to do. To an accepted peer a secret
-// that does not exist and one that its workload may not have are the same answer.
+// A peer whose evidence is not genuine learns nothing about why it is refused; the log says it, with what to do. To
+// an accepted peer a secret that does not exist and one that its workload may not have are the same answer.
 //
-// Limits: GRPC-RATLS proves no freshness (see package ratls). The broker wipes secrets when it closes, as far as
-// Go lets it: gRPC's buffers are beyond its reach.
+// The broker wipes secrets when it ends, as far as Go lets it: gRPC's buffers are beyond its reach.
 package broker
 
 import (
@@ -34,12 +35,15 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/attest/session/sessionpb"
 )
 
 // A Workload is a kind of peer and what it may have.
 type Workload struct {
 	Name   string          // for the log
 	Policy ratls.Appraiser // what the peer must be
+	Legacy bool            // it may use the legacy wire, too
 	// Secrets are the names that it may have; AllSecrets is every one that the broker holds.
 	Secrets    []string
 	AllSecrets bool
@@ -51,6 +55,7 @@ func (w *Workload) may(secret string) bool { return w.AllSecrets || slices.Conta
 type Limits struct {
 	Connections int           // at once, those in the handshake included; further ones wait. Default 1024
 	Handshake   time.Duration // TLS handshake with verification. Default 20 s, after which C++ peers give up
+	Session     time.Duration // one session, from its greeting to its secrets. Default 30 s
 	Idle        time.Duration // without a call in flight. Default 2 min
 	Drain       time.Duration // for calls in flight when the broker stops. Default 10 s
 }
@@ -62,6 +67,9 @@ func (l Limits) withDefaults() Limits {
 	if l.Handshake == 0 {
 		l.Handshake = 20 * time.Second
 	}
+	if l.Session == 0 {
+		l.Session = 30 * time.Second
+	}
 	if l.Idle == 0 {
 		l.Idle = 2 * time.Minute
 	}
@@ -72,8 +80,8 @@ func (l Limits) withDefaults() Limits {
 }
 
 const (
-	maxRequest = 4 << 10 // bytes of a request, which is one name
-	maxStreams = 16      // calls at once on one connection
+	maxRequest = 96 << 10 // bytes of a message: evidence and the names of secrets
+	maxStreams = 16       // calls at once on one connection
 )
 
 // Config of a [Server]. All fields without a default are needed.
@@ -82,6 +90,7 @@ type Config struct {
 	Verifier  attest.Verifier
 	Workloads []Workload
 	Secrets   *Secrets
+	Quoter    *session.Quoter // of sessions; nil: only the legacy wire is served
 	Limits    Limits
 	Now       func() time.Time // default time.Now
 	Logger    logrus.FieldLogger
@@ -89,10 +98,12 @@ type Config struct {
 
 // Server is a key broker. Make it with [New].
 type Server struct {
-	config Config
-	rpc    *grpc.Server
-	health *health.Server
+	config   Config
+	rpc      *grpc.Server
+	health   *health.Server
+	sessions *session.BrokerConfig
 	wire.UnimplementedGrSecretServer
+	sessionpb.UnimplementedKeyBrokerServer
 }
 
 // New makes a server. The error's code is [attest.CodeConfig].
@@ -121,6 +132,10 @@ func New(c Config) (*Server, error) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: c.Limits.Idle}),
 	)
 	wire.RegisterGrSecretServer(s.rpc, s)
+	if c.Quoter != nil {
+		s.sessions = &session.BrokerConfig{Quoter: c.Quoter, Verifier: c.Verifier, Now: c.Now}
+		sessionpb.RegisterKeyBrokerServer(s.rpc, s)
+	}
 	grpc_health_v1.RegisterHealthServer(s.rpc, s.health)
 	return s, nil
 }
@@ -158,33 +173,42 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // GetSecret implements the service of GRPC-RATLS.
 func (s *Server) GetSecret(ctx context.Context, request *wire.SecretRequest) (*wire.SecretReply, error) {
-	from, ok := acceptedPeer(ctx)
-	if !ok {
-		return nil, status.Error(codes.Internal, "")
+	from := connectionOf(ctx)
+	if from == nil || len(from.workloads) == 0 {
+		return nil, status.Error(codes.PermissionDenied, "")
 	}
 	log := s.config.Logger.WithFields(from.fields())
-	log = log.WithField("secret", printable(request.GetName()))
-	name, secret, ok := s.config.Secrets.lookup(request.GetName())
+	secret, ok := s.release(from.workloads, request.GetName(), log)
 	if !ok {
-		log.Warn("no such secret")
 		return nil, status.Error(codes.Canceled, "") // what Occlum's server answers
 	}
-	i := slices.IndexFunc(from.workloads, func(w *Workload) bool { return w.may(name) })
-	if i < 0 {
-		log.Warn("refused: no workload that this peer matches may have the secret")
-		return nil, status.Error(codes.Canceled, "")
-	}
-	log.WithField("workload", from.workloads[i].Name).Info("secret released")
 	return &wire.SecretReply{Secret: wire.EncodeSecret(secret)}, nil
 }
 
-func acceptedPeer(ctx context.Context) (*accepted, bool) {
+// release finds a secret that one of the workloads may have, and logs the decision.
+func (s *Server) release(workloads []*Workload, asked string, log logrus.FieldLogger) (attest.Secret, bool) {
+	log = log.WithField("secret", printable(asked))
+	name, secret, ok := s.config.Secrets.lookup(asked)
+	if !ok {
+		log.Warn("no such secret")
+		return attest.Secret{}, false
+	}
+	i := slices.IndexFunc(workloads, func(w *Workload) bool { return w.may(name) })
+	if i < 0 {
+		log.Warn("refused: no workload that this peer matches may have the secret")
+		return attest.Secret{}, false
+	}
+	log.WithField("workload", workloads[i].Name).Info("secret released")
+	return secret, true
+}
+
+func connectionOf(ctx context.Context) *connection {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return nil, false
+		return nil
 	}
-	a, ok := p.AuthInfo.(*accepted)
-	return a, ok && len(a.workloads) > 0
+	c, _ := p.AuthInfo.(*connection)
+	return c
 }
 
 var errNotAClient = errors.New("these are credentials of a server")

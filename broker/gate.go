@@ -3,12 +3,14 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc/credentials"
@@ -17,15 +19,17 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls"
 )
 
-// accepted is what the handshake of one connection has established about its peer.
-type accepted struct {
+// connection is what the handshake of one connection has established. Without workloads nothing is known of the
+// peer, and it can do no more than begin a session.
+type connection struct {
 	credentials.TLSInfo
 	remote    string
+	own       *x509.Certificate // that the broker has shown
 	claims    attest.Claims
-	workloads []*Workload // that the peer matches, at least one
+	workloads []*Workload // of the legacy wire that the peer matches
 }
 
-func (a *accepted) fields() logrus.Fields { return peerFields(a.remote, a.claims) }
+func (c *connection) fields() logrus.Fields { return peerFields(c.remote, c.claims) }
 
 func peerFields(remote string, c attest.Claims) logrus.Fields {
 	f := logrus.Fields{"peer": remote, "tcb": c.TCB.StatusName()}
@@ -38,8 +42,9 @@ func peerFields(remote string, c attest.Claims) logrus.Fields {
 	return f
 }
 
-// gate is the handshake in front of gRPC: no connection gets past it whose peer has not shown genuine evidence that
-// a workload's policy accepts.
+// gate is the handshake in front of gRPC. A peer that shows evidence in its certificate gets past it if the evidence
+// is genuine and accepted for a workload of the legacy wire. One that shows none gets past it where sessions are
+// served.
 type gate struct{ server *Server }
 
 // ServerHandshake implements [credentials.TransportCredentials].
@@ -47,8 +52,15 @@ func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 	s := g.server
 	ctx, cancel := context.WithTimeout(context.Background(), s.config.Limits.Handshake)
 	defer cancel()
-	who := &accepted{remote: raw.RemoteAddr().String()}
-	conn := tls.Server(raw, ratls.ServerConfig(s.config.Identity.Certificate, func(cs tls.ConnectionState) error {
+	who := &connection{remote: raw.RemoteAddr().String()}
+	certificate := func(ctx context.Context) (*tls.Certificate, error) {
+		c, err := s.config.Identity.Certificate(ctx)
+		if err == nil {
+			who.own = c.Leaf
+		}
+		return c, err
+	}
+	conn := tls.Server(raw, ratls.ServerConfig(certificate, func(cs tls.ConnectionState) error {
 		return s.admit(ctx, cs, who)
 	}))
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -59,12 +71,14 @@ func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 		State:          conn.ConnectionState(),
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 	}
-	s.config.Logger.WithFields(who.fields()).Info("peer accepted")
+	if len(who.workloads) > 0 {
+		s.config.Logger.WithFields(who.fields()).Info("peer accepted on the legacy wire")
+	}
 	return conn, who, nil
 }
 
-// admit verifies the peer's evidence and finds the workloads that it is.
-func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *accepted) error {
+// admit decides whether a connection may carry requests, and which.
+func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connection) error {
 	ctx, cancel := context.WithTimeout(ctx, ratls.DefaultTimeout)
 	defer cancel()
 	if cs.NegotiatedProtocol != "h2" {
@@ -72,27 +86,42 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *accepte
 	}
 	at := s.config.Now()
 	claims, err := ratls.Genuine(ctx, s.config.Verifier, cs, at)
+	if errors.Is(err, ratls.ErrNone) && s.sessions != nil && cs.Version == tls.VersionTLS13 {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	who.claims = claims
+	who.workloads, err = s.match(claims, at, true)
+	return err
+}
+
+// match finds the workloads that a peer is. It fails where there is none.
+func (s *Server) match(claims attest.Claims, at time.Time, legacy bool) (matched []*Workload, err error) {
 	var reasons []string
 	for i := range s.config.Workloads {
 		w := &s.config.Workloads[i]
+		if legacy && !w.Legacy {
+			continue
+		}
 		if err := w.Policy.Appraise(claims, at).Err(); err != nil {
 			reasons = append(reasons, fmt.Sprintf("not %s: %v", w.Name, err))
 			continue
 		}
-		who.workloads = append(who.workloads, w)
+		matched = append(matched, w)
 	}
-	if len(who.workloads) == 0 {
-		return attest.Errorf(attest.CodePolicy, "appraising peer",
-			"If this peer is wanted, add its measurement to the policy.", "%s", strings.Join(reasons, "; "))
+	if len(matched) > 0 {
+		return matched, nil
 	}
-	return nil
+	if len(reasons) == 0 {
+		reasons = []string{"no workload is served on the legacy wire"}
+	}
+	return nil, attest.Errorf(attest.CodePolicy, "appraising peer",
+		"If this peer is wanted, add its measurement to the policy.", "%s", strings.Join(reasons, "; "))
 }
 
-func (s *Server) logRefusal(who *accepted, err error) {
+func (s *Server) logRefusal(who *connection, err error) {
 	log := s.config.Logger.WithFields(peerFields(who.remote, who.claims))
 	var ours *attest.Error
 	switch {

@@ -68,7 +68,7 @@ func ReadFolder(dir string) (_ *Folder, err error) {
 	if f.Secrets, err = ParseSecrets(text); err != nil {
 		return fail(SecretsFile, err)
 	}
-	f.Workload = Workload{Name: PeersFile, Policy: peers, AllSecrets: true}
+	f.Workload = Workload{Name: PeersFile, Policy: peers, Legacy: true, AllSecrets: true}
 	return f, nil
 }
 

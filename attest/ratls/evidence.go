@@ -16,6 +16,9 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 )
 
+// ErrNone is the error for a certificate that carries no evidence in a known extension.
+var ErrNone = errors.New("it carries no evidence in a known extension")
+
 // Evidence returns the evidence in a certificate, given as DER, after checking that it binds the certificate's
 // public key. Whether the evidence is genuine is for an [attest.Verifier] to say. The error's code is
 // [attest.CodeEvidence].
@@ -57,7 +60,7 @@ func read(der []byte) (quote []byte, bound attest.ReportData, err error) {
 			return quote, keyData(certificate.spki), nil
 		}
 	}
-	return nil, bound, errors.New("it carries no evidence in a known extension")
+	return nil, bound, ErrNone
 }
 
 // certificate is what counts of an X.509 certificate here.

@@ -61,15 +61,15 @@ func Genuine(ctx context.Context, v attest.Verifier, cs tls.ConnectionState, at 
 		return attest.Claims{}, attest.Errorf(attest.CodeEvidence, step, "", "the peer has shown none")
 	}
 	leaf := cs.PeerCertificates[0]
+	evidence, err := Evidence(leaf.Raw)
+	if err != nil {
+		return attest.Claims{}, err
+	}
 	if at.Before(leaf.NotBefore.Add(-Leeway)) || at.After(leaf.NotAfter) {
 		return attest.Claims{}, attest.Errorf(attest.CodeEvidence, step,
 			"Compare the clocks of both sides; a peer that ran for long must make a new certificate.",
 			"it is valid from %s to %s, and now it is %s", leaf.NotBefore.UTC().Format(time.RFC3339),
 			leaf.NotAfter.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))
-	}
-	evidence, err := Evidence(leaf.Raw)
-	if err != nil {
-		return attest.Claims{}, err
 	}
 	return v.Verify(ctx, evidence, at)
 }

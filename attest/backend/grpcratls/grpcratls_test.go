@@ -31,7 +31,7 @@ func start(t *testing.T, s backendtest.Service) backend.Backend {
 	server := broker.Config{
 		Identity:  brokertest.Identity(t, platform, brokertest.Broker()),
 		Verifier:  brokertest.Verifier(platform),
-		Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), AllSecrets: true}},
+		Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), Legacy: true, AllSecrets: true}},
 		Secrets:   brokertest.Secrets(s.Secrets),
 		Now:       brokertest.Clock,
 		Logger:    brokertest.Logger(s.Log),
@@ -73,7 +73,7 @@ func TestTheNextServerIsAsked(t *testing.T) {
 		return broker.Config{
 			Identity:  brokertest.Identity(t, platform, brokertest.Enclave(0xcc, product, 3)),
 			Verifier:  brokertest.Verifier(platform),
-			Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), AllSecrets: true}},
+			Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), Legacy: true, AllSecrets: true}},
 			Secrets:   brokertest.Secrets(map[string][]byte{"k": []byte("v")}),
 			Now:       brokertest.Clock,
 			Logger:    brokertest.Logger(&bytes.Buffer{}),

@@ -1,0 +1,250 @@
+package session
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"strings"
+	"time"
+	"unicode"
+
+	"google.golang.org/grpc"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/session/sessionpb"
+)
+
+// NewKey makes a key and a self-signed certificate that carries nothing but the key. It is valid for a day.
+func NewKey(now time.Time) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// ClientTLS is the TLS configuration of the client: TLS 1.3, a certificate of [NewKey], no resumption. The broker's
+// certificate is not judged, since the session binds its key.
+func ClientTLS(key *tls.Certificate, serverName string) *tls.Config {
+	c := ratls.ClientConfig(key, serverName, func(cs tls.ConnectionState) error {
+		if cs.Version != tls.VersionTLS13 {
+			return errors.New("the broker does not speak TLS 1.3")
+		}
+		return nil
+	})
+	c.MinVersion = tls.VersionTLS13
+	c.CurvePreferences = nil // Go's defaults, hybrid key exchanges included
+	return c
+}
+
+// ClientConfig says how a client proves itself and what it wants of the broker. All fields are needed, except Staple.
+type ClientConfig struct {
+	Attester attest.Attester
+	Verifier attest.Verifier
+	// Staple makes a verifier that takes the collateral that the broker sends. Where it is nil, or the broker sends
+	// none, Verifier counts.
+	Staple func(*dcap.Collateral) attest.Verifier
+	Policy ratls.Appraiser
+	Now    func() time.Time
+}
+
+const stepVerify = "verifying broker"
+
+// Fetch runs one session over a connection whose handshake was made with this key, and returns the named secrets, all
+// or none. The errors are of the classes of [backend.Backend].
+func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, cs tls.ConnectionState,
+	key *tls.Certificate, names []string) (map[string]attest.Secret, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := checkNames(names); err != nil {
+		return nil, attest.Errorf(attest.CodeSecret, "asking for secrets", "Correct the names in the config.", "%w", err)
+	}
+	b, err := binding(cs, key.Leaf, Client)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeEvidence, stepVerify, "", "%w", err)
+	}
+	if _, err := io.ReadFull(rand.Reader, b.ClientNonce[:]); err != nil {
+		return nil, attest.Errorf(attest.CodeInternal, stepVerify, "", "making a nonce: %w", err)
+	}
+	stream, err := sessionpb.NewKeyBrokerClient(rpc).Release(ctx, grpc.MaxCallRecvMsgSize(maxCollateral+MaxSecret+maxEvidence))
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(&sessionpb.ClientMessage{Message: &sessionpb.ClientMessage_Hello{
+		Hello: &sessionpb.Hello{Nonce: b.ClientNonce[:]}}}); err != nil {
+		return nil, received(stream, err)
+	}
+	shown, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.verifyBroker(ctx, &b, shown.GetEvidence()); err != nil {
+		return nil, err
+	}
+	request, err := c.request(ctx, &b, names)
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(&sessionpb.ClientMessage{Message: &sessionpb.ClientMessage_Request{Request: request}}); err != nil {
+		return nil, received(stream, err)
+	}
+	if err := stream.CloseSend(); err != nil {
+		return nil, err
+	}
+	answer, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	return secrets(answer.GetResult(), names)
+}
+
+// received is why a stream does not take messages any more: the status that the broker has ended it with.
+func received(stream grpc.BidiStreamingClient[sessionpb.ClientMessage, sessionpb.BrokerMessage], err error) error {
+	if !errors.Is(err, io.EOF) {
+		return err
+	}
+	_, err = stream.Recv()
+	return err
+}
+
+// verifyBroker decides whether the broker may learn who we are and what we want.
+func (c ClientConfig) verifyBroker(ctx context.Context, b *Binding, shown *sessionpb.BrokerEvidence) error {
+	fail := func(err error) error { return attest.Errorf(attest.CodeEvidence, stepVerify, "", "%w", err) }
+	if shown == nil {
+		return fail(errors.New("it has shown no evidence"))
+	}
+	if err := setNonce(&b.BrokerNonce, shown.GetNonce()); err != nil {
+		return fail(err)
+	}
+	evidence, bound, err := decodeEvidence(shown.GetEvidence(), Broker, b.Leaf(Broker))
+	if err != nil {
+		return fail(err)
+	}
+	verifier := c.Verifier
+	if staple := shown.GetCollateral(); staple != nil && c.Staple != nil {
+		verifier = c.Staple(decodeCollateral(staple))
+	}
+	at := c.Now()
+	claims, err := genuine(ctx, verifier, evidence, bound, at)
+	if err == nil {
+		err = c.Policy.Appraise(claims, at).Err()
+	}
+	if err != nil {
+		return &attest.Error{Code: attest.CodeOf(err), Step: stepVerify, Err: err}
+	}
+	return nil
+}
+
+// genuine verifies evidence and that it belongs to this session.
+func genuine(ctx context.Context, v attest.Verifier, e attest.Evidence, bound attest.ReportData, at time.Time) (
+	attest.Claims, error) {
+	claims, err := v.Verify(ctx, e, at)
+	if err != nil {
+		return attest.Claims{}, err
+	}
+	if claims.ReportData != bound {
+		return attest.Claims{}, attest.Errorf(attest.CodeEvidence, "checking session",
+			"Something between the two sides terminates TLS, or the evidence was replayed.",
+			"the evidence was not made for this session")
+	}
+	return claims, nil
+}
+
+func (c ClientConfig) request(ctx context.Context, b *Binding, names []string) (*sessionpb.Request, error) {
+	proof := Proof{Size: 1}
+	data, err := proof.ReportData(Client, b.Leaf(Client))
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeInternal, "making evidence", "", "%w", err)
+	}
+	evidence, err := c.Attester.Evidence(ctx, data)
+	if err != nil {
+		return nil, &attest.Error{Code: attest.CodeAttester, Step: "making evidence", Err: err}
+	}
+	return &sessionpb.Request{Evidence: encodeEvidence(evidence, proof), Names: names}, nil
+}
+
+// secrets takes over what the broker released, if it is exactly what was asked for.
+func secrets(r *sessionpb.Result, names []string) (map[string]attest.Secret, error) {
+	const step = "reading secrets"
+	if d := r.GetDenial(); d != nil {
+		return nil, denied(d)
+	}
+	got := make(map[string]attest.Secret, len(names))
+	fits := len(r.GetSecrets()) == len(names)
+	for i, s := range r.GetSecrets() {
+		fits = fits && s.GetName() == names[i] && len(s.GetValue()) <= MaxSecret
+		got[s.GetName()] = attest.NewSecret(s.GetValue())
+	}
+	if fits {
+		return got, nil
+	}
+	for _, s := range got {
+		s.Wipe()
+	}
+	return nil, attest.Errorf(attest.CodeSecret, step, "Look at the broker's log, and compare the versions of both sides.",
+		"the broker has sent other secrets than were asked for")
+}
+
+// denied is the broker's reason, which it gives because our evidence is genuine. Its text is shown, so it is bounded
+// and printable.
+func denied(d *sessionpb.Denial) error {
+	code := attest.CodeDenied
+	if attest.Code(d.GetCode()) == attest.CodeSecret {
+		code = attest.CodeSecret
+	}
+	hint := clean(d.GetHint())
+	if hint == "" {
+		hint = "The broker's log says why."
+	}
+	return attest.Errorf(code, "asking for secrets", hint, "the broker answers: %s", clean(d.GetReason()))
+}
+
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	return fmt.Sprintf("%.*s", maxReason, s)
+}
+
+func decodeCollateral(c *sessionpb.Collateral) *dcap.Collateral {
+	return &dcap.Collateral{
+		TCBInfo: c.GetTcbInfo(), TCBInfoChain: c.GetTcbInfoChain(),
+		QEIdentity: c.GetQeIdentity(), QEIdentityChain: c.GetQeIdentityChain(),
+		PCKCRL: c.GetPckCrl(), PCKCRLChain: c.GetPckCrlChain(), RootCACRL: c.GetRootCaCrl(),
+	}
+}
+
+func encodeCollateral(c *dcap.Collateral) *sessionpb.Collateral {
+	if c == nil {
+		return nil
+	}
+	return &sessionpb.Collateral{
+		TcbInfo: c.TCBInfo, TcbInfoChain: c.TCBInfoChain,
+		QeIdentity: c.QEIdentity, QeIdentityChain: c.QEIdentityChain,
+		PckCrl: c.PCKCRL, PckCrlChain: c.PCKCRLChain, RootCaCrl: c.RootCACRL,
+	}
+}
