@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/init/config"
 )
 
@@ -230,40 +231,38 @@ func (i *inspection) built() error {
 	if err := i.imageType(image); err != nil {
 		return err
 	}
-	if i.init != nil && image != nil {
-		switch wanted := i.init.Root.Key != ""; {
-		case wanted && image.integrityOnly:
-			i.error(config.Path+": root.key", "names a key, and the built image is not encrypted (EIO)",
-				"run occlum build --image-key, or remove root.key")
-		case !wanted && !image.integrityOnly:
-			i.error(config.Path+": root.key", "is missing, and the built image is encrypted (EIO)",
-				"the name of the secret that holds the image key")
-		}
-	}
 	return i.signer()
 }
 
-// imageType checks /etc/image_config.json, which Occlum's build does not renew when only the key changes.
+// imageType checks /etc/image_config.json, which Occlum's build does not renew when only the key changes, and the
+// measured config against what the image is.
 func (i *inspection) imageType(image *header) error {
 	const name = "initfs/etc/image_config.json"
 	text, err := i.read(name, 4096)
-	if err != nil || text == nil {
+	if err != nil || text == nil && image == nil {
 		return err
 	}
-	c, err := decodeStrict[struct {
-		ImageType string `json:"image_type"`
-	}](text)
-	if err != nil || c.ImageType != "encrypted" && c.ImageType != "integrity-only" {
-		i.error(name, "is not what Occlum's build writes", "run occlum build -f")
-		return nil
+	encrypted := image != nil && !image.integrityOnly
+	if text != nil {
+		c, err := decodeStrict[struct {
+			ImageType string `json:"image_type"`
+		}](text)
+		if err != nil || c.ImageType != "encrypted" && c.ImageType != "integrity-only" {
+			i.error(name, "is not what Occlum's build writes", "run occlum build -f")
+			return nil
+		}
+		says := c.ImageType == "encrypted"
+		if image == nil {
+			encrypted = says
+		} else if says != encrypted {
+			i.error(name, fmt.Sprintf("says %q, and the built image is not: the file is stale", c.ImageType),
+				"run occlum build -f")
+		}
 	}
-	if image != nil && image.integrityOnly != (c.ImageType == "integrity-only") {
-		i.error(name, fmt.Sprintf("says %q, and the built image is not: the file is stale", c.ImageType),
-			"run occlum build -f")
-	}
-	if image == nil && i.init != nil && (i.init.Root.Key != "") != (c.ImageType == "encrypted") {
-		i.error(name, fmt.Sprintf("says %q, which contradicts root.key of the measured config", c.ImageType),
-			"run occlum build -f, with --image-key where root.key names one")
+	if i.init != nil {
+		if err := i.init.MatchImage(encrypted); err != nil {
+			i.error(config.Path+": root.key", err.Error(), attest.HintOf(err))
+		}
 	}
 	return nil
 }

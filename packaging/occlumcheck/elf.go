@@ -19,6 +19,8 @@ type ProgramOptions struct {
 	Interpreter string
 	// MaxSize bounds the file in bytes; 0 is no bound.
 	MaxSize int64
+	// Application leaves out what matters for programs of Sesame's own build only: symbols and paths.
+	Application bool
 	// Forbidden are prefixes of names of functions that a Go program must not hold, such as
 	// "example.org/module/package.".
 	Forbidden []string
@@ -87,7 +89,8 @@ func goProgram(f *elf.File, text []byte, info *buildinfo.BuildInfo, o ProgramOpt
 	if needed, err := f.ImportedLibraries(); err == nil && len(needed) > 0 {
 		bad("DT_NEEDED", "wants the libraries "+quoted(needed), "build it with CGO_ENABLED=0")
 	}
-	if f.Section(".symtab") != nil || f.Section(".debug_info") != nil || f.Section(".zdebug_info") != nil {
+	stripped := f.Section(".symtab") == nil && f.Section(".debug_info") == nil && f.Section(".zdebug_info") == nil
+	if !o.Application && !stripped {
 		bad("symbols", "are not stripped, and the LibOS holds the whole file in its heap",
 			`build it with -ldflags "-s -w"`)
 	}
@@ -96,7 +99,7 @@ func goProgram(f *elf.File, text []byte, info *buildinfo.BuildInfo, o ProgramOpt
 			bad("race detector", "is built in, and wants the heap where Occlum has no memory", "build it without -race")
 		}
 	}
-	if !trimmed(info) {
+	if !o.Application && !trimmed(info) {
 		bad("paths", "of the build machine are in it, so that another machine builds another measurement",
 			"build it with -trimpath")
 	}

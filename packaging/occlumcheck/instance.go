@@ -97,7 +97,7 @@ func (i *inspection) initConfig() error {
 		text, inFS = beside, path.Base(config.Path)
 	}
 	if text == nil {
-		i.error(inFS, "is missing, and init boots nothing without it", "the config; see sesame config")
+		i.error(inFS, "is missing, and init boots nothing without it", "put the measured config there; sesame config check reads it")
 		return nil
 	}
 	parsed, err := config.Parse(text)
@@ -130,19 +130,34 @@ func (i *inspection) initProgram() error {
 	if f.Mode()&0o111 == 0 {
 		i.error(program, "is not executable (EACCES)", "chmod 755")
 	}
-	findings, err := Program(host, ProgramOptions{MaxSize: InitBudget, Forbidden: Development()})
+	return i.program("initfs", "/bin/init", host, ProgramOptions{MaxSize: InitBudget, Forbidden: Development()})
+}
+
+// program checks that the LibOS can load a program of one of the file systems.
+func (i *inspection) program(root, name, host string, o ProgramOptions) error {
+	findings, err := Program(host, o)
 	if err != nil {
 		return err
 	}
 	for _, f := range findings {
-		f.Field = program + strings.TrimPrefix(f.Field, host)
+		f.Field = root + name + strings.TrimPrefix(f.Field, host)
 		i.found = append(i.found, f)
 	}
-	if loader := interpreterOf(host); loader != "" && i.resolve("initfs", loader) == "" {
-		i.error("initfs"+loader, "is missing, and init names it as its loader (ENOENT)",
-			"copy Occlum's own loader there, or link init with -I and the loader that is there")
+	loader := interpreterOf(host)
+	if loader == "" {
+		return nil
 	}
-	return nil
+	at := i.resolve(root, loader)
+	if at == "" {
+		i.error(root+loader, "is missing, and "+name+" names it as its loader (ENOENT)",
+			"copy Occlum's own loader there, or link the program with the loader that is there")
+		return nil
+	}
+	f, err := os.Stat(at)
+	if err == nil && f.Mode()&0o111 == 0 {
+		i.error(root+loader, "is the loader of "+name+", and not executable (EACCES)", "chmod 755")
+	}
+	return err
 }
 
 // limits compares sizes and threads with what the programs need.
@@ -348,10 +363,30 @@ func (i *inspection) entryPoints() error {
 		i.error(config.Path+": app.path", app.Path+" is not in the image", "the real program's path")
 		return nil
 	}
-	if f, err := os.Stat(host); err == nil && (!f.Mode().IsRegular() || f.Mode()&0o111 == 0) {
-		i.error("image"+app.Path, "is not an executable file (EACCES)", "chmod 755")
+	f, err := os.Stat(host)
+	if err != nil {
+		return err
 	}
-	return nil
+	if !f.Mode().IsRegular() || f.Mode()&0o111 == 0 {
+		i.error("image"+app.Path, "is not an executable file (EACCES)", "chmod 755")
+		return nil
+	}
+	if isScript(host) {
+		return nil
+	}
+	return i.program("image", app.Path, host, ProgramOptions{Application: true})
+}
+
+// isScript reports whether a file begins with #!, which the LibOS honours.
+func isScript(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	mark := make([]byte, 2)
+	_, err = io.ReadFull(f, mark)
+	return err == nil && string(mark) == "#!"
 }
 
 // metadata checks the enclave's identity.

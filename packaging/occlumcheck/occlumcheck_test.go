@@ -273,6 +273,7 @@ func newInstance(t *testing.T) string {
 		"initfs/etc/ssl/certs/ca-certificates.crt": "-----BEGIN CERTIFICATE-----\n",
 		"initfs/etc/image_config.json":             `{"image_type":"encrypted"}`,
 		"image/bin/tensorflow_model_server":        string(program),
+		"image" + loader:                           string(program) + "occlum",
 		"image/opt/tensorflow_model_server":        string(program) + " the real one",
 		"models/resnet/metadata":                   volume(0),
 		"build/mount/__ROOT/metadata":              volume(0),
@@ -291,6 +292,14 @@ func newInstance(t *testing.T) string {
 func TestSoundInstanceHasNoFindings(t *testing.T) {
 	found, err := Instance(newInstance(t), Options{})
 	if err != nil || len(found) > 0 {
+		t.Errorf("found %v, error %v", found, err)
+	}
+}
+
+func TestScriptIsAnApplicationToo(t *testing.T) {
+	dir := newInstance(t)
+	write(t, filepath.Join(dir, "image/opt/tensorflow_model_server"), "#!/bin/interpreter\n")
+	if found, err := Instance(dir, Options{}); err != nil || len(found) > 0 {
 		t.Errorf("found %v, error %v", found, err)
 	}
 }
@@ -385,6 +394,19 @@ func TestInstanceNamesEveryBadSetting(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, Error, "image/opt/tensorflow_model_server", "EACCES"},
+		{"a static application", func(t *testing.T, dir string) {
+			b, err := os.ReadFile(build(t, "CGO_ENABLED=0", without("-buildmode")...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(dir, "image/opt/tensorflow_model_server"), string(b))
+		}, Error, "image/opt/tensorflow_model_server: PT_INTERP", "static"},
+		{"no loader for the application", gone("image" + loader), Error, "image" + loader, "ENOENT"},
+		{"a loader that is not executable", func(t *testing.T, dir string) {
+			if err := os.Chmod(filepath.Join(dir, "image"+loader), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, Error, "image" + loader, "EACCES"},
 		{"a debuggable enclave", in(conf, `"debuggable": false`, `"debuggable": true`), Error, "debuggable", "host"},
 		{"a log", in(conf, `"debuggable": false`, `"debuggable": false, "disable_log": false`), Error, "disable_log", "keys"},
 		{"identities without KSS", in(conf, `"low": "0x0"`, `"low": "0x7"`), Error, "enable_kss", "family_id"},
@@ -432,9 +454,9 @@ func TestInstanceNamesEveryBadSetting(t *testing.T) {
 		{"an image type against the config, before the build", func(t *testing.T, dir string) {
 			gone("build")(t, dir)
 			write(t, filepath.Join(dir, "initfs/etc/image_config.json"), `{"image_type":"integrity-only"}`)
-		}, Error, "image_config.json", "root.key"},
-		{"an image without encryption", file("build/mount/__ROOT/metadata", volume(1)), Error, "root.key", "not encrypted"},
-		{"an encrypted image without a key", in(configs, `"key": "image_key", `, ``), Error, "root.key", "missing"},
+		}, Error, "root.key", "integrity-only"},
+		{"an image without encryption", file("build/mount/__ROOT/metadata", volume(1)), Error, "root.key", "integrity-only"},
+		{"an encrypted image without a key", in(configs, `"key": "image_key", `, ``), Error, "root.key", "encrypted"},
 		{"simulation", file(".sgx_mode", "SIM\n"), Warning, ".sgx_mode", "SIM"},
 		{"an unsigned enclave", file("build/lib/libocclum-libos.signed.so", "\x7fELF"), Error, "signed.so", "no enclave signature"},
 		{"an enclave of an older version", file("build/lib/libocclum-libos.signed.so", sigstruct(3, 6, false)), Error,
