@@ -86,7 +86,7 @@ func Program(path string, o ProgramOptions) (Findings, error) {
 // goProgram checks what a Go program must be in addition.
 func goProgram(f *elf.File, text []byte, info *buildinfo.BuildInfo, o ProgramOptions,
 	bad func(property, problem, write string)) {
-	if needed, err := f.ImportedLibraries(); err == nil && len(needed) > 0 {
+	if needed, err := f.ImportedLibraries(); err == nil && len(needed) > 0 && !o.Application {
 		bad("DT_NEEDED", "wants the libraries "+quoted(needed), "build it with CGO_ENABLED=0")
 	}
 	stripped := f.Section(".symtab") == nil && f.Section(".debug_info") == nil && f.Section(".zdebug_info") == nil
