@@ -18,6 +18,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
@@ -85,6 +86,11 @@ func Identity(t testing.TB, p *softsgx.Platform, enclave sgx.ReportBody) *ratls.
 		t.Fatal(err)
 	}
 	return i
+}
+
+// Quoter makes an enclave's evidence for sessions.
+func Quoter(p *softsgx.Platform, enclave sgx.ReportBody) *session.Quoter {
+	return session.NewQuoter(session.QuoterOptions{Attester: p.Attester(enclave)})
 }
 
 // Certificate is one certificate with an enclave's evidence.

@@ -16,6 +16,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -35,12 +36,16 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/broker"
 )
 
 // buildTime is the lower bound of the clock, in seconds since 1970. The linker sets it.
 var buildTime = "0"
+
+// quoteWindow is how long a session waits for others to share a quote with.
+const quoteWindow = 2 * time.Millisecond
 
 // device is where Occlum's LibOS makes quotes.
 const device = "/dev/sgx"
@@ -143,7 +148,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return err
 	}
 	defer folder.Secrets.Wipe()
-	source, err := c.source(now, log)
+	source, err := c.source(folder.Roots, now, log)
 	if err != nil {
 		return err
 	}
@@ -172,8 +177,13 @@ func (c *command) serve(ctx context.Context, address string) error {
 		Verifier:  verifier,
 		Workloads: []broker.Workload{folder.Workload},
 		Secrets:   folder.Secrets,
-		Now:       now,
-		Logger:    log,
+		Quoter: session.NewQuoter(session.QuoterOptions{
+			Attester:   attester,
+			Collateral: broker.Collateral(source, folder.Roots, now),
+			Window:     quoteWindow,
+		}),
+		Now:    now,
+		Logger: log,
 	})
 	if err != nil {
 		return err
@@ -183,7 +193,8 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return attest.Errorf(attest.CodeConfig, "listening on "+address,
 			"Write HOST:PORT, and see whether another program has the port.", "%w", err)
 	}
-	log.WithField("secrets", folder.Secrets.Len()).Info("serving the legacy wire GRPC-RATLS, which proves no freshness")
+	log.WithField("secrets", folder.Secrets.Len()).
+		Info("serving session v1, and the legacy wire GRPC-RATLS, which proves no freshness")
 	fmt.Fprintf(c.stdout, "Server listening on %s\n", address)
 	return server.Serve(ctx, listener)
 }
@@ -221,7 +232,7 @@ func checkSelf(ctx context.Context, identity *ratls.Identity, v attest.Verifier,
 }
 
 // source finds collateral. It is signed, so that a service without TLS can withhold it but not forge it.
-func (c *command) source(now func() time.Time, log logrus.FieldLogger) (dcap.Source, error) {
+func (c *command) source(roots []*x509.Certificate, now func() time.Time, log logrus.FieldLogger) (dcap.Source, error) {
 	switch {
 	case c.collateral == "":
 		return nil, attest.Errorf(attest.CodeConfig, "finding collateral",
@@ -231,7 +242,7 @@ func (c *command) source(now func() time.Time, log logrus.FieldLogger) (dcap.Sou
 	case !strings.Contains(c.collateral, "://"):
 		return pccs.Dir(c.collateral), nil
 	}
-	return pccs.New(pccs.Config{URL: c.collateral, AllowHTTP: true, Now: now})
+	return pccs.New(pccs.Config{URL: c.collateral, AllowHTTP: true, Roots: roots, Now: now})
 }
 
 // clock is the host's clock, but never before the build: the host may set its clock as it likes.

@@ -1,15 +1,17 @@
-// Package grpcratls fetches secrets from a GRPC-RATLS key broker: Occlum's init_ra_server or Sesame's keybroker,
-// on the wire that Occlum's init_grpc_ratls speaks.
+// Package grpcratls fetches secrets from a key broker by one of two protocols over gRPC.
 //
-// One Fetch makes one key and one quote, and gets all secrets over one connection, one call each. The broker is
-// verified during the TLS handshake, before a byte of a request is sent, and the broker verifies this environment
-// in the same handshake. Several brokers are tried in order, again and again with growing, jittered pauses, until
-// the context ends or no broker can be expected to change its mind.
+// [SessionV1] is the protocol of package session: fresh evidence of both sides, bound to the connection, and all
+// secrets in one stream. Sesame's keybroker speaks it.
 //
-// The wire is the legacy one, and two of its properties stay: the evidence is not fresh (see package ratls), and a
-// broker of Occlum's that refuses this environment just closes the connection. The latter looks like a broker that
-// crashed; it is retried a few times and then reported as denied. A secret that the broker does not have or does
-// not release to this environment is one and the same answer on this wire.
+// [Legacy] is GRPC-RATLS, the wire of Occlum's init_ra_server and init_grpc_ratls. One Fetch makes one key and one
+// quote, and gets all secrets over one connection, one call each. Broker and client verify each other in the TLS
+// handshake, before a byte of a request is sent. Two of its properties stay: the evidence is not fresh (see package
+// ratls), and a broker of Occlum's that refuses this environment just closes the connection. The latter looks like a
+// broker that crashed; it is retried a few times and then reported as denied. A secret that the broker does not have
+// or does not release to this environment is one and the same answer.
+//
+// Several brokers are tried in order, again and again with growing, jittered pauses, until the context ends or no
+// broker can be expected to change its mind. The protocol is never negotiated: the config names it.
 //
 // The addresses may come from the host: a wrong one leads to a peer that the policy refuses.
 package grpcratls
@@ -29,10 +31,13 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
+	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/session"
 )
 
-// Bounds of what a broker may send, in decoded bytes: those of Occlum's init.
+// Bounds of what a broker may send on the legacy wire, in decoded bytes: those of Occlum's init. A session takes
+// [session.MaxSecret].
 const (
 	MaxImageKey = 256
 	MaxSecret   = 10240
@@ -48,14 +53,27 @@ const (
 	maxNames   = 1024
 )
 
+// A Protocol is what is spoken with the broker.
+type Protocol string
+
+// The protocols.
+const (
+	SessionV1 Protocol = "session"
+	Legacy    Protocol = "legacy"
+)
+
 // Config of a [Client]. All fields without a default are needed.
 type Config struct {
 	Servers  []string // "host:port", tried in order
+	Protocol Protocol // default Legacy
 	Attester attest.Attester
 	Verifier attest.Verifier
-	Policy   ratls.Appraiser    // what the broker must be
-	Now      func() time.Time   // default time.Now
-	Logger   logrus.FieldLogger // default: nothing is logged
+	// Staple makes a verifier that takes the collateral which a broker sends in a session. Where it is nil, or the
+	// broker sends none, Verifier counts.
+	Staple func(*dcap.Collateral) attest.Verifier
+	Policy ratls.Appraiser    // what the broker must be
+	Now    func() time.Time   // default time.Now
+	Logger logrus.FieldLogger // default: nothing is logged
 	// Pause before the second round of tries, doubled every round up to 16 times, each time shortened at
 	// random by up to half. Default 500 ms.
 	Pause time.Duration
@@ -83,6 +101,13 @@ func New(c Config) (*Client, error) {
 	if c.Attester == nil || c.Verifier == nil || c.Policy == nil {
 		return fail("", "attester, verifier and policy are needed")
 	}
+	switch c.Protocol {
+	case "":
+		c.Protocol = Legacy
+	case Legacy, SessionV1:
+	default:
+		return fail(`Write "session" or "legacy".`, "protocol %q is unknown", c.Protocol)
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -106,7 +131,7 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 	if err := checkNames(names); err != nil {
 		return nil, err
 	}
-	certificate, err := ratls.NewCertificate(ctx, c.config.Attester, ratls.Options{Now: c.config.Now})
+	certificate, err := c.certificate(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +152,18 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 		}
 		pause = min(2*pause, 16*c.config.Pause)
 	}
+}
+
+// certificate is this environment's for one Fetch. In a session it only carries a key.
+func (c *Client) certificate(ctx context.Context) (tls.Certificate, error) {
+	if c.config.Protocol == Legacy {
+		return ratls.NewCertificate(ctx, c.config.Attester, ratls.Options{Now: c.config.Now})
+	}
+	certificate, err := session.NewKey(c.config.Now())
+	if err != nil {
+		return certificate, attest.Errorf(attest.CodeInternal, "making a key", "", "%w", err)
+	}
+	return certificate, nil
 }
 
 // round tries every server once. It returns the first error that no other try can change, if all servers gave one,
@@ -202,7 +239,7 @@ func checkNames(names []string) error {
 
 // try fetches all secrets from one server over one connection.
 func (c *Client) try(ctx context.Context, server string, certificate *tls.Certificate, names []string) (
-	_ map[string]attest.Secret, err error) {
+	map[string]attest.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	link, err := c.connect(ctx, server, certificate)
@@ -210,7 +247,24 @@ func (c *Client) try(ctx context.Context, server string, certificate *tls.Certif
 		return nil, err
 	}
 	defer link.close()
-	client := wire.NewGrSecretClient(link.rpc)
+	if c.config.Protocol == Legacy {
+		return link.callEach(ctx, names)
+	}
+	config := session.ClientConfig{
+		Attester: c.config.Attester, Verifier: c.config.Verifier, Staple: c.config.Staple,
+		Policy: c.config.Policy, Now: c.config.Now,
+	}
+	secrets, err := config.Fetch(ctx, link.rpc, link.state, certificate, names)
+	var ours *attest.Error
+	if err != nil && !errors.As(err, &ours) {
+		return nil, link.explain(ctx, "asking for secrets", err)
+	}
+	return secrets, err
+}
+
+// callEach gets one secret after the other on the legacy wire.
+func (l *link) callEach(ctx context.Context, names []string) (_ map[string]attest.Secret, err error) {
+	client := wire.NewGrSecretClient(l.rpc)
 	secrets := make(map[string]attest.Secret, len(names))
 	defer func() {
 		if err != nil {
@@ -222,7 +276,7 @@ func (c *Client) try(ctx context.Context, server string, certificate *tls.Certif
 	for _, name := range names {
 		reply, err := client.GetSecret(ctx, &wire.SecretRequest{Name: name})
 		if err != nil {
-			return nil, link.explain(ctx, name, err)
+			return nil, l.explain(ctx, "asking for secret "+name, err)
 		}
 		limit := MaxSecret
 		if name == imageKey {
@@ -240,8 +294,7 @@ func (c *Client) try(ctx context.Context, server string, certificate *tls.Certif
 }
 
 // explain turns the failure of a call into a refusal with its likely cause.
-func (l *link) explain(ctx context.Context, name string, err error) error {
-	step := "asking for secret " + name
+func (l *link) explain(ctx context.Context, step string, err error) error {
 	if ctx.Err() != nil {
 		return attest.Errorf(attest.CodeUnreachable, step,
 			"The broker accepted the connection but does not answer; look at its log.", "%w", ctx.Err())
@@ -263,7 +316,7 @@ func (l *link) explain(ctx context.Context, name string, err error) error {
 			"the reply is larger than is read")
 	case codes.Unimplemented:
 		return attest.Errorf(attest.CodeDenied, step, "Is this the address of a GRPC-RATLS key broker?",
-			"the peer does not serve ratls.GrSecret")
+			"the peer is no key broker, or does not speak this protocol")
 	}
 	return attest.Errorf(attest.CodeUnreachable, step, "Look at the broker's log.", "%s: %.200s", s.Code(), s.Message())
 }

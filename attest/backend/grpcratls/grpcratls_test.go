@@ -17,10 +17,11 @@ import (
 )
 
 // start makes a broker with a fault and a client for it.
-func start(t *testing.T, s backendtest.Service) backend.Backend {
+func start(t *testing.T, s backendtest.Service, protocol grpcratls.Protocol) backend.Backend {
 	t.Helper()
 	platform := brokertest.Platform(t, softsgx.Options{})
 	c := grpcratls.Config{
+		Protocol: protocol,
 		Attester: platform.Attester(brokertest.Workload()),
 		Verifier: brokertest.Verifier(platform),
 		Policy:   brokertest.BrokerPolicy(),
@@ -33,14 +34,18 @@ func start(t *testing.T, s backendtest.Service) backend.Backend {
 		Verifier:  brokertest.Verifier(platform),
 		Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), Legacy: true, AllSecrets: true}},
 		Secrets:   brokertest.Secrets(s.Secrets),
+		Quoter:    brokertest.Quoter(platform, brokertest.Broker()),
 		Now:       brokertest.Clock,
 		Logger:    brokertest.Logger(s.Log),
 	}
 	switch s.Fault {
 	case backendtest.WrongPeer:
-		server.Identity = brokertest.Identity(t, platform, brokertest.Enclave(0xcc, 100, 2))
+		old := brokertest.Enclave(0xcc, 100, 2)
+		server.Identity, server.Quoter = brokertest.Identity(t, platform, old), brokertest.Quoter(platform, old)
 	case backendtest.NotGenuine:
-		server.Identity = brokertest.Identity(t, brokertest.Platform(t, softsgx.Options{}), brokertest.Broker())
+		fake := brokertest.Platform(t, softsgx.Options{})
+		server.Identity = brokertest.Identity(t, fake, brokertest.Broker())
+		server.Quoter = brokertest.Quoter(fake, brokertest.Broker())
 	case backendtest.Refuses:
 		c.Attester = platform.Attester(brokertest.Enclave(0xab, 1, 2))
 	case backendtest.Silent, backendtest.Down:
@@ -64,7 +69,13 @@ func start(t *testing.T, s backendtest.Service) backend.Backend {
 	return client
 }
 
-func TestConformance(t *testing.T) { backendtest.Run(t, start) }
+func TestConformance(t *testing.T) {
+	for _, protocol := range []grpcratls.Protocol{grpcratls.Legacy, grpcratls.SessionV1} {
+		t.Run(string(protocol), func(t *testing.T) {
+			backendtest.Run(t, func(t *testing.T, s backendtest.Service) backend.Backend { return start(t, s, protocol) })
+		})
+	}
+}
 
 func TestTheNextServerIsAsked(t *testing.T) {
 	var log bytes.Buffer
@@ -126,6 +137,7 @@ func TestAConfigThatCannotWorkIsRefused(t *testing.T) {
 		"no attester": func(c *grpcratls.Config) { c.Attester = nil },
 		"no verifier": func(c *grpcratls.Config) { c.Verifier = nil },
 		"no policy":   func(c *grpcratls.Config) { c.Policy = nil },
+		"no protocol": func(c *grpcratls.Config) { c.Protocol = "best" },
 	} {
 		c := good
 		change(&c)

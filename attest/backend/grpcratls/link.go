@@ -14,15 +14,17 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/session"
 )
 
 // maxReply bounds a reply in bytes: the largest secret in base64, quotes and framing.
 const maxReply = MaxSecret/3*4 + 64
 
-// link is one attested connection with gRPC on it. It is never replaced by another one behind our back.
+// link is one connection with gRPC on it. It is never replaced by another one behind our back.
 type link struct {
-	peer *peerConn
-	rpc  *grpc.ClientConn
+	peer  *peerConn
+	state tls.ConnectionState
+	rpc   *grpc.ClientConn
 }
 
 func (l *link) close() {
@@ -30,7 +32,7 @@ func (l *link) close() {
 	_ = l.peer.Close()
 }
 
-// connect dials, verifies the broker and shows it our evidence.
+// connect dials. On the legacy wire it verifies the broker and shows it our evidence.
 func (c *Client) connect(ctx context.Context, server string, certificate *tls.Certificate) (*link, error) {
 	const step = "connecting"
 	var dialer net.Dialer
@@ -39,14 +41,7 @@ func (c *Client) connect(ctx context.Context, server string, certificate *tls.Ce
 		return nil, attest.Errorf(attest.CodeUnreachable, step,
 			"Check the broker's address, and that it is up and reachable from here.", "%w", err)
 	}
-	verifier := ratls.PeerVerifier{Verifier: c.config.Verifier, Policy: c.config.Policy, Now: c.config.Now}
-	host, _, _ := net.SplitHostPort(server)
-	conn := tls.Client(raw, ratls.ClientConfig(certificate, host, func(cs tls.ConnectionState) error {
-		if _, err := verifier.Verify(ctx, cs); err != nil {
-			return &attest.Error{Code: attest.CodeOf(err), Step: "verifying broker", Err: err}
-		}
-		return nil
-	}))
+	conn := tls.Client(raw, c.tls(ctx, server, certificate))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, explainHandshake(err)
@@ -57,8 +52,9 @@ func (c *Client) connect(ctx context.Context, server string, certificate *tls.Ce
 			"the peer does not speak HTTP/2")
 	}
 	peer := &peerConn{Conn: conn}
+	state := conn.ConnectionState()
 	rpc, err := grpc.NewClient("passthrough:///"+server,
-		grpc.WithTransportCredentials(established{conn.ConnectionState()}),
+		grpc.WithTransportCredentials(established{state}),
 		grpc.WithContextDialer(peer.once),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
@@ -67,7 +63,22 @@ func (c *Client) connect(ctx context.Context, server string, certificate *tls.Ce
 		_ = conn.Close()
 		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
-	return &link{peer: peer, rpc: rpc}, nil
+	return &link{peer: peer, state: state, rpc: rpc}, nil
+}
+
+// tls is the configuration of one connection.
+func (c *Client) tls(ctx context.Context, server string, certificate *tls.Certificate) *tls.Config {
+	host, _, _ := net.SplitHostPort(server)
+	if c.config.Protocol == SessionV1 {
+		return session.ClientTLS(certificate, host)
+	}
+	verifier := ratls.PeerVerifier{Verifier: c.config.Verifier, Policy: c.config.Policy, Now: c.config.Now}
+	return ratls.ClientConfig(certificate, host, func(cs tls.ConnectionState) error {
+		if _, err := verifier.Verify(ctx, cs); err != nil {
+			return &attest.Error{Code: attest.CodeOf(err), Step: "verifying broker", Err: err}
+		}
+		return nil
+	})
 }
 
 // explainHandshake says what a failed handshake means. Our own verdict on the broker is passed on as it is.
@@ -90,8 +101,8 @@ func explainHandshake(err error) error {
 
 func refusedUs(step string, err error) error {
 	return attest.Errorf(attest.CodeDenied, step,
-		"The broker's log says why: its policy must name this enclave's measurement, and it must know the platform's "+
-			"collateral.", "the broker refused this enclave's evidence: %w", err)
+		"The broker's log says why: its policy must name this enclave's measurement and serve it on this wire, and it "+
+			"must know the platform's collateral.", "the broker refused this enclave's evidence: %w", err)
 }
 
 // remoteAlert is the text of the TLS alert that the peer has sent.
