@@ -148,6 +148,7 @@ func TestNoSignedByteCanChange(t *testing.T) {
 }
 
 func TestNoSignedByteOfAnyAcceptedVectorCanChange(t *testing.T) {
+	t.Parallel()
 	const positions = 200
 	total := 0
 	for _, v := range readVectors(t, testenv.Vectors(t, "dcap"), "*/*") {
