@@ -11,6 +11,9 @@
 // the user who mounts has access, whatever the modes say; with [Options.AllowOther] everybody has, as the modes say.
 // The mount is nosuid and nodev.
 //
+// The process that serves a mount may read its files, but must not map them: a thread that waits for a page cannot be
+// stopped by the Go runtime, whose garbage collector then waits for it, and the page for the collector.
+//
 // Who can read this process's memory or be its user can read the volume: a mount protects against the host's
 // storage, not against the host. The process must live as long as the mount; when it dies readers get ENOTCONN.
 package fuse

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -536,21 +537,54 @@ func TestWhatIsWholeOfATamperedFileStaysReadable(t *testing.T) {
 	}
 }
 
+// TestMain is, under the name "map", a program that prints a file through a mapping. The process that serves a mount
+// cannot map its files: a thread that waits for a page stops the Go runtime, which should deliver it.
+func TestMain(m *testing.M) {
+	if len(os.Args) != 3 || os.Args[1] != "map" {
+		os.Exit(m.Run())
+	}
+	if err := printMapped(os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func printMapped(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(bytes.Clone(b)) // in user space first, where an error is a signal
+	return err
+}
+
 func TestMappingReadsTheContent(t *testing.T) {
 	testenv.FUSE(t)
 	v, _ := newVolume(t)
-	f, err := os.Open(filepath.Join(mountVolume(t, v, fuse.Options{}), "big"))
-	if err != nil {
-		t.Fatal(err)
+	dir := mountVolume(t, v, fuse.Options{})
+	b, err := exec.Command(os.Args[0], "map", filepath.Join(dir, "big")).Output()
+	if err != nil || !bytes.Equal(b, content("big", bigSize)) {
+		t.Errorf("%d bytes, %v", len(b), err)
 	}
-	defer f.Close()
-	b, err := unix.Mmap(int(f.Fd()), 0, bigSize, unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Munmap(b)
-	if !bytes.Equal(b, content("big", bigSize)) {
-		t.Error("content differs")
+}
+
+func TestMappingOfWhatIsTamperedWithFaults(t *testing.T) {
+	testenv.FUSE(t)
+	v, image := newVolume(t)
+	log, _ := logtest.NewNullLogger()
+	dir := mountVolume(t, v, fuse.Options{Log: log})
+	flip(t, hostFile(image, v, t, "big"), 50*4096)
+	b, err := exec.Command(os.Args[0], "map", filepath.Join(dir, "big")).CombinedOutput()
+	if err == nil || !bytes.Contains(b, []byte("SIGBUS")) {
+		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }
 
