@@ -3,6 +3,7 @@ package grpcratls_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/backendtest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/brokertest"
@@ -143,6 +145,51 @@ func TestAConfigThatCannotWorkIsRefused(t *testing.T) {
 		change(&c)
 		if _, err := grpcratls.New(c); attest.CodeOf(err) != attest.CodeConfig {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// replaying shows evidence that was made for another session.
+type replaying struct{ attest.Attester }
+
+func (r replaying) Evidence(ctx context.Context, _ attest.ReportData) (attest.Evidence, error) {
+	return r.Attester.Evidence(ctx, attest.ReportData{1})
+}
+
+func TestReplayedEvidenceIsRefusedByBothSides(t *testing.T) {
+	platform := brokertest.Platform(t, softsgx.Options{})
+	workload, own := platform.Attester(brokertest.Workload()), platform.Attester(brokertest.Broker())
+	for _, c := range []struct {
+		name             string
+		workload, broker attest.Attester
+		code             attest.Code
+	}{
+		{"fresh", workload, own, ""},
+		{"client replays", replaying{workload}, own, attest.CodeDenied},
+		{"broker replays", workload, replaying{own}, attest.CodeEvidence},
+	} {
+		address := brokertest.Listen(t, broker.Config{
+			Identity:  brokertest.Identity(t, platform, brokertest.Broker()),
+			Verifier:  brokertest.Verifier(platform),
+			Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), AllSecrets: true}},
+			Secrets:   brokertest.Secrets(map[string][]byte{"k": []byte("v")}),
+			Quoter:    session.NewQuoter(session.QuoterOptions{Attester: c.broker}),
+			Now:       brokertest.Clock,
+			Logger:    brokertest.Logger(io.Discard),
+		})
+		client, err := grpcratls.New(grpcratls.Config{
+			Servers: []string{address}, Protocol: grpcratls.SessionV1, Attester: c.workload,
+			Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := client.Fetch(context.Background(), []string{"k"})
+		if c.code == "" && (err != nil || string(got["k"].Expose()) != "v") {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if c.code != "" && (got != nil || attest.CodeOf(err) != c.code) {
+			t.Errorf("%s: %s: %v", c.name, attest.CodeOf(err), err)
 		}
 	}
 }
