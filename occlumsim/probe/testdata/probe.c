@@ -501,12 +501,14 @@ static void mounts(void)
 	    MOUNT("x", "/mnt", "sefs", 0, options("dir=%s,key=%s,mac=%s", settings.dir, settings.volume_key, settings.mac)), 0);
 	long weights = CALL(SYS_open, "/mnt/weights", 0);
 	works("the volume's file is there", weights);
-	CALL(SYS_close, weights);
 	row("umount2: a path that is no mount point", UMOUNT("/etc", 0), -EINVAL);
 	row("umount2: /", UMOUNT("/", 0), -EPERM);
 	row("umount2: MNT_EXPIRE with MNT_FORCE", UMOUNT("/mnt", 5), -EINVAL);
 	row("umount2: MNT_EXPIRE with MNT_DETACH", UMOUNT("/mnt", 6), -EINVAL);
-	row("umount2", UMOUNT("/mnt", 0), 0);
+	row("umount2, with a file open", UMOUNT("/mnt", 0), 0);
+	char word[8];
+	row("an open file outlives its mount", CALL(SYS_read, weights, word, 7), 7);
+	CALL(SYS_close, weights);
 	row("the volume's file is gone", CALL(SYS_open, "/mnt/weights", 0), -ENOENT);
 	row("mount: sefs again, read-only, which is ignored",
 	    MOUNT("x", "/mnt", "sefs", 1, options("dir=%s,key=%s,mac=%s", settings.dir, settings.volume_key, settings.mac)), 0);
