@@ -209,8 +209,8 @@ func (t *tracer) call(pid int) error {
 func (t *tracer) clone(pid int, regs *unix.PtraceRegs) error {
 	flags, stack := regs.Rdi, regs.Rsi
 	if flags&cloneMandatory != cloneMandatory || flags&cloneRefused != 0 || stack == 0 ||
-		flags&unix.CLONE_PARENT_SETTID != 0 && regs.Rdx == 0 ||
-		flags&(unix.CLONE_CHILD_SETTID|unix.CLONE_CHILD_CLEARTID) != 0 && regs.R10 == 0 {
+		(flags&unix.CLONE_PARENT_SETTID != 0) != (regs.Rdx != 0) ||
+		(flags&(unix.CLONE_CHILD_SETTID|unix.CLONE_CHILD_CLEARTID) != 0) != (regs.R10 != 0) {
 		return t.refuse(pid, regs, unix.EINVAL)
 	}
 	entry, err := readWord(pid, stack)
