@@ -1,4 +1,4 @@
-# make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv)
+# make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy)
 # make test   all tests, race detector on
 # The other targets: build lint bench fuzz deps clean.
 
@@ -6,6 +6,7 @@ GO         ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
 FUZZTIME   ?= 60s
 TAMPER     ?=
+WIRE       ?= session
 
 # The loader that an Occlum initfs holds, and the lower bound of time that init believes.
 INTERPRETER = /lib/ld-musl-x86_64.so.1
@@ -15,7 +16,7 @@ BUILD_TIME  = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 OVERLAY     = build/overlay/overlay.json
 LIBOS_FLAGS = -trimpath -overlay $(OVERLAY) -buildmode=pie -ldflags "-s -w -I $(INTERPRETER) \
               -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.buildTime=$(BUILD_TIME)"
-PLAIN_FLAGS = -trimpath -ldflags "-s -w"
+PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
 .PHONY: build demo test lint bench fuzz deps clean model
 
@@ -38,7 +39,7 @@ build/model/.done: $(wildcard packaging/standin/*.go packaging/standin/*/*.go)
 	@touch $@
 
 demo: build model
-	@$(GO) run ./packaging/demo $(if $(TAMPER),-tamper $(TAMPER))
+	@$(GO) run ./packaging/demo -wire $(WIRE) $(if $(TAMPER),-tamper $(TAMPER))
 
 test: build model
 	$(GO) test -race -timeout 40m ./...
@@ -55,7 +56,7 @@ bench: build model
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
 	  done; done
 
 # Debian packages by what they provide: a C compiler for the race detector and the probe, musl's loader for the

@@ -91,12 +91,16 @@ func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	verifier := dcap.NewVerifier(dcap.Config{
-		Roots: roots, Source: source, MinimumEvaluation: c.Collateral.MinimumTCBEvaluation,
-	})
+	verifier := func(source dcap.Source) attest.Verifier {
+		return dcap.NewVerifier(dcap.Config{
+			Roots: roots, Source: source, MinimumEvaluation: c.Collateral.MinimumTCBEvaluation,
+		})
+	}
 	return grpcratls.New(grpcratls.Config{
-		Servers: c.GRPCRATLS.Servers, Attester: attester, Verifier: verifier, Policy: c.BrokerPolicy(),
-		Now: clock, Logger: log,
+		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
+		Attester: attester, Verifier: verifier(source), Policy: c.BrokerPolicy(),
+		Staple: func(collateral *dcap.Collateral) attest.Verifier { return verifier(pccs.Stapled(collateral)) },
+		Now:    clock, Logger: log,
 	})
 }
 

@@ -78,7 +78,8 @@ func (c *Config) BrokerPolicy() ratls.Appraiser {
 type GRPCRATLS struct {
 	// Servers are addresses host:port, tried in order.
 	Servers []string `json:"servers"`
-	// Protocol is the wire: "legacy" is ratls.GrSecret as Occlum's C++ server speaks it.
+	// Protocol is the wire: "session" is Sesame's own, with fresh evidence on both sides; "legacy" is
+	// ratls.GrSecret as Occlum's C++ server speaks it.
 	Protocol string `json:"protocol"`
 	// BrokerPolicy says what the broker must be.
 	BrokerPolicy policy.Policy `json:"broker_policy"`
@@ -314,9 +315,9 @@ func (c *Config) completeGRPCRATLS(bad func(key, text, write string)) {
 		}
 	}
 	if g.Protocol == "" {
-		bad("grpc_ratls.protocol", "is missing", `"legacy"`)
-	} else if g.Protocol != "legacy" {
-		bad("grpc_ratls.protocol", fmt.Sprintf("%q is not a protocol of this build", g.Protocol), `"legacy"`)
+		bad("grpc_ratls.protocol", "is missing", `"session" or "legacy"`)
+	} else if g.Protocol != "session" && g.Protocol != "legacy" {
+		bad("grpc_ratls.protocol", fmt.Sprintf("%q is not a protocol of this build", g.Protocol), `"session" or "legacy"`)
 	}
 	if !c.Legacy {
 		if err := g.BrokerPolicy.Validate(); err != nil {

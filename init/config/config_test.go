@@ -16,7 +16,7 @@ const ours = `{
  "backend": "grpc-ratls",
  "timeout": "90s",
  "grpc_ratls": {
-  "servers": ["init-ra-server-svc:5000"], "protocol": "legacy",
+  "servers": ["init-ra-server-svc:5000"], "protocol": "session",
   "broker_policy": {"sgx": [{"mr_signer": "` + signer + `", "product_id": 100, "min_svn": 3}]}
  },
  "root": {"key": "image_key", "upper": "temporary"},
@@ -88,6 +88,7 @@ func TestRefusesWithTheKeyAndWhatToWrite(t *testing.T) {
 		"no backend":           {ours, `"backend": "grpc-ratls",`, ``, "backend: is missing"},
 		"unknown backend":      {ours, `"backend": "grpc-ratls"`, `"backend": "vault"`, "backend"},
 		"no servers":           {ours, `["init-ra-server-svc:5000"]`, `[]`, "grpc_ratls.servers"},
+		"unknown protocol":     {ours, `"session"`, `"v2"`, "grpc_ratls.protocol"},
 		"server without port":  {ours, `svc:5000`, `svc`, "no port"},
 		"policy too weak":      {ours, `, "min_svn": 3`, ``, "min_svn"},
 		"empty policy":         {ours, `{"mr_signer": "` + signer + `", "product_id": 100, "min_svn": 3}`, ``, "broker_policy"},

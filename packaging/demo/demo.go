@@ -28,7 +28,8 @@ type demo struct {
 	work, bin, model string
 	start            time.Time
 
-	occlumShape bool // write init's config in Occlum's own shape
+	occlumShape bool   // write init's config in Occlum's own shape
+	wire        string // protocol between init and broker: "session" or "legacy"
 
 	pccs       string // address of the software platform's collateral service
 	brokerAddr string
@@ -199,7 +200,7 @@ func (d *demo) writeInitConfig(file, timeout string) error {
 	conf["backend"] = "grpc-ratls"
 	conf["grpc_ratls"] = map[string]any{
 		"servers":  []string{d.brokerAddr},
-		"protocol": "legacy",
+		"protocol": d.wire,
 		"broker_policy": map[string]any{"sgx": []any{map[string]any{
 			"mr_signer": signer, "product_id": brokerProduct, "min_svn": brokerSVN,
 		}}},

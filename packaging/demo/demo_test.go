@@ -14,7 +14,7 @@ import (
 func newDemo(t *testing.T) *demo {
 	t.Helper()
 	testenv.FUSE(t)
-	d := &demo{work: t.TempDir(), start: time.Now()}
+	d := &demo{work: t.TempDir(), wire: "session", start: time.Now()}
 	for path, to := range map[string]*string{"../../bin": &d.bin, "../../build/model": &d.model} {
 		abs, err := filepath.Abs(path)
 		if err != nil {
@@ -30,10 +30,14 @@ func newDemo(t *testing.T) *demo {
 }
 
 func TestMainJob(t *testing.T) {
-	for name, occlumShape := range map[string]bool{"own config": false, "Occlum's config": true} {
+	for name, change := range map[string]func(*demo){
+		"session protocol": func(*demo) {},
+		"legacy wire":      func(d *demo) { d.wire = "legacy" },
+		"Occlum's config":  func(d *demo) { d.occlumShape = true },
+	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDemo(t)
-			d.occlumShape = occlumShape
+			change(d)
 			if err := d.run(t.Context(), nil); err != nil {
 				t.Fatal(err)
 			}

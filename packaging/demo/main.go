@@ -33,11 +33,12 @@ func main() {
 	tamper := flag.String("tamper", "", "change one thing: "+strings.Join(tamperWords(), ", "))
 	bin := flag.String("bin", "bin", "directory of the built programs")
 	model := flag.String("model", "build/model", "directory that the training program wrote")
+	wire := flag.String("wire", "session", "protocol between init and broker: session, or legacy as Occlum's own programs speak it")
 	keep := flag.Bool("keep", false, "keep the work directory and print its name")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, *tamper, *bin, *model, *keep)
+	err := run(ctx, *tamper, *wire, *bin, *model, *keep)
 	stop()
 	switch {
 	case err == nil:
@@ -58,7 +59,7 @@ func tamperWords() []string {
 	return words
 }
 
-func run(ctx context.Context, tamper, bin, model string, keep bool) (err error) {
+func run(ctx context.Context, tamper, wire, bin, model string, keep bool) (err error) {
 	runs := tampers[tamper]
 	if tamper != "" && runs == nil {
 		return fmt.Errorf("unknown TAMPER %q, want one of %s", tamper, strings.Join(tamperWords(), ", "))
@@ -67,7 +68,7 @@ func run(ctx context.Context, tamper, bin, model string, keep bool) (err error) 
 	if err != nil {
 		return err
 	}
-	d := &demo{work: work, start: time.Now()}
+	d := &demo{work: work, wire: wire, start: time.Now()}
 	defer func() {
 		d.stopAll()
 		if keep {
