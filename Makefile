@@ -5,6 +5,7 @@
 GO         ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
 FUZZTIME   ?= 60s
+BENCHSIZE  ?= 1GiB
 TAMPER     ?=
 WIRE       ?= session
 
@@ -51,7 +52,8 @@ lint:
 	$(GO) mod verify
 
 bench: build model
-	$(GO) test -run '^$$' -bench . -benchmem ./attest/... ./fs/...
+	$(GO) test -run '^$$' -bench . -benchmem ./attest/dcap ./fs/sefs
+	$(GO) run ./fs/volumebench -size $(BENCHSIZE)
 
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \
