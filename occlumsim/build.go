@@ -29,6 +29,9 @@ type BuildOptions struct {
 	Progress func(done, total int64)
 }
 
+// runDirs are where real Occlum keeps the writable layers.
+var runDirs = []string{"run/mount/__ROOT", "run/initfs/__ROOT"}
+
 // Build makes the images, measures and signs. Everything is made anew each time, and what an earlier run left in
 // the writable layers is removed.
 func (i *Instance) Build(ctx context.Context, o BuildOptions) (*Enclave, error) {
@@ -45,7 +48,7 @@ func (i *Instance) Build(ctx context.Context, o BuildOptions) (*Enclave, error) 
 			return nil, err
 		}
 	}
-	for _, dir := range []string{"build/bin", "build/lib", "run/mount/__ROOT", "run/initfs/__ROOT"} {
+	for _, dir := range append([]string{"build/bin", "build/lib"}, runDirs...) {
 		if err := os.MkdirAll(i.path(dir), 0o755); err != nil {
 			return nil, err
 		}

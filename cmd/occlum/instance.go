@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
@@ -113,6 +114,33 @@ func progress(what string) func(done, total int64) {
 		}
 		_ = bar.Set64(done)
 	}
+}
+
+func packageCommand() *cobra.Command {
+	var debug bool
+	cmd := &cobra.Command{
+		Use:     "package [FILE.tar.gz]",
+		Short:   "Pack what a machine needs to run the built instance in the current directory",
+		Example: "  occlum package instance.tar.gz",
+		Args:    usageArgs(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			instance, err := occlumsim.Open(".")
+			if err != nil {
+				return err
+			}
+			name := filepath.Base(instance.Dir) + ".tar.gz"
+			if len(args) == 1 {
+				name = args[0]
+			}
+			if err := instance.Package(name, debug); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is the package\n", name)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&debug, "debug", false, "pack an instance that can be debugged, too")
+	return cmd
 }
 
 func printCommand() *cobra.Command {

@@ -42,7 +42,8 @@ func newRootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "See " + cmd.CommandPath() + " -h."}
 	})
-	root.AddCommand(newCommand(), buildCommand(), runCommand(), printCommand(), genImageKeyCommand(),
+	root.AddCommand(newCommand(), buildCommand(), runCommand(), startCommand(), execCommand(),
+		stopCommand(), packageCommand(), printCommand(), genImageKeyCommand(),
 		simPlatformCommand(), simPCCSCommand())
 	return root
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -163,9 +164,9 @@ func occlum(t *testing.T, dir string, args ...string) *exec.Cmd {
 }
 
 // waiting starts an application that waits for a signal, and returns when it waits.
-func waiting(t *testing.T, dir string) *exec.Cmd {
+func waiting(t *testing.T, dir, command string) *exec.Cmd {
 	t.Helper()
-	cmd := occlum(t, dir, "run", "/bin/app", "wait")
+	cmd := occlum(t, dir, command, "/bin/app", "wait")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -183,7 +184,7 @@ func waiting(t *testing.T, dir string) *exec.Cmd {
 func TestRunPassesSignalsToTheApplication(t *testing.T) {
 	dir := instance(t, "root - 0")
 	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGUSR1} {
-		cmd := waiting(t, dir)
+		cmd := waiting(t, dir, "run")
 		if err := cmd.Process.Signal(s); err != nil {
 			t.Fatal(err)
 		}
@@ -194,9 +195,47 @@ func TestRunPassesSignalsToTheApplication(t *testing.T) {
 	}
 }
 
+func TestExecPassesSignalsAndEndsWithItsCaller(t *testing.T) {
+	dir := instance(t, "root - 0")
+	if out, err := occlum(t, dir, "start").CombinedOutput(); err != nil {
+		t.Fatalf("start: %v\n%s", err, out)
+	}
+	cmd := waiting(t, dir, "exec")
+	if err := cmd.Process.Signal(unix.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != int(unix.SIGUSR1) {
+		t.Errorf("after SIGUSR1 the exit status is %d, want %d", got, int(unix.SIGUSR1))
+	}
+	// The application holds the write end of the pipe: it is gone when the pipe ends.
+	killed := occlum(t, dir, "exec", "/bin/app", "wait")
+	out, err := killed.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := killed.Start(); err != nil {
+		t.Fatal(err)
+	}
+	reader := bufio.NewReader(out)
+	if line, err := reader.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("the application says %q: %v", line, err)
+	}
+	if err := killed.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(reader); err != nil || len(rest) > 0 {
+		t.Errorf("after its caller the application says %q: %v", rest, err)
+	}
+	_ = killed.Wait()
+	if out, err := occlum(t, dir, "stop").CombinedOutput(); err != nil {
+		t.Fatalf("stop: %v\n%s", err, out)
+	}
+}
+
 func TestSecondRunOfAnInstanceIsRefusedWhileTheFirstRuns(t *testing.T) {
 	dir := instance(t, "root - 0")
-	first := waiting(t, dir)
+	first := waiting(t, dir, "run")
 	out, err := occlum(t, dir, "run", "/bin/app", "env").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "another running instance holds the volume") {
 		t.Errorf("the second run ends with %v and says:\n%s", err, out)
@@ -210,7 +249,7 @@ func TestSecondRunOfAnInstanceIsRefusedWhileTheFirstRuns(t *testing.T) {
 
 func TestKilledRunLeavesNeitherProcessesNorMountsNorLocks(t *testing.T) {
 	dir := instance(t, "root - 0")
-	cmd := waiting(t, dir)
+	cmd := waiting(t, dir, "run")
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -83,7 +83,65 @@ func runCommand() *cobra.Command {
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().BoolVar(&f.strictApp, "strict-app", false, "run the program under the LibOS's system calls, too (simulator only)")
 	return cmd
+}
+
+func startCommand() *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use:     "start",
+		Short:   "Boot the instance in the current directory and leave it running",
+		Example: "  occlum start\n  occlum exec /bin/app\n  occlum stop",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o, err := f.options(nil)
+			if err != nil {
+				return err
+			}
+			return libos.Start(cmd.Context(), o)
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func execCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "exec PROGRAM [ARGUMENT]...",
+		Short:   "Run a program in the started instance in the current directory",
+		Example: "  occlum exec /bin/app --help",
+		Args:    usageArgs(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			instance, err := occlumsim.Open(".")
+			if err != nil {
+				return err
+			}
+			status, err := libos.Exec(cmd.Context(), instance.Dir, args)
+			if err == nil && status != 0 {
+				err = exitStatus(status)
+			}
+			return err
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+func stopCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "stop",
+		Short:   "End the started instance in the current directory, and all that runs in it",
+		Example: "  occlum stop",
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			instance, err := occlumsim.Open(".")
+			if err != nil {
+				return err
+			}
+			return libos.Stop(cmd.Context(), instance.Dir)
+		},
+	}
 }
 
 func simPlatformCommand() *cobra.Command {

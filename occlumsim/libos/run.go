@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path"
 	"runtime"
 	"strings"
-	"syscall"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -28,12 +26,20 @@ type Options struct {
 	KSS      occlumsim.KSS `json:"kss"`
 	// Command is the application and its arguments.
 	Command []string `json:"command"`
+	// Serve is set by [Start]: commands come from clients.
+	Serve bool `json:"serve"`
 	// StrictApp runs the application under the LibOS's ABI, too.
 	StrictApp bool `json:"strict_app"`
 }
 
 // supervisorName is argv[0] of the supervisor.
 const supervisorName = "occlum-libos"
+
+// Descriptors of the supervisor: its options, and in a started instance where it says that it is ready.
+const (
+	optionsFile = 3
+	readyFile   = 4
+)
 
 // Reexec must be called first by every program that uses [Run]: where the process is one that Run started, it does
 // that process's work and reports its exit status.
@@ -54,77 +60,44 @@ var passedSignals = []os.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SI
 // application's exit status, 128 and the signal's number where one ended it, and 127 where it could not be started.
 // What ctx ends is killed.
 func Run(ctx context.Context, o Options) (int, error) {
-	text, err := json.Marshal(o)
+	cmd, config, err := supervisor(ctx, o)
 	if err != nil {
 		return 0, err
 	}
-	read, write, err := os.Pipe()
-	if err != nil {
-		return 0, err
-	}
-	defer read.Close()
-	defer write.Close()
-	cmd := exec.CommandContext(ctx, executable)
-	cmd.Args = []string{supervisorName}
-	cmd.Dir = o.Dir
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.ExtraFiles = []*os.File{read}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID,
-		Pdeathsig:  unix.SIGKILL,
-	}
-	if uid := os.Geteuid(); uid != 0 {
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
-	}
+	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, passedSignals...)
 	defer signal.Stop(signals)
-	status, err := runSupervisor(cmd, write, text, signals)
-	if errors.Is(err, unix.EPERM) {
-		err = &attest.Error{Code: attest.CodeLaunch, Step: "starting the simulator", Err: err,
-			Hint: "It needs root or user namespaces (sysctl kernel.unprivileged_userns_clone, " +
-				"kernel.apparmor_restrict_unprivileged_userns); in a container CAP_SYS_ADMIN and seccomp=unconfined."}
-	}
-	return status, err
-}
 
-func runSupervisor(cmd *exec.Cmd, config io.WriteCloser, text []byte, signals <-chan os.Signal) (int, error) {
 	// The parent-death signal is that of the thread that starts the child: it must live as long as the child.
-	type result struct {
-		status int
-		err    error
-	}
-	started, ended := make(chan error, 1), make(chan result, 1)
+	started, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			err = cmd.Wait()
-			var exit *exec.ExitError
-			if errors.As(err, &exit) && exit.Exited() {
-				err = nil
-			}
-			ended <- result{cmd.ProcessState.ExitCode(), err}
+			ended <- cmd.Wait()
 		}
 	}()
 	if err := <-started; err != nil {
+		return 0, whyNot(err)
+	}
+	if err := config(); err != nil {
 		return 0, err
 	}
-	if _, err := config.Write(text); err != nil {
-		return 0, err
-	}
-	config.Close()
 	for {
 		select {
 		case s := <-signals:
 			if !fromTerminal(s) {
 				_ = cmd.Process.Signal(s)
 			}
-		case r := <-ended:
-			return r.status, r.err
+		case err := <-ended:
+			var exit *exec.ExitError
+			if errors.As(err, &exit) && exit.Exited() {
+				err = nil
+			}
+			return cmd.ProcessState.ExitCode(), err
 		}
 	}
 }
@@ -144,7 +117,8 @@ func supervise() int {
 	log := logrus.New()
 	log.SetFormatter(plainFormatter{})
 	var o Options
-	config := os.NewFile(3, "options")
+	unix.CloseOnExec(readyFile)
+	config := os.NewFile(optionsFile, "options")
 	err := json.NewDecoder(config).Decode(&o)
 	config.Close()
 	if err == nil {
@@ -196,7 +170,10 @@ func live(o Options, log *logrus.Logger) (int, error) {
 		log.Errorf("The init process exit with code: %d", code)
 		return 1, nil
 	}
-	return l.runApp(o.Command, o.StrictApp, os.Environ(), stdio, signals)
+	if o.Serve {
+		return 0, l.serveCommands(os.NewFile(readyFile, "ready"), signals)
+	}
+	return l.runApp(o.Command, o.StrictApp, os.Environ(), stdio, signals), nil
 }
 
 const initProgram = "/bin/init"
@@ -223,7 +200,7 @@ func (l *LibOS) runInit(stdio [3]*os.File, signals <-chan os.Signal) (int, error
 // runApp runs the application and returns its exit status.
 func (l *LibOS) runApp(command []string, strict bool, host []string, stdio [3]*os.File,
 	signals <-chan os.Signal,
-) (int, error) {
+) int {
 	l.mu.Lock()
 	entryPoints, trusted := l.entryPoints, l.trusted
 	l.mu.Unlock()
@@ -242,16 +219,16 @@ func (l *LibOS) runApp(command []string, strict bool, host []string, stdio [3]*o
 	}
 	if err != nil {
 		l.log.Errorf("failed to start %s: %v", program, err)
-		return 127, nil
+		return 127
 	}
 	status := p.wait(signals)
 	if p.reason != "" {
 		l.log.Errorf("%s was ended: %s", program, p.reason)
 	}
 	if status.Signaled() {
-		return 128 + int(status.Signal()), nil
+		return 128 + int(status.Signal())
 	}
-	return status.ExitStatus(), nil
+	return status.ExitStatus()
 }
 
 func hasDotDot(name string) bool {
