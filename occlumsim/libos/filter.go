@@ -35,11 +35,15 @@ func strictFilter() []unix.SockFilter {
 	p := begin()
 	p.on(unix.SYS_CLONE, ret(trace))
 	p.on(unix.SYS_MMAP,
-		// A hint without MAP_FIXED or MAP_FIXED_NOREPLACE is dropped by the tracer.
+		// The tracer drops a hint without MAP_FIXED or MAP_FIXED_NOREPLACE, and copies shared mappings of files.
+		arg(3), and(unix.MAP_SHARED|unix.MAP_ANONYMOUS), jump(unix.BPF_JEQ, unix.MAP_SHARED, 6, 0),
 		arg(3), jump(unix.BPF_JSET, unix.MAP_FIXED|unix.MAP_FIXED_NOREPLACE, 5, 0),
 		arg(0), jump(unix.BPF_JEQ, 0, 0, 2),
 		argHigh(0), jump(unix.BPF_JEQ, 0, 1, 0),
 		ret(trace), ret(allow))
+	for _, nr := range []uint32{unix.SYS_MSYNC, unix.SYS_MUNMAP, unix.SYS_FSYNC, unix.SYS_FDATASYNC} {
+		p.on(nr, ret(trace))
+	}
 	p.on(unix.SYS_MADVISE,
 		arg(2), jump(unix.BPF_JGT, unix.MADV_DONTNEED, 0, 1), ret(fail(unix.ENOSYS)),
 		jump(unix.BPF_JEQ, unix.MADV_DONTNEED, 0, 1), ret(notify), ret(fail(0)))

@@ -21,7 +21,10 @@ func forkStage(files []uintptr, traced bool) (int, error) {
 }
 
 const traceOptions = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESECCOMP | unix.PTRACE_O_TRACECLONE |
-	unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC
+	unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_TRACESYSGOOD
+
+// syscallStop is the signal of a stop at a call's exit.
+const syscallStop = unix.SIGTRAP | 0x80
 
 // poison is in all general registers of a new thread: the LibOS promises nothing about them.
 const poison = 0xbadc0de5bad00bad
@@ -34,6 +37,8 @@ type tracer struct {
 	waiting map[int]bool
 	threads map[int]threadStart // new threads whose first stop has not come
 	asked   map[int]threadStart // what the last clone of a thread asked for
+	mapped  map[int]*mapping    // of threads that are between entry and exit of an mmap of a file
+	copies  []*mapping
 }
 
 // threadStart is how the LibOS starts a thread: no other register is defined.
@@ -53,7 +58,8 @@ func (p *process) trace(files []uintptr, started chan<- error) {
 		return
 	}
 	p.pid = pid
-	t := &tracer{p: p, waiting: map[int]bool{}, threads: map[int]threadStart{}, asked: map[int]threadStart{}}
+	t := &tracer{p: p, waiting: map[int]bool{}, threads: map[int]threadStart{}, asked: map[int]threadStart{},
+		mapped: map[int]*mapping{}}
 	err = t.attach(pid)
 	started <- err
 	if err != nil {
@@ -101,13 +107,19 @@ func (t *tracer) follow() {
 		switch event := int(status) >> 16; {
 		case event != 0:
 			err = t.event(pid, event)
+		case status.StopSignal() == syscallStop:
+			err = t.fill(pid)
 		case t.isNew(pid, status.StopSignal()):
 			continue
 		case status.StopSignal() != unix.SIGTRAP:
 			signal = int(status.StopSignal())
 		}
 		// A thread that is killed meanwhile is not there any more (ESRCH), which its end will tell.
-		if err == nil {
+		switch {
+		case err != nil:
+		case t.mapped[pid] != nil:
+			err = unix.PtraceSyscall(pid, signal)
+		default:
 			err = unix.PtraceCont(pid, signal)
 		}
 		if err != nil && !errors.Is(err, unix.ESRCH) {
@@ -156,7 +168,7 @@ func (t *tracer) begin(pid int, start threadStart) {
 func (t *tracer) event(pid, event int) error {
 	switch event {
 	case unix.PTRACE_EVENT_EXEC:
-		t.armed = true
+		t.armed, t.copies = true, nil
 		return hideVDSO(pid)
 	case unix.PTRACE_EVENT_SECCOMP:
 		if t.armed {
@@ -198,8 +210,19 @@ func (t *tracer) call(pid int) error {
 	}
 	switch regs.Orig_rax {
 	case unix.SYS_MMAP:
-		regs.Rdi = 0
+		if regs.R10&(unix.MAP_FIXED|unix.MAP_FIXED_NOREPLACE) == 0 {
+			regs.Rdi = 0
+		}
+		if regs.R10&unix.MAP_SHARED != 0 && regs.R10&unix.MAP_ANONYMOUS == 0 {
+			return t.mapFile(pid, &regs)
+		}
 		return unix.PtraceSetRegs(pid, &regs)
+	case unix.SYS_MSYNC:
+		return t.sync(regs.Rdi, regs.Rsi)
+	case unix.SYS_MUNMAP:
+		return t.unmap(regs.Rdi, regs.Rsi)
+	case unix.SYS_FSYNC, unix.SYS_FDATASYNC:
+		return t.syncFile(int(int32(regs.Rdi)))
 	case unix.SYS_CLONE:
 		return t.clone(pid, &regs)
 	}

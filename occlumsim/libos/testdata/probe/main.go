@@ -83,6 +83,8 @@ func run(words []string) error {
 		return threads()
 	case "heap":
 		return heap()
+	case "mapping": // FILE copy|shared
+		return mapping(words[1], words[2])
 	case "wait": // for a signal, and exit with its number
 		return wait()
 	default:
@@ -208,6 +210,59 @@ func heap() error {
 		debug.FreeOSMemory()
 	}
 	return nil
+}
+
+// mapping says whether a shared mapping of a file is one, or the LibOS's copy.
+func mapping(name, kind string) error {
+	if err := os.WriteFile(name, []byte("old text in file"), 0o600); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	m, err := unix.Mmap(int(f.Fd()), 0, 16, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	check := func(when, shared, copied string) {
+		b := make([]byte, 16)
+		if _, err = f.ReadAt(b, 0); err != nil {
+			return
+		}
+		text := string(b[:3]) + "/" + string(m[:3])
+		if want := map[string]string{"shared": shared, "copy": copied}[kind]; text != want {
+			err = fmt.Errorf("%s: file and mapping are %s, want %s", when, text, want)
+		}
+	}
+	for _, step := range []struct {
+		when           string
+		do             func() error
+		shared, copied string
+	}{
+		{"mapped", func() error { return nil }, "old/old", "old/old"},
+		{"changed in memory", func() error { copy(m, "mem"); return nil }, "mem/mem", "old/mem"},
+		{"msync", func() error { return unix.Msync(m, unix.MS_SYNC) }, "mem/mem", "mem/mem"},
+		{"changed in the file", func() error { _, err := f.WriteAt([]byte("fil"), 0); return err }, "fil/fil", "fil/mem"},
+		{"fsync", f.Sync, "fil/fil", "mem/mem"},
+		{"changed again", func() error { copy(m, "new"); return nil }, "new/new", "mem/new"},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.when, err)
+		}
+		if check(step.when, step.shared, step.copied); err != nil {
+			return err
+		}
+	}
+	if err := unix.Munmap(m); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(name)
+	if err == nil && string(text) != "new text in file" {
+		err = fmt.Errorf("after munmap the file holds %q", text)
+	}
+	return err
 }
 
 func wait() error {
