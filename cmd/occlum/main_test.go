@@ -3,6 +3,9 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -16,6 +19,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/init/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/testenv"
@@ -230,6 +236,65 @@ func TestExecPassesSignalsAndEndsWithItsCaller(t *testing.T) {
 	_ = killed.Wait()
 	if out, err := occlum(t, dir, "stop").CombinedOutput(); err != nil {
 		t.Fatalf("stop: %v\n%s", err, out)
+	}
+}
+
+func TestQuoteSaysWhatTheEnclaveIsAndVerifies(t *testing.T) {
+	dir := instance(t, "root - 0")
+	config, err := os.ReadFile(filepath.Join(dir, "Occlum.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := strings.NewReplacer(`"enable_kss": false`, `"enable_kss": true`, `"product_id": 0`, `"product_id": 7`,
+		`"version_number": 0`, `"version_number": 3`, `"debuggable": true`, `"debuggable": false`).Replace(string(config))
+	if err := os.WriteFile(filepath.Join(dir, "Occlum.json"), []byte(edited), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := occlum(t, dir, "build").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	platform := filepath.Join(t.TempDir(), "platform")
+	id := [64]byte{0: 1, 63: 2}
+	cmd := occlum(t, dir, "run", "--platform", platform, "--config-id", base64.StdEncoding.EncodeToString(id[:]),
+		"--config-svn", "9", "/bin/app", "quote")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	quote, err := hex.DecodeString(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine, err := occlumsim.LoadMachine(platform)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{machine.Platform.RootCA()},
+		Source: pccs.Stapled(machine.Platform.Collateral())})
+	claims, err := verifier.Verify(t.Context(), attest.Evidence{Type: attest.SGX, Raw: quote}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	enclave, err := (&occlumsim.Instance{Dir: dir}).LoadEnclave()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := claims.SGX
+	if hex.EncodeToString(got.MREnclave[:]) != enclave.MREnclave || got.ProductID != 7 || got.SVN != 3 || got.Debug() ||
+		got.ConfigID != id || got.ConfigSVN != 9 || got.MRSigner == [32]byte{} {
+		t.Errorf("the quote says %+v", got)
+	}
+	if claims.ReportData != (attest.ReportData{0: 7, 63: 7}) {
+		t.Errorf("the quote binds %x", claims.ReportData)
+	}
+
+	// A platform that lacks a file makes none.
+	if err := os.Remove(filepath.Join(platform, "attestation.key")); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := occlum(t, dir, "run", "--platform", platform, "/bin/app", "quote").CombinedOutput(); err == nil {
+		t.Errorf("a broken platform makes a quote:\n%s", out)
 	}
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +19,9 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/sgx"
 )
 
 func main() {
@@ -79,6 +83,8 @@ func run(words []string) error {
 		fmt.Printf("%q\n", words[1:])
 	case "target": // own measurement
 		return target()
+	case "quote": // of report data that begins and ends with 7
+		return quote()
 	case "threads":
 		return threads()
 	case "heap":
@@ -151,6 +157,17 @@ func target() error {
 	}
 	fmt.Println(hex.EncodeToString(info[:32]))
 	return nil
+}
+
+func quote() error {
+	device, err := sgx.OpenDevice("/dev/sgx")
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	evidence, err := device.Evidence(context.Background(), attest.ReportData{0: 7, 63: 7})
+	fmt.Println(hex.EncodeToString(evidence.Raw))
+	return err
 }
 
 // threads keeps 64 goroutines on threads of their own busy with channels, timers of the network poller and a socket.
