@@ -21,13 +21,16 @@ PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
 .PHONY: build demo test lint bench fuzz deps clean model
 
-build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server
+build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker
 
-.PHONY: bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server $(OVERLAY)
+.PHONY: bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker $(OVERLAY)
 $(OVERLAY):
 	@$(GO) run ./init/goruntime -o $(@D) >/dev/null
 bin/init: $(OVERLAY)
 	CGO_ENABLED=0 $(GO) build $(LIBOS_FLAGS) -o $@ ./init
+# The key broker as it is packed into an Occlum instance.
+bin/libos/keybroker: $(OVERLAY)
+	CGO_ENABLED=0 $(GO) build $(LIBOS_FLAGS) -o $@ ./cmd/keybroker
 bin/sesame bin/keybroker bin/occlum:
 	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./cmd/$(@F)
 bin/tensorflow_model_server:

@@ -218,7 +218,7 @@ func (d *demo) buildBroker(ctx context.Context, name, signKey string, product, s
 		return "", err
 	}
 	if err := d.newInstance(ctx, dir, map[string]string{
-		"image/bin/server":  filepath.Join(d.bin, "keybroker"),
+		"image/bin/server":  filepath.Join(d.bin, "libos", "keybroker"),
 		"image/root_ca.pem": d.path("platform", "root_ca.pem"),
 	}); err != nil {
 		return "", err
