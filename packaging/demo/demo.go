@@ -356,7 +356,7 @@ func (d *demo) printPhases(workload *server) {
 }
 
 func (d *demo) startBroker(ctx context.Context, name string) error {
-	s, err := d.startServer(d.path(name), "occlum", "run", "--platform", d.path("platform"), "/bin/server", d.brokerAddr)
+	s, err := d.startServer(d.path(name), "occlum", "run", "--strict-app", "--platform", d.path("platform"), "/bin/server", d.brokerAddr)
 	if err != nil {
 		return err
 	}
