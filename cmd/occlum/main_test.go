@@ -33,7 +33,18 @@ func TestMain(m *testing.M) {
 	if status, reexecuted := libos.Reexec(); reexecuted {
 		os.Exit(status)
 	}
-	testscript.Main(m, map[string]func(){"occlum": func() { os.Exit(run()) }})
+	testscript.Main(cleaning{m}, map[string]func(){"occlum": func() { os.Exit(run()) }})
+}
+
+// cleaning removes what the tests have built.
+type cleaning struct{ *testing.M }
+
+func (c cleaning) Run() int {
+	code := c.M.Run()
+	if dir, _ := programs(); dir != "" {
+		_ = os.RemoveAll(dir)
+	}
+	return code
 }
 
 // programs builds the probe once for all tests: with the runtime overlay, with half of it, and without.

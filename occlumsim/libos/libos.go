@@ -15,16 +15,17 @@
 //     with Linux's own clone wrapper is ended at once, and told why.
 //   - madvise(MADV_DONTNEED) succeeds and leaves the content; pages that happen to hold zeros are dirtied, so
 //     that who relies on zeros finds out.
-//   - mmap ignores address hints. There is no vDSO.
+//   - mmap ignores address hints, and copies files that are mapped shared: they are written back at msync, fsync and
+//     munmap. There is no vDSO.
 //   - 363, mount, umount2, and the commands of /dev/sgx are the LibOS's, on true volumes.
 //   - /proc and /dev hold what the LibOS's do; uname says Occlum 0.1.
 //
 // # What differs
 //
-// The application runs natively, apart from 363, mount, umount2 and /dev/sgx; so does the network. Limits of memory,
-// of threads, and RDTSC are not enforced. The spawn calls (359, 360) are missing: ENOSYS. The writable layer of the
-// initfs is in memory; that of the root is, unless it is temporary, a plain directory beside the one that real
-// Occlum encrypts. An unencrypted layer is one reason of many to keep real secrets away from here.
+// The application runs natively, apart from 363, mount, umount2 and /dev/sgx, unless [Options.StrictApp] is set.
+// Limits of memory, of threads, and RDTSC are not enforced. The spawn calls (359, 360) are missing: ENOSYS. The
+// writable layer of the initfs is in memory; that of the root is, unless it is temporary, a plain directory beside the
+// one that real Occlum encrypts: one reason of many to keep real secrets away from here.
 package libos
 
 import (
