@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"sync"
-	"time"
 )
 
 const (
@@ -18,41 +17,48 @@ const (
 	batch = 64
 )
 
-// gcmTimes is what AES-128-GCM with a fresh key for each 4 KiB costs over the bytes of a tree: the lower bound
-// of any reader and writer of the format. Only the cipher is on the clock, not the reading of the bytes.
-type gcmTimes struct {
-	seal, open           time.Duration // one core
-	sealCores, openCores time.Duration // all cores
+// gcmCosts is what AES-128-GCM with a fresh key for each 4 KiB costs over the bytes of a tree: the lower bound of any
+// reader and writer of the format. Only the cipher is measured, not the reading of the bytes.
+type gcmCosts struct {
+	seal, open           cost // one core
+	sealCores, openCores cost // all cores
 }
 
-func measureGCM(fsys fs.FS, files []file, cores int) (gcmTimes, error) {
-	var t gcmTimes
+func (g *gcmCosts) best(m gcmCosts) {
+	g.seal.best(m.seal)
+	g.open.best(m.open)
+	g.sealCores.best(m.sealCores)
+	g.openCores.best(m.openCores)
+}
+
+func measureGCM(fsys fs.FS, files []file, cores int) (gcmCosts, error) {
+	var c gcmCosts
 	g := newGCM(cores)
 	for _, f := range files {
 		in, err := fsys.Open(f.path)
 		if err != nil {
-			return t, err
+			return c, err
 		}
 		for {
 			n, err := io.ReadFull(in, g.plain)
 			if n > 0 {
 				g.fill(n)
-				t.seal += g.run(1, g.seal)
-				t.open += g.run(1, g.open)
-				t.sealCores += g.run(cores, g.seal)
-				t.openCores += g.run(cores, g.open)
+				c.seal = c.seal.plus(g.run(1, g.seal))
+				c.open = c.open.plus(g.run(1, g.open))
+				c.sealCores = c.sealCores.plus(g.run(cores, g.seal))
+				c.openCores = c.openCores.plus(g.run(cores, g.open))
 			}
 			if err == io.EOF || err == io.ErrUnexpectedEOF {
 				break
 			}
 			if err != nil {
 				_ = in.Close()
-				return t, err
+				return c, err
 			}
 		}
 		_ = in.Close()
 	}
-	return t, nil
+	return c, nil
 }
 
 type gcm struct {
@@ -82,24 +88,23 @@ func (g *gcm) fill(n int) {
 	}
 }
 
-// run does the nodes on so many goroutines and returns the time on the wall.
-func (g *gcm) run(goroutines int, node func(i int)) time.Duration {
-	start := time.Now()
-	var wg sync.WaitGroup
-	for k := range goroutines {
-		work := func() {
+// run does the nodes on so many goroutines.
+func (g *gcm) run(goroutines int, node func(i int)) cost {
+	c, _ := measure(0, func() error {
+		var others sync.WaitGroup
+		part := func(k int) {
 			for i := g.nodes * k / goroutines; i < g.nodes*(k+1)/goroutines; i++ {
 				node(i)
 			}
 		}
-		if k == goroutines-1 {
-			work()
-			break
+		for k := 1; k < goroutines; k++ {
+			others.Go(func() { part(k) })
 		}
-		wg.Go(work)
-	}
-	wg.Wait()
-	return time.Since(start)
+		part(0)
+		others.Wait()
+		return nil
+	})
+	return c
 }
 
 func (g *gcm) aead(i int) cipher.AEAD {

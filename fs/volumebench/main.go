@@ -3,7 +3,9 @@
 // code, and gocryptfs (left out, by name, where it is not installed). It prints a Markdown table with the goals.
 //
 // The figures of one run compare with each other only. Everything lies in memory (a tmpfs) where there is room for
-// it, so that no disk is measured; what is measured takes turns, and the best of the rounds counts. Writing and
+// it, so that no disk is measured; what is measured takes turns, and the best of the rounds counts.
+// Time on the wall says little where others use the machine; so the table has, beside the ratio of rates, that of the
+// time spent on the cores, by reader and server together. Writing and
 // mounting happen in processes of their own, whose peak of resident memory is in the table.
 package main
 
@@ -46,7 +48,7 @@ func start(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		switch args[0] {
 		case childCreate:
-			return create(ctx, args[1:])
+			return createVolume(ctx, args[1:])
 		case childMount, childNull:
 			return serve(ctx, args[0] == childNull, args[1:])
 		}
@@ -108,7 +110,7 @@ const (
 	childNull   = "child-null"
 )
 
-// bench is a run and its results: the best time of each measurement.
+// bench is a run and its results: the lowest cost of each measurement.
 type bench struct {
 	dir   string
 	size  int64
@@ -119,10 +121,11 @@ type bench struct {
 	key                     sefs.Key
 	mac                     sefs.MAC
 	haveGocryptfs           bool
-	gcm                     gcmTimes
-	create, gocryptfsCreate time.Duration
-	readFS, readFSCores     time.Duration
-	volume, null, gocryptfs readTimes
+	gcm                     gcmCosts
+	plainRead, plainCopy    cost
+	create, gocryptfsCreate cost
+	readFS, readFSCores     cost
+	volume, null, gocryptfs readCosts
 	createPeak, mountPeak   int64
 }
 
@@ -141,7 +144,7 @@ func (b *bench) run(ctx context.Context, rounds int) (err error) {
 		return fmt.Errorf("generating the tree: %w", err)
 	}
 	steps := []func(context.Context) error{
-		b.measureGCM, b.measureCreate, b.measureFS, b.measureNull, b.measureVolume,
+		b.measureGCM, b.measurePlain, b.measureCreate, b.measureFS, b.measureNull, b.measureVolume,
 	}
 	if b.haveGocryptfs {
 		steps = append(steps, b.measureGocryptfs)
@@ -160,27 +163,25 @@ func (b *bench) run(ctx context.Context, rounds int) (err error) {
 	return nil
 }
 
-// best keeps the shorter of two times, of which 0 is none.
-func best(kept *time.Duration, measured time.Duration) {
-	if *kept == 0 || measured < *kept {
-		*kept = measured
-	}
-}
-
-func (r *readTimes) best(m readTimes) {
-	best(&r.large, m.large)
-	best(&r.small, m.small)
-	best(&r.again, m.again)
-	best(&r.random, m.random)
-}
-
 func (b *bench) measureGCM(context.Context) error {
 	m, err := measureGCM(os.DirFS(b.tree.dir), b.tree.files(), b.cores)
-	best(&b.gcm.seal, m.seal)
-	best(&b.gcm.open, m.open)
-	best(&b.gcm.sealCores, m.sealCores)
-	best(&b.gcm.openCores, m.openCores)
+	b.gcm.best(m)
 	return err
+}
+
+// measurePlain reads the tree, and copies it, without a cipher.
+func (b *bench) measurePlain(context.Context) error {
+	tree := os.DirFS(b.tree.dir)
+	read, err := measure(0, func() error { return readAll(tree, b.tree.files(), make([]byte, 1<<20)) })
+	if err != nil {
+		return err
+	}
+	b.plainRead.best(read)
+	copied, err := measure(0, func() error {
+		return copyAll(b.path("copy"), tree, b.tree.files(), make([]byte, 1<<20))
+	})
+	b.plainCopy.best(copied)
+	return errors.Join(err, os.RemoveAll(b.path("copy")))
 }
 
 // measureCreate writes the volume anew; its process says how long that took by itself, without its own start.
@@ -204,14 +205,14 @@ func (b *bench) measureCreate(ctx context.Context) error {
 	if _, err := fmt.Sscanf(string(out), "%s %d\npeak %d\n", &mac, &took, &peak); err != nil {
 		return fmt.Errorf("creating the volume: %w", err)
 	}
-	best(&b.create, took)
+	b.create.best(cost{took, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()})
 	b.createPeak = max(b.createPeak, peak)
 	b.mac, err = sefs.ParseMAC(mac)
 	return err
 }
 
-// create is the child process of measureCreate.
-func create(ctx context.Context, args []string) error {
+// createVolume is the child process of measureCreate.
+func createVolume(ctx context.Context, args []string) error {
 	key, err := sefs.ParseKey([]byte(args[2]))
 	if err != nil {
 		return err
@@ -235,53 +236,36 @@ func (b *bench) measureFS(context.Context) error {
 	defer runtime.GOMAXPROCS(b.cores)
 	for _, m := range []struct {
 		cores int
-		kept  *time.Duration
+		kept  *cost
 	}{{1, &b.readFS}, {b.cores, &b.readFSCores}} {
 		runtime.GOMAXPROCS(m.cores)
-		start := time.Now()
-		if err := readAll(v, b.tree.files(), make([]byte, 1<<20)); err != nil {
+		c, err := measure(0, func() error { return readAll(v, b.tree.files(), make([]byte, 1<<20)) })
+		if err != nil {
 			return err
 		}
-		best(m.kept, time.Since(start))
+		m.kept.best(c)
 	}
 	return nil
 }
 
 func (b *bench) measureVolume(context.Context) error {
-	peak, err := b.measureChild(childMount, &b.volume)
-	b.mountPeak = max(b.mountPeak, peak)
-	return err
+	return b.measureChild(childMount, &b.volume, &b.mountPeak)
 }
 
 func (b *bench) measureNull(context.Context) error {
-	_, err := b.measureChild(childNull, &b.null)
-	return err
+	return b.measureChild(childNull, &b.null, new(int64))
 }
 
-// measureChild reads through a mount of a child process and returns the child's peak of memory.
-func (b *bench) measureChild(child string, kept *readTimes) (peak int64, err error) {
-	args := []string{child, b.path("volume"), b.path("mount"), hex.EncodeToString(b.key[:]), b.mac.String()}
-	m, err := startMount(args...)
-	if err != nil {
-		return 0, err
-	}
-	stop := func() error {
-		p, err := m.stop()
-		peak = max(peak, p)
-		return err
-	}
-	times, err := readMount(b.path("mount"), b.tree, func() error {
-		if err := stop(); err != nil {
-			return err
-		}
-		m, err = startMount(args...)
-		return err
+// measureChild reads through a mount of a child process.
+func (b *bench) measureChild(name string, kept *readCosts, peak *int64) error {
+	costs, err := readMount(b.path("mount"), b.tree, func() (server, error) {
+		return startChild(peak, name, b.path("volume"), b.path("mount"), hex.EncodeToString(b.key[:]), b.mac.String())
 	})
-	if m != nil {
-		err = errors.Join(err, stop())
+	if err != nil {
+		return err
 	}
-	kept.best(times)
-	return peak, err
+	kept.best(costs)
+	return nil
 }
 
 // serve is the child process that mounts until its input ends.
@@ -335,27 +319,30 @@ func (z zeroFile) ReadAt(p []byte, _ int64) (int, error) {
 	return len(p), nil
 }
 
-// measureGocryptfs copies the tree into a new gocryptfs, mounts that anew, and reads.
+// measureGocryptfs copies the tree into a new gocryptfs, and reads it there.
 func (b *bench) measureGocryptfs(context.Context) error {
 	cipher, dir := b.path("gocryptfs"), b.path("mount")
-	if err := os.RemoveAll(cipher); err != nil {
+	if err := errors.Join(os.RemoveAll(cipher), initGocryptfs(cipher)); err != nil {
 		return err
 	}
-	if err := initGocryptfs(cipher); err != nil {
+	err := withServer(
+		func() (server, error) { return startGocryptfs(cipher, dir) },
+		func(pid int) error {
+			c, err := measure(pid, func() error {
+				return copyAll(filepath.Join(dir, "tree"), os.DirFS(b.tree.dir), b.tree.files(), make([]byte, 1<<20))
+			})
+			b.gocryptfsCreate.best(c)
+			return err
+		})
+	if err != nil {
 		return err
 	}
-	if err := mountGocryptfs(cipher, dir); err != nil {
-		return err
-	}
-	start := time.Now()
-	err := os.CopyFS(filepath.Join(dir, "tree"), os.DirFS(b.tree.dir))
-	best(&b.gocryptfsCreate, time.Since(start))
-	if err := errors.Join(err, unmount(dir), mountGocryptfs(cipher, dir, "-ro")); err != nil {
-		return err
-	}
-	times, err := readMount(filepath.Join(dir, "tree"), b.tree, func() error {
-		return errors.Join(unmount(dir), mountGocryptfs(cipher, dir, "-ro"))
+	costs, err := readMount(filepath.Join(dir, "tree"), b.tree, func() (server, error) {
+		return startGocryptfs(cipher, dir, "-ro")
 	})
-	b.gocryptfs.best(times)
-	return errors.Join(err, unmount(dir))
+	if err != nil {
+		return err
+	}
+	b.gocryptfs.best(costs)
+	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -53,18 +54,44 @@ func generate(dir string, size int64, seed uint64) (*tree, error) {
 }
 
 func writeRandom(name string, content io.Reader, size int64) error {
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	f, err := create(name)
 	if err != nil {
 		return err
 	}
-	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(content, size), make([]byte, 1<<20)); err != nil {
-		_ = f.Close()
+	_, err = io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(content, size), make([]byte, 1<<20))
+	return errors.Join(err, f.Close())
+}
+
+// copyAll copies the files into the new directory dir.
+func copyAll(dir string, fsys fs.FS, files []file, buf []byte) error {
+	for _, f := range files {
+		if err := copyFile(filepath.Join(dir, filepath.FromSlash(f.path)), fsys, f.path, buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func copyFile(dst string, fsys fs.FS, src string, buf []byte) error {
+	in, err := fsys.Open(src)
+	if err != nil {
 		return err
 	}
-	return f.Close()
+	defer in.Close()
+	out, err := create(dst)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{in}, buf)
+	return errors.Join(err, out.Close())
+}
+
+// create makes a file that is not there, and the directories above it.
+func create(name string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 }
 
 // readAll reads the files one after the other with reads of 1 MiB, and fails where a size is not the expected.
