@@ -1,0 +1,58 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// A Keeper holds the secrets and the release log. The server decides, the keeper records the decision and only then
+// hands out what it allows: an entry that cannot be stored releases nothing. It is safe for concurrent use.
+type Keeper interface {
+	// Resolve finds the name under which a secret is stored: the exact one, or, since Occlum's server ignores case,
+	// the only one that differs in nothing else. ok is false where there is none. The error is of the store.
+	Resolve(ctx context.Context, asked string) (name string, ok bool, err error)
+	// Release records d and returns the values of d.Grants in their order, in one transaction with the release counts.
+	// The caller owns the values and wipes them. A second call with the same Binder and grants returns the same entry
+	// and values and counts nothing. The error's code is [attest.CodeDenied] where a release count is used up (that
+	// refusal is recorded, too), [attest.CodeSecret] where a secret is missing or does not decrypt, and
+	// [attest.CodeInternal] where the store fails.
+	Release(ctx context.Context, d Decision) ([]attest.Secret, Receipt, error)
+	// Refuse records a refusal.
+	Refuse(ctx context.Context, d Decision) (Receipt, error)
+	// Ready reports why the keeper can release nothing at the moment, nil if it can.
+	Ready(ctx context.Context) error
+}
+
+// A Decision is what the server has decided about one request of a peer.
+type Decision struct {
+	// Binder names the session: fresh and unique (session.Peer.Binder; on the legacy wire a hash over the connection
+	// and the call).
+	Binder   [32]byte
+	At       time.Time // of the verification
+	Peer     string    // network address
+	Wire     string    // "session" or "legacy"
+	Workload string    // "" where the peer is none
+	Evidence [32]byte  // SHA-256 of the raw evidence
+	Claims   attest.Claims
+	Grants   []Grant // what was asked for, under the stored names
+	// Code and Reason say why a refusal; both empty for a release.
+	Code   attest.Code
+	Reason string
+}
+
+// A Grant is one secret that a decision is about.
+type Grant struct {
+	Secret string
+	Rule   string // of the policy, that allows it or forbids it: "secrets.model_key.workloads"
+	Limit  uint64 // most releases of the secret, ever; 0 is no limit
+}
+
+// A Receipt places a decision in the release log. The client of a session gets it with its secrets.
+type Receipt struct {
+	Index      uint64   // of the entry
+	Entry      []byte   // as it is hashed
+	Checkpoint []byte   // signed tree head that includes the entry (a note of golang.org/x/mod/sumdb/note)
+	Proof      [][]byte // inclusion proof of the entry in the checkpoint's tree, hashes of 32 bytes
+}
