@@ -1,4 +1,4 @@
-# make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy)
+# make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy, BACKEND=grpc-ratls)
 # make test   all tests, race detector on
 # The other targets: build lint bench fuzz deps clean.
 
@@ -8,6 +8,7 @@ FUZZTIME   ?= 60s
 BENCHSIZE  ?= 1GiB
 TAMPER     ?=
 WIRE       ?= session
+BACKEND    ?= grpc-ratls
 
 # The loader that an Occlum initfs holds, and the lower bound of time that init believes.
 INTERPRETER = /lib/ld-musl-x86_64.so.1
@@ -43,7 +44,7 @@ build/model/.done: $(wildcard packaging/standin/*.go packaging/standin/*/*.go)
 	@touch $@
 
 demo: build model
-	@$(GO) run ./packaging/demo -wire $(WIRE) $(if $(TAMPER),-tamper $(TAMPER))
+	@$(GO) run ./packaging/demo -backend $(BACKEND) -wire $(WIRE) $(if $(TAMPER),-tamper $(TAMPER))
 
 test: build model
 	$(GO) test -race -timeout 40m ./...

@@ -3,10 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -15,15 +15,10 @@ import (
 	"time"
 )
 
-// The identities of the demo's two enclaves. Broker and workload have different product ids, so neither can
-// stand in for the other under one signer.
-const (
-	brokerProduct   = 100
-	brokerSVN       = 3
-	workloadProduct = 200
-)
+// workloadProduct is the product id of the inference instance.
+const workloadProduct = 200
 
-// demo is one run: a work directory with a platform, two instances and their keys.
+// demo is one run: a work directory with a platform, instances and their keys, and the services of [service].
 type demo struct {
 	work, bin, model string
 	start            time.Time
@@ -31,8 +26,11 @@ type demo struct {
 	occlumShape bool   // write init's config in Occlum's own shape
 	wire        string // protocol between init and broker: "session" or "legacy"
 
+	backend  string             // the word in init's config
+	services map[string]service // all, by that word
+	service  service            // the chosen one
+
 	pccs       string // address of the software platform's collateral service
-	brokerAddr string
 	serverPort string
 	mac        string // root MAC of the model volume
 
@@ -83,7 +81,7 @@ func (d *demo) prepare(ctx context.Context) error {
 		{"image key and model volume made", func() (string, error) { return d.makeVolume(ctx) }},
 		{"TLS identity and signing keys made", func() (string, error) { return "", d.makeIdentities() }},
 		{"inference instance built and measured", func() (string, error) { return d.buildWorkload(ctx) }},
-		{"broker instance built, policy names the measurement", func() (string, error) { return d.buildBroker(ctx, "broker", "broker", brokerProduct, brokerSVN) }},
+		{"policy of " + d.backend + " names the measurement", func() (string, error) { return d.service.admit(ctx) }},
 	}
 	for _, s := range steps {
 		if err := d.step(ctx, s.text, s.f); err != nil {
@@ -128,20 +126,24 @@ func (d *demo) makeVolume(ctx context.Context) (string, error) {
 // buildWorkload packs init as the launcher, and the model server as it is, into an encrypted image.
 func (d *demo) buildWorkload(ctx context.Context) (string, error) {
 	dir := d.path("workload")
-	if err := d.newInstance(ctx, dir, map[string]string{
+	files := map[string]string{
 		"image/bin/tensorflow_model_server":             filepath.Join(d.bin, "init"),
 		"image/opt/serving/bin/tensorflow_model_server": filepath.Join(d.bin, "tensorflow_model_server"),
-	}); err != nil {
+	}
+	for _, s := range d.services {
+		more, err := s.prepare(ctx)
+		if err != nil {
+			return "", err
+		}
+		maps.Copy(files, more)
+	}
+	if err := d.newInstance(ctx, dir, files); err != nil {
 		return "", err
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "image/models/resnet"), 0o755); err != nil {
 		return "", err
 	}
 	if err := os.Rename(d.path("workload-model"), filepath.Join(dir, "model")); err != nil {
-		return "", err
-	}
-	var err error
-	if d.brokerAddr, err = freeAddress(); err != nil {
 		return "", err
 	}
 	address, err := freeAddress()
@@ -164,10 +166,6 @@ func (d *demo) buildWorkload(ctx context.Context) (string, error) {
 
 // writeInitConfig writes the measured config of the inference instance.
 func (d *demo) writeInitConfig(file, timeout string) error {
-	signer, err := signerOf(d.path("broker.pem"))
-	if err != nil {
-		return err
-	}
 	conf := map[string]any{
 		"timeout": timeout,
 		"root":    map[string]any{"upper": "temporary"},
@@ -185,81 +183,24 @@ func (d *demo) writeInitConfig(file, timeout string) error {
 		},
 	}
 	if d.occlumShape {
-		conf["kms_server"] = d.brokerAddr
-		conf["kms_keys"] = []any{map[string]any{"key": "ssl_config", "path": "/etc/tf_ssl.cfg"}}
-		conf["ra_config"] = map[string]any{
-			"verify_mr_enclave": "off", "verify_mr_signer": "on", "verify_isv_prod_id": "on", "verify_isv_svn": "on",
-			"verify_config_svn": "off", "verify_enclave_debuggable": "on",
-			"sgx_mrs": []any{map[string]any{
-				"mr_enclave": "", "mr_signer": signer, "isv_prod_id": brokerProduct, "isv_svn": brokerSVN,
-				"config_svn": 0, "debuggable": false,
-			}},
+		shape, err := d.service.(*broker).occlumShape()
+		if err != nil {
+			return err
 		}
+		maps.Copy(conf, shape)
 		return writeJSON(file, conf)
 	}
-	conf["backend"] = "grpc-ratls"
-	conf["grpc_ratls"] = map[string]any{
-		"servers":  []string{d.brokerAddr},
-		"protocol": d.wire,
-		"broker_policy": map[string]any{"sgx": []any{map[string]any{
-			"mr_signer": signer, "product_id": brokerProduct, "min_svn": brokerSVN,
-		}}},
+	conf["backend"] = d.backend
+	for _, s := range d.services {
+		key, block, err := s.block()
+		if err != nil {
+			return err
+		}
+		conf[key] = block
 	}
 	conf["root"] = map[string]any{"key": "image_key", "upper": "temporary"}
 	conf["secrets"] = []any{map[string]any{"name": "ssl_config", "path": "/etc/tf_ssl.cfg", "mode": "0400"}}
 	return writeJSON(file, conf)
-}
-
-// buildBroker packs the key broker with Occlum's two files into an instance of its own.
-func (d *demo) buildBroker(ctx context.Context, name, signKey string, product, svn int) (string, error) {
-	dir := d.path(name)
-	mrenclave, err := d.tool(ctx, d.path("workload"), "occlum", "print", "mrenclave")
-	if err != nil {
-		return "", err
-	}
-	if err := d.newInstance(ctx, dir, map[string]string{
-		"image/bin/server":  filepath.Join(d.bin, "libos", "keybroker"),
-		"image/root_ca.pem": d.path("platform", "root_ca.pem"),
-	}); err != nil {
-		return "", err
-	}
-	if err := writeJSON(filepath.Join(dir, "init_ra_conf.json"), map[string]any{"backend": "none", "root": map[string]any{"upper": "temporary"}, "collateral": map[string]any{}}); err != nil {
-		return "", err
-	}
-	if err := d.writeOcclumJSON(dir, product, svn, []string{"/bin/server"}); err != nil {
-		return "", err
-	}
-	if err := writeJSON(filepath.Join(dir, "image/dynamic_config.json"), map[string]any{
-		"verify_mr_enclave": "on", "verify_mr_signer": "off", "verify_isv_prod_id": "off", "verify_isv_svn": "off",
-		"verify_config_svn": "off", "verify_enclave_debuggable": "on",
-		"sgx_mrs": []any{map[string]any{
-			"mr_enclave": mrenclave, "mr_signer": strings.Repeat("0", 64),
-			"isv_prod_id": 0, "isv_svn": 0, "config_svn": 0, "debuggable": false,
-		}},
-	}); err != nil {
-		return "", err
-	}
-	if err := d.writeSecrets(dir, d.path("image.key")); err != nil {
-		return "", err
-	}
-	if _, err := d.tool(ctx, dir, "occlum", "build", "-f", "--sign-key", d.path(signKey+".pem")); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("product id %d, SVN %d", product, svn), nil
-}
-
-func (d *demo) writeSecrets(broker, imageKey string) error {
-	secrets := map[string]any{}
-	for name, file := range map[string]string{
-		"image_key": imageKey, "model_key": d.path("model.key"), "ssl_config": d.path("ssl.cfg"),
-	} {
-		content, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		secrets[name] = base64.StdEncoding.EncodeToString(content)
-	}
-	return writeJSON(filepath.Join(broker, "image/secret_config.json"), secrets)
 }
 
 // newInstance makes an instance directory with our init and the given files in it.
@@ -319,7 +260,7 @@ func (d *demo) writeOcclumJSON(dir string, product, svn int, entryPoints []strin
 
 // serveAndPredict is what the operator and the client do.
 func (d *demo) serveAndPredict(ctx context.Context) error {
-	if err := d.step(ctx, "broker up", func() (string, error) { return d.brokerAddr, d.startBroker(ctx, "broker") }); err != nil {
+	if err := d.step(ctx, d.backend+" service up", func() (string, error) { return d.service.start(ctx) }); err != nil {
 		return err
 	}
 	var workload *server
@@ -353,14 +294,6 @@ func (d *demo) printPhases(workload *server) {
 			fmt.Printf("           init: %s (%s)\n", strings.Trim(text, `"`), line[i+len("took="):])
 		}
 	}
-}
-
-func (d *demo) startBroker(ctx context.Context, name string) error {
-	s, err := d.startServer(d.path(name), "occlum", "run", "--strict-app", "--platform", d.path("platform"), "/bin/server", d.brokerAddr)
-	if err != nil {
-		return err
-	}
-	return s.waitForLine(ctx, "Server listening on")
 }
 
 // startWorkload asks for the server with the measured arguments; nil args are those, as the launcher fills them in.

@@ -11,10 +11,13 @@ import (
 )
 
 // newDemo finds the programs and the model that make built.
-func newDemo(t *testing.T) *demo {
+func newDemo(t *testing.T, backend string) *demo {
 	t.Helper()
 	testenv.FUSE(t)
 	d := &demo{work: t.TempDir(), wire: "session", start: time.Now()}
+	if !d.choose(backend) {
+		t.Fatalf("no service %q", backend)
+	}
 	for path, to := range map[string]*string{"../../bin": &d.bin, "../../build/model": &d.model} {
 		abs, err := filepath.Abs(path)
 		if err != nil {
@@ -36,9 +39,19 @@ func TestMainJob(t *testing.T) {
 		"Occlum's config":  func(d *demo) { d.occlumShape = true },
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newDemo(t)
+			d := newDemo(t, "grpc-ratls")
 			change(d)
 			if err := d.run(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	for _, backend := range serviceWords() {
+		if backend == "grpc-ratls" {
+			continue
+		}
+		t.Run(backend, func(t *testing.T) {
+			if err := newDemo(t, backend).run(t.Context(), nil); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -46,11 +59,14 @@ func TestMainJob(t *testing.T) {
 }
 
 func TestEveryTamperingIsRefusedForItsReason(t *testing.T) {
-	for word, runs := range tampers {
-		t.Run(word, func(t *testing.T) {
-			if err := newDemo(t).run(t.Context(), runs); !errors.Is(err, errRefused) {
-				t.Fatal(err)
-			}
-		})
+	for _, backend := range serviceWords() {
+		for word := range newDemo(t, backend).tamperings() {
+			t.Run(backend+"/"+word, func(t *testing.T) {
+				d := newDemo(t, backend)
+				if err := d.run(t.Context(), d.tamperings()[word]); !errors.Is(err, errRefused) {
+					t.Fatal(err)
+				}
+			})
+		}
 	}
 }

@@ -4,7 +4,8 @@
 //	server's init attests to the broker, receives the keys, mounts the encrypted root and the encrypted model,
 //	and starts an unmodified model server, which answers an inference request.
 //
-// Every step is one line with its time. With -tamper WORD one thing is changed from outside (a file is edited,
+// The keys come from the service that -backend names, "grpc-ratls" for Sesame's own broker. Every step is one line
+// with its time. With -tamper WORD one thing is changed from outside (a file is edited,
 // another platform or another signer is used, other arguments are asked for) and the run must end in a refusal
 // for the right reason, with no server started: exit status 1 where it does, 3 where it does not.
 //
@@ -17,20 +18,25 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
+// tamperWords are the changes that the key broker's runs know; other services know fewer.
+const tamperWords = "config, model, quote, broker, key, argv"
+
 // errRefused is the wanted end of a tampered run.
 var errRefused = errors.New("refused as it must be")
 
 func main() {
-	tamper := flag.String("tamper", "", "change one thing: "+strings.Join(tamperWords(), ", "))
+	tamper := flag.String("tamper", "", "change one thing: "+tamperWords)
+	backend := flag.String("backend", "grpc-ratls", "the service that releases the keys: "+strings.Join(serviceWords(), ", "))
 	bin := flag.String("bin", "bin", "directory of the built programs")
 	model := flag.String("model", "build/model", "directory that the training program wrote")
 	wire := flag.String("wire", "session", "protocol between init and broker: session, or legacy as Occlum's own programs speak it")
@@ -38,7 +44,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, *tamper, *wire, *bin, *model, *keep)
+	err := run(ctx, *backend, *tamper, *wire, *bin, *model, *keep)
 	stop()
 	switch {
 	case err == nil:
@@ -50,25 +56,21 @@ func main() {
 	}
 }
 
-func tamperWords() []string {
-	words := make([]string, 0, len(tampers))
-	for word := range tampers {
-		words = append(words, word)
+func run(ctx context.Context, backend, tamper, wire, bin, model string, keep bool) (err error) {
+	d := &demo{wire: wire, start: time.Now()}
+	if !d.choose(backend) {
+		return fmt.Errorf("unknown BACKEND %q, want one of %s", backend, strings.Join(serviceWords(), ", "))
 	}
-	sort.Strings(words)
-	return words
-}
-
-func run(ctx context.Context, tamper, wire, bin, model string, keep bool) (err error) {
-	runs := tampers[tamper]
+	runs := d.tamperings()[tamper]
 	if tamper != "" && runs == nil {
-		return fmt.Errorf("unknown TAMPER %q, want one of %s", tamper, strings.Join(tamperWords(), ", "))
+		return fmt.Errorf("unknown TAMPER %q with BACKEND %s, want one of %s", tamper, backend,
+			strings.Join(slices.Sorted(maps.Keys(d.tamperings())), ", "))
 	}
 	work, err := os.MkdirTemp("", "sesame-demo-")
 	if err != nil {
 		return err
 	}
-	d := &demo{work: work, wire: wire, start: time.Now()}
+	d.work = work
 	defer func() {
 		d.stopAll()
 		if keep {

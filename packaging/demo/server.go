@@ -157,8 +157,9 @@ func (s *server) exitCode() int {
 	return 0
 }
 
-// stopAll stops every server, the latest first.
+// stopAll stops every server, the latest first, and the chosen service.
 func (d *demo) stopAll() {
+	defer d.service.stop()
 	for i := len(d.servers) - 1; i >= 0; i-- {
 		d.servers[i].stop()
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,116 +16,65 @@ import (
 type tampering struct {
 	what string
 	// change is made after everything was prepared and before anything is started.
-	change func(context.Context, *demo) error
-	// broker is the instance to start, "" for the right one; platform likewise.
-	broker, platform string
+	change func(context.Context) error
+	// platform is the one that the workload runs on, "" for the right one.
+	platform string
 	// command is what the host asks for, nil for the right one.
 	command []string
-	// refusal must stand in what the workload's side prints; where the broker is the one that refuses, its log
-	// must give brokerSays as the reason.
-	refusal    []string
-	brokerSays string
+	// refusal must stand in what the workload's side prints; where the service is the one that refuses, it must
+	// give serviceSays as the reason.
+	refusal     []string
+	serviceSays string
 }
 
-var tampers = map[string][]tampering{
-	"config": {{
-		what:       "a byte of the measured init config, after the broker's policy was written",
-		change:     tamperConfig,
-		refusal:    []string{"refused [denied]"},
-		brokerSays: "mr_enclave",
-	}},
-	"model": {{
-		what:    "a byte of the encrypted model volume",
-		change:  tamperModel,
-		refusal: []string{"input/output error"},
-	}},
-	"quote": {{
-		what:       "the signature in the workload's quote",
-		change:     tamperQuote,
-		platform:   "platform-tampered",
-		refusal:    []string{"refused [denied]"},
-		brokerSays: "signature",
-	}},
-	"broker": {
-		{
-			what: "the broker is signed by somebody else",
-			change: func(ctx context.Context, d *demo) error {
-				return d.otherBroker(ctx, "other-signer", "stranger", brokerProduct, brokerSVN)
+// tamperings are those of every deployment, and those of the chosen service.
+func (d *demo) tamperings() map[string][]tampering {
+	all := map[string][]tampering{
+		"model": {{
+			what:    "a byte of the encrypted model volume",
+			change:  d.tamperModel,
+			refusal: []string{"input/output error"},
+		}},
+		"argv": {
+			{
+				what:    "the host asks for another program",
+				command: []string{"/opt/serving/bin/tensorflow_model_server", "--port=1", "--model_base_path=/models/resnet"},
+				refusal: []string{"entry point"},
 			},
-			broker:  "other-signer",
-			refusal: []string{"refused [policy]", "mr_signer"},
-		},
-		{
-			what: "the broker has another product id",
-			change: func(ctx context.Context, d *demo) error {
-				return d.otherBroker(ctx, "other-product", "broker", brokerProduct+1, brokerSVN)
+			{
+				what:    "the host asks for other arguments",
+				command: []string{"/bin/tensorflow_model_server", "--port=1", "--ssl_config_file="},
+				refusal: []string{"refused [launch]", "app.args"},
 			},
-			broker:  "other-product",
-			refusal: []string{"refused [policy]", "product_id"},
 		},
-		{
-			what: "the broker has a lower SVN",
-			change: func(ctx context.Context, d *demo) error {
-				return d.otherBroker(ctx, "lower-svn", "broker", brokerProduct, brokerSVN-1)
-			},
-			broker:  "lower-svn",
-			refusal: []string{"refused [policy]", "svn"},
-		},
-	},
-	"key": {{
-		what: "the broker holds another image key",
-		change: func(ctx context.Context, d *demo) error {
-			if _, err := d.tool(ctx, d.work, "sesame", "keygen", "image-key", d.path("other.key")); err != nil {
-				return err
-			}
-			if err := d.writeSecrets(d.path("broker"), d.path("other.key")); err != nil {
-				return err
-			}
-			_, err := d.tool(ctx, d.path("broker"), "occlum", "build", "-f", "--sign-key", d.path("broker.pem"))
-			return err
-		},
-		refusal: []string{"refused [mount]", "mounting /"},
-	}},
-	"argv": {
-		{
-			what:    "the host asks for another program",
-			command: []string{"/opt/serving/bin/tensorflow_model_server", "--port=1", "--model_base_path=/models/resnet"},
-			refusal: []string{"entry point"},
-		},
-		{
-			what:    "the host asks for other arguments",
-			command: []string{"/bin/tensorflow_model_server", "--port=1", "--ssl_config_file="},
-			refusal: []string{"refused [launch]", "app.args"},
-		},
-	},
+	}
+	maps.Copy(all, d.service.tamperings())
+	return all
 }
 
 // mustRefuse runs the deployment with one change and checks that it is refused for the right reason.
 func (d *demo) mustRefuse(ctx context.Context, t tampering) error {
 	if t.change != nil {
-		if err := d.step(ctx, "tampered: "+t.what, func() (string, error) { return "", t.change(ctx, d) }); err != nil {
+		if err := d.step(ctx, "tampered: "+t.what, func() (string, error) { return "", t.change(ctx) }); err != nil {
 			return err
 		}
 	} else if err := d.step(ctx, "tampered: "+t.what, func() (string, error) { return "", nil }); err != nil {
 		return err
 	}
-	broker, platform := t.broker, t.platform
-	if broker == "" {
-		broker = "broker"
-	}
+	platform := t.platform
 	if platform == "" {
 		platform = "platform"
 	}
-	first := len(d.servers)
-	if err := d.step(ctx, "broker up", func() (string, error) { return d.brokerAddr, d.startBroker(ctx, broker) }); err != nil {
+	defer d.service.stop()
+	if err := d.step(ctx, d.backend+" service up", func() (string, error) { return d.service.start(ctx) }); err != nil {
 		return err
 	}
-	brokerLog := d.servers[first]
-	err := d.step(ctx, "refused", func() (string, error) {
+	return d.step(ctx, "refused", func() (string, error) {
 		s, err := d.startWorkload(platform, t.command)
 		if err != nil {
 			return "", err
 		}
+		defer s.stop()
 		if err := s.waitEnd(ctx); err != nil {
 			return "", err
 		}
@@ -140,23 +90,18 @@ func (d *demo) mustRefuse(ctx context.Context, t tampering) error {
 				return "", fmt.Errorf("refused, but not for the right reason (%q):\n%s", want, output)
 			}
 		}
-		if t.brokerSays == "" {
+		if t.serviceSays == "" {
 			return s.lineWith(t.refusal[0]), nil
 		}
-		if err := brokerLog.waitForLine(ctx, "peer refused"); err != nil {
+		reason, err := d.service.refusal(ctx)
+		if err != nil {
 			return "", err
 		}
-		reason := brokerLog.lineWith("peer refused")
-		if !strings.Contains(reason, t.brokerSays) {
-			return "", fmt.Errorf("the broker refused, but not for the right reason (%q): %s", t.brokerSays, reason)
+		if !strings.Contains(reason, t.serviceSays) {
+			return "", fmt.Errorf("the service refused, but not for the right reason (%q): %s", t.serviceSays, reason)
 		}
-		return "broker: " + reason, nil
+		return d.backend + ": " + reason, nil
 	})
-	for i := len(d.servers) - 1; i >= first; i-- {
-		d.servers[i].stop()
-	}
-	d.servers = d.servers[:first]
-	return err
 }
 
 func (s *server) lineWith(text string) string {
@@ -168,15 +113,17 @@ func (s *server) lineWith(text string) string {
 	return ""
 }
 
-// otherBroker builds a second broker instance with the same files under another identity.
-func (d *demo) otherBroker(ctx context.Context, name, signKey string, product, svn int) error {
-	_, err := d.buildBroker(ctx, name, signKey, product, svn)
-	return err
+// otherImageKey makes another image key and returns the secrets' files with that one.
+func (d *demo) otherImageKey(ctx context.Context) (map[string]string, error) {
+	files := d.secretFiles()
+	files["image_key"] = d.path("other.key")
+	_, err := d.tool(ctx, d.work, "sesame", "keygen", "image-key", files["image_key"])
+	return files, err
 }
 
 // tamperConfig changes one byte of the init config and builds again with the same keys, as an attacker would who
-// has everything but a place in the broker's policy.
-func tamperConfig(ctx context.Context, d *demo) error {
+// has everything but a place in the service's policy.
+func (d *demo) tamperConfig(ctx context.Context) error {
 	if err := d.writeInitConfig(d.path("workload", "init_ra_conf.json"), "61s"); err != nil {
 		return err
 	}
@@ -185,7 +132,7 @@ func tamperConfig(ctx context.Context, d *demo) error {
 }
 
 // tamperModel flips one byte in the middle of the volume's largest file, the weights.
-func tamperModel(_ context.Context, d *demo) error {
+func (d *demo) tamperModel(_ context.Context) error {
 	largest, size := "", int64(0)
 	err := filepath.WalkDir(d.path("workload", "model"), func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
@@ -216,7 +163,7 @@ func tamperModel(_ context.Context, d *demo) error {
 
 // tamperQuote makes a copy of the platform whose provisioning key is not the one that its certificate names, so
 // that the signature in every quote is wrong.
-func tamperQuote(ctx context.Context, d *demo) error {
+func (d *demo) tamperQuote(ctx context.Context) error {
 	if _, err := d.tool(ctx, d.work, "occlum", "sim-platform", "new", d.path("platform-other")); err != nil {
 		return err
 	}
