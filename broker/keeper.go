@@ -21,6 +21,10 @@ type Keeper interface {
 	Release(ctx context.Context, d Decision) ([]attest.Secret, Receipt, error)
 	// Refuse records a refusal.
 	Refuse(ctx context.Context, d Decision) (Receipt, error)
+	// Adopt records that a policy takes force, and only then it does. Versions only rise: one below the highest that
+	// was ever recorded, or another text under that version, is refused with [attest.CodeConfig]. The same text again
+	// is recorded and allowed.
+	Adopt(ctx context.Context, a Adoption) (Receipt, error)
 	// Ready reports why the keeper can release nothing at the moment, nil if it can.
 	Ready(ctx context.Context) error
 }
@@ -47,6 +51,17 @@ type Grant struct {
 	Secret string
 	Rule   string // of the policy, that allows it or forbids it: "secrets.model_key.workloads"
 	Limit  uint64 // most releases of the secret, ever; 0 is no limit
+}
+
+// An Adoption is a policy that is to take force.
+type Adoption struct {
+	At      time.Time
+	Version uint64   // that the policy gives itself
+	Digest  [32]byte // SHA-256 of its text
+	By      string   // who brought it: "file policy.yaml", "key NAME", "admin NAME"
+	// Pinned is set where the version decides (in an enclave). Without it any version is recorded and allowed: in
+	// bare mode the policy is a file of the operator's.
+	Pinned bool
 }
 
 // A Receipt places a decision in the release log. The client of a session gets it with its secrets.
