@@ -20,10 +20,13 @@ import (
 // EvidenceType names a kind of evidence.
 type EvidenceType string
 
-// The kinds of evidence. SGX is a DCAP quote of an enclave, TDX of a trust domain.
+// The kinds of evidence. SGX is a DCAP quote of an enclave, TDX of a trust domain; SNP is an attestation report of an
+// AMD SEV-SNP guest with its certificates; TPM is a quote of a machine's TPM 2.0 with its event log.
 const (
 	SGX EvidenceType = "sgx"
 	TDX EvidenceType = "tdx"
+	SNP EvidenceType = "snp"
+	TPM EvidenceType = "tpm"
 )
 
 // ReportDataSize is the size in bytes of the data that an attester binds into its evidence (Intel SGX SDM,
@@ -38,7 +41,8 @@ type ReportData [ReportDataSize]byte
 // a [Verifier] has judged it.
 type Evidence struct {
 	Type EvidenceType
-	// Raw is the evidence in its native format: for SGX and TDX a DCAP quote.
+	// Raw is the evidence in its native format: for SGX and TDX a DCAP quote, for SNP and TPM what attest/snp and
+	// attest/tpm encode.
 	Raw []byte
 }
 
@@ -65,7 +69,9 @@ type Claims struct {
 	ReportData ReportData
 	SGX        *SGXClaims // for [SGX]
 	TDX        *TDXClaims // for [TDX]
-	TCB        TCB        // state of the platform and its quoting enclave
+	SNP        *SNPClaims // for [SNP]
+	TPM        *TPMClaims // for [TPM]
+	TCB        TCB        // of [SGX] and [TDX]: state of the platform and its quoting enclave
 }
 
 // Attribute bits of an enclave (Intel SDM vol. 3D, table "Layout of ATTRIBUTES Structure").

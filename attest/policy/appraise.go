@@ -112,9 +112,13 @@ func (p *Policy) Appraise(c attest.Claims, at time.Time) Appraisal {
 	for _, j := range entries {
 		a.Reasons = append(a.Reasons, j.reasons...)
 	}
+	a.Accepted = a.Entry != ""
+	if c.Type == attest.SNP || c.Type == attest.TPM {
+		return a // their entries name the least state themselves
+	}
 	tcb := p.TCB.appraise(c.TCB, at)
 	a.Reasons = append(a.Reasons, tcb.reasons...)
-	a.Accepted = a.Entry != "" && !tcb.failed
+	a.Accepted = a.Accepted && !tcb.failed
 	return a
 }
 
@@ -131,6 +135,18 @@ func (p *Policy) entries(c attest.Claims) []judge {
 		for i := range p.TDX {
 			j := judge{prefix: fmt.Sprintf("tdx[%d].", i)}
 			p.TDX[i].appraise(&j, c.TDX)
+			out = append(out, j)
+		}
+	case c.Type == attest.SNP && c.SNP != nil:
+		for i := range p.SNP {
+			j := judge{prefix: fmt.Sprintf("snp[%d].", i)}
+			p.SNP[i].appraise(&j, c.SNP)
+			out = append(out, j)
+		}
+	case c.Type == attest.TPM && c.TPM != nil:
+		for i := range p.TPM {
+			j := judge{prefix: fmt.Sprintf("tpm[%d].", i)}
+			p.TPM[i].appraise(&j, c.TPM)
 			out = append(out, j)
 		}
 	}

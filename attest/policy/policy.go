@@ -8,10 +8,14 @@
 //   - an enclave's CONFIGID, which the host chooses at launch, must be all zero unless the entry names it, and
 //     one that is named counts only for an enclave with key separation and sharing (KSS);
 //   - of the TCB statuses only UpToDate is accepted unless tcb.accept lists others;
-//   - Revoked, and whatever the verifier could not place, is never accepted.
+//   - Revoked, and whatever the verifier could not place, is never accepted;
+//   - an SEV-SNP guest's HOST_DATA, which the host chooses, must be all zero unless the entry names it, and its
+//     report must come from privilege level 0 unless the entry names a higher max_vmpl.
 //
 // [Policy.Validate] demands that every entry pins an environment: an enclave by mr_enclave, or by mr_signer
-// with product_id and min_svn; a trust domain by mr_td. A signer whose private key is public is refused.
+// with product_id and min_svn; a trust domain by mr_td; an SEV-SNP guest by measurement, guest_policy and min_tcb; a
+// machine with a TPM by its attestation key, or by its endorsement key or the roots of that key's certificate together
+// with wrap, and in every case by PCRs. A signer whose private key is public is refused.
 //
 // What the package does not do: it does not verify evidence (attest/dcap does), and it has no clock. Grace
 // periods bind only where the caller's time is honest.
@@ -33,7 +37,9 @@ import (
 type Policy struct {
 	SGX []SGX `json:"sgx,omitempty" yaml:"sgx,omitempty"` // an enclave must match one of them
 	TDX []TDX `json:"tdx,omitempty" yaml:"tdx,omitempty"` // a trust domain must match one of them
-	TCB TCB   `json:"tcb,omitzero" yaml:"tcb,omitempty"`
+	SNP []SNP `json:"snp,omitempty" yaml:"snp,omitempty"` // an SEV-SNP guest must match one of them
+	TPM []TPM `json:"tpm,omitempty" yaml:"tpm,omitempty"` // a machine with a TPM must match one of them
+	TCB TCB   `json:"tcb,omitzero" yaml:"tcb,omitempty"`  // of enclaves and trust domains
 }
 
 // SGX describes an enclave. All fields that are set must match.
@@ -65,7 +71,7 @@ type TDX struct {
 	Debug         bool   `json:"debug,omitempty" yaml:"debug,omitempty"` // accept debug trust domains, too
 }
 
-// TCB describes the state that the platform may be in.
+// TCB describes the state that the platform of an enclave or a trust domain may be in.
 type TCB struct {
 	// Accept lists the accepted statuses by Intel's names. Empty means UpToDate only; a list that is given
 	// is the whole list.
@@ -168,8 +174,8 @@ const stepValidate = "checking policy"
 func (p *Policy) Validate() error {
 	var faults []string
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
-	if len(p.SGX)+len(p.TDX) == 0 {
-		fault("neither sgx nor tdx has an entry")
+	if len(p.SGX)+len(p.TDX)+len(p.SNP)+len(p.TPM) == 0 {
+		fault("neither sgx nor tdx, snp or tpm has an entry")
 	}
 	for i := range p.SGX {
 		p.SGX[i].validate(func(format string, args ...any) { fault("sgx[%d]."+format, append([]any{i}, args...)...) })
@@ -177,12 +183,19 @@ func (p *Policy) Validate() error {
 	for i := range p.TDX {
 		p.TDX[i].validate(func(format string, args ...any) { fault("tdx[%d]."+format, append([]any{i}, args...)...) })
 	}
+	for i := range p.SNP {
+		p.SNP[i].validate(func(format string, args ...any) { fault("snp[%d]."+format, append([]any{i}, args...)...) })
+	}
+	for i := range p.TPM {
+		p.TPM[i].validate(func(format string, args ...any) { fault("tpm[%d]."+format, append([]any{i}, args...)...) })
+	}
 	p.TCB.validate(fault)
 	if len(faults) == 0 {
 		return nil
 	}
 	return attest.Errorf(attest.CodeConfig, stepValidate,
-		"An entry names at least mr_enclave, or mr_signer with product_id and min_svn; for TDX mr_td.",
+		"An entry names at least mr_enclave, or mr_signer with product_id and min_svn; for TDX mr_td; for SNP measurement, "+
+			"guest_policy and min_tcb; for a TPM pcrs with ak, or with ek or ek_roots and wrap.",
 		"%s", strings.Join(faults, "; "))
 }
 

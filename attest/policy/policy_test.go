@@ -180,7 +180,7 @@ func TestPoliciesThatPinTooLittleDoNotValidate(t *testing.T) {
 		policy policy.Policy
 		want   string
 	}{
-		{"nothing", policy.Policy{}, "neither sgx nor tdx"},
+		{"nothing", policy.Policy{}, "neither sgx nor tdx, snp or tpm"},
 		{"empty entry", policy.Policy{SGX: []policy.SGX{{}}}, "sgx[0].mr_enclave is missing"},
 		{"signer alone", policy.Policy{SGX: []policy.SGX{enclave, {MRSigner: repeat(1, 32)}}}, "sgx[1].product_id is missing"},
 		{"signer and product", policy.Policy{SGX: []policy.SGX{{MRSigner: repeat(1, 32), ProductID: number(0)}}}, "sgx[0].min_svn is missing"},
