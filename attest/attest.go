@@ -139,6 +139,13 @@ type TCB struct {
 	Date time.Time
 	// EvaluationNumber is the smaller tcbEvaluationDataNumber of TCB info and enclave identity.
 	EvaluationNumber uint32
+	// RootCRLNumber and PCKCRLNumber are the CRL numbers of the revocation lists of the root and of the CA that
+	// issued the PCK certificate; numbers of more than 64 bits count as the largest.
+	RootCRLNumber, PCKCRLNumber uint64
+	// VerifiedAt is the moment at which every object used in the verification was found valid: the verifier's
+	// clock, or the newest issue date among those objects where that is later. Zero where a verifier has no
+	// such dates.
+	VerifiedAt time.Time
 	// EarliestExpiry is the moment at which the first object used in the verification expires.
 	EarliestExpiry time.Time
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -196,18 +195,5 @@ func TestBackendNoneAsksForNothing(t *testing.T) {
 	}
 	if !slices.Equal(mounter.calls, []string{"root key= entry="}) {
 		t.Errorf("calls are %q", mounter.calls)
-	}
-}
-
-func TestClockIsNeverBeforeTheBuild(t *testing.T) {
-	clock, err := boundedClock("99999999999")
-	if err != nil || clock().Unix() != 99999999999 {
-		t.Errorf("clock of the future build: %v, %v", clock(), err)
-	}
-	if clock, err = boundedClock("0"); err != nil || clock().Unix() < 1e9 {
-		t.Error("without a bound the host's clock must count")
-	}
-	if _, err = boundedClock("yesterday"); err == nil || errors.Is(err, context.Canceled) {
-		t.Error("a malformed build time was accepted")
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -18,6 +17,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
@@ -76,9 +76,9 @@ func runOnOcclum(ctx context.Context, log *logrus.Logger) error {
 
 // newBackend makes the one backend that the config names.
 func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) (backend.Backend, error) {
-	clock, err := boundedClock(buildTime)
+	host, err := clock.Built(time.Now, buildTime)
 	if err != nil {
-		return nil, err
+		return nil, attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
 	}
 	var roots []*x509.Certificate
 	if c.Collateral.RootCA != "" {
@@ -87,25 +87,26 @@ func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) 
 		}
 		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", roots[0].Subject.CommonName, c.Collateral.RootCA)
 	}
-	source, err := collateralSource(c.Collateral, roots, clock)
+	source, err := collateralSource(c.Collateral, roots, host.Now)
 	if err != nil {
 		return nil, err
 	}
 	verifier := func(source dcap.Source) attest.Verifier {
 		return dcap.NewVerifier(dcap.Config{
 			Roots: roots, Source: source, MinimumEvaluation: c.Collateral.MinimumTCBEvaluation,
+			MinimumRootCRLNumber: c.Collateral.MinimumRootCRL, MinimumPCKCRLNumber: c.Collateral.MinimumPCKCRL,
 		})
 	}
 	return grpcratls.New(grpcratls.Config{
 		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
 		Attester: attester, Verifier: verifier(source), Policy: c.BrokerPolicy(),
 		Staple: func(collateral *dcap.Collateral) attest.Verifier { return verifier(pccs.Stapled(collateral)) },
-		Now:    clock, Logger: log,
+		Now:    host.Now, Logger: log,
 	})
 }
 
-func collateralSource(c config.Collateral, roots []*x509.Certificate, clock func() time.Time) (dcap.Source, error) {
-	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Roots: roots, Now: clock}
+func collateralSource(c config.Collateral, roots []*x509.Certificate, now func() time.Time) (dcap.Source, error) {
+	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Roots: roots, Now: now}
 	if c.PCCSCA != "" {
 		certificates, err := readCertificates(c.PCCSCA)
 		if err != nil {
@@ -117,21 +118,6 @@ func collateralSource(c config.Collateral, roots []*x509.Certificate, clock func
 		}
 	}
 	return pccs.New(pc)
-}
-
-// boundedClock is the host's clock, but never before the build: the host may set its clock as it likes.
-func boundedClock(built string) (func() time.Time, error) {
-	seconds, err := strconv.ParseInt(built, 10, 64)
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeInternal, "reading the build time", "Build with make.", "%w", err)
-	}
-	floor := time.Unix(seconds, 0)
-	return func() time.Time {
-		if now := time.Now(); now.After(floor) {
-			return now
-		}
-		return floor
-	}, nil
 }
 
 // imageEncrypted reads what occlum build wrote about the image.

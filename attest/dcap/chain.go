@@ -287,6 +287,17 @@ func (p periods) expiry() time.Time {
 	return end
 }
 
+// newest is the latest beginning: all of these objects exist, so no honest clock is before it.
+func (p periods) newest() time.Time {
+	var newest time.Time
+	for i := range p {
+		if p[i].notBefore.After(newest) {
+			newest = p[i].notBefore
+		}
+	}
+	return newest
+}
+
 // makeRoom drops any one entry of a full map.
 func makeRoom[K comparable, V any](m map[K]V, limit int) {
 	if len(m) < limit {

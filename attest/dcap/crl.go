@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math"
 	"math/big"
 	"slices"
 )
@@ -87,7 +88,10 @@ func (c *crl) has(serial *big.Int) bool {
 	return found
 }
 
-// atLeast reports whether the CRL number is n or more.
-func (c *crl) atLeast(n uint64) bool {
-	return c.list.Number.Cmp(new(big.Int).SetUint64(n)) >= 0
+// number is the CRL number; one of more than 64 bits counts as the largest.
+func (c *crl) number() uint64 {
+	if !c.list.Number.IsUint64() {
+		return math.MaxUint64
+	}
+	return c.list.Number.Uint64()
 }

@@ -43,15 +43,7 @@ func (e *Endorsements) EvaluationNumber() uint32 { return min(e.tcb.evaluation, 
 func (e *Endorsements) Expiry() time.Time { return e.periods.expiry() }
 
 // Issued is the newest moment at which one of the objects begins to be valid: no earlier than this is it now.
-func (e *Endorsements) Issued() time.Time {
-	var newest time.Time
-	for i := range e.periods {
-		if e.periods[i].notBefore.After(newest) {
-			newest = e.periods[i].notBefore
-		}
-	}
-	return newest
-}
+func (e *Endorsements) Issued() time.Time { return e.periods.newest() }
 
 // RootCRLNumber is the CRL number of the root CA's CRL.
 func (e *Endorsements) RootCRLNumber() *big.Int { return new(big.Int).Set(e.rootCRL.list.Number) }

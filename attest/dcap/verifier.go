@@ -3,9 +3,9 @@
 // should accept it is for package attest/policy.
 //
 // A [Verifier] gives the verdict of Intel's own quote verification library: the same TCB status, advisories,
-// TCB date and evaluation number. It is stricter in a few places, on purpose: whatever is expired or not yet
-// valid is refused, not reported beside the verdict, and so are certificates before their notBefore, bytes
-// that no length describes, and chains that are not in the quote, unless one was configured. See
+// TCB date and evaluation number. It is stricter in a few places, on purpose: whatever is expired is refused, not
+// reported beside the verdict, and so are bytes that no length describes, and chains that are not in the quote,
+// unless one was configured. It takes the newest issue date for the time where the clock is before it. See
 // docs/verification.md.
 //
 // Roots are trusted by public key, Intel's by default. Clock, roots and collateral are arguments; nothing here
@@ -98,7 +98,9 @@ func NewVerifier(c Config) *Verifier {
 var _ attest.Verifier = (*Verifier)(nil)
 
 // Verify implements [attest.Verifier]: it returns what a genuine quote claims, or an [attest.Error] whose Step
-// is one of [Steps]. at is the time at which everything must be valid.
+// is one of [Steps]. Everything must be valid at the later of at, which is what the host's clock says, and the
+// newest issue date among the objects that a trusted root stands behind: no honest clock is before that. The
+// claims say which it was, in TCB.VerifiedAt.
 func (v *Verifier) Verify(ctx context.Context, evidence attest.Evidence, at time.Time) (attest.Claims, error) {
 	if v.trustErr != nil {
 		return attest.Claims{}, attest.Errorf(attest.CodeConfig, "reading trusted roots", "", "%w", v.trustErr)
@@ -125,6 +127,11 @@ func (v *Verifier) Verify(ctx context.Context, evidence attest.Evidence, at time
 	if err != nil {
 		return attest.Claims{}, err
 	}
+	for _, issued := range []time.Time{e.Issued(), p.periods.newest()} {
+		if issued.After(at) {
+			at = issued
+		}
+	}
 	if err := v.checkEndorsements(e, p, at); err != nil {
 		return attest.Claims{}, err
 	}
@@ -145,6 +152,8 @@ func (v *Verifier) Verify(ctx context.Context, evidence attest.Evidence, at time
 	if err != nil {
 		return attest.Claims{}, err
 	}
+	tcb.VerifiedAt = at
+	tcb.RootCRLNumber, tcb.PCKCRLNumber = e.rootCRL.number(), e.pckCRL.number()
 	tcb.EarliestExpiry = e.Expiry()
 	if end := p.periods.expiry(); end.Before(tcb.EarliestExpiry) {
 		tcb.EarliestExpiry = end
@@ -248,9 +257,9 @@ func (v *Verifier) checkEndorsements(e *Endorsements, p *platform, at time.Time)
 	switch c := &v.config; {
 	case e.EvaluationNumber() < c.MinimumEvaluation:
 		return badCollateral(StepMinimum, "", "TCB evaluation number is %d, want at least %d", e.EvaluationNumber(), c.MinimumEvaluation)
-	case !e.rootCRL.atLeast(c.MinimumRootCRLNumber):
+	case e.rootCRL.number() < c.MinimumRootCRLNumber:
 		return badCollateral(StepMinimum, "", "root CA CRL number is %d, want at least %d", e.rootCRL.list.Number, c.MinimumRootCRLNumber)
-	case !e.pckCRL.atLeast(c.MinimumPCKCRLNumber):
+	case e.pckCRL.number() < c.MinimumPCKCRLNumber:
 		return badCollateral(StepMinimum, "", "PCK CRL number is %d, want at least %d", e.pckCRL.list.Number, c.MinimumPCKCRLNumber)
 	}
 	if err := e.periods.check(at); err != nil {

@@ -97,7 +97,6 @@ func TestMemoryDoesNotOutliveWhatItRestsOn(t *testing.T) {
 		{"CA revoked", softsgx.TCB{RevokedCA: true}, now, dcap.StepRevocation, attest.CodeEvidence},
 		{"signer revoked", softsgx.TCB{RevokedSigner: true}, now, dcap.StepRevocation, attest.CodeCollateral},
 		{"collateral expired", softsgx.TCB{}, now.AddDate(0, 2, 0), dcap.StepValidity, attest.CodeCollateral},
-		{"clock before issue", softsgx.TCB{}, now.AddDate(0, -2, 0), dcap.StepValidity, attest.CodeCollateral},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := newPlatform(t, 1)
@@ -113,6 +112,54 @@ func TestMemoryDoesNotOutliveWhatItRestsOn(t *testing.T) {
 			_, err := d.Verify(context.Background(), quoteOf(t, p), test.at)
 			wantStep(t, err, test.step, test.code)
 		})
+	}
+}
+
+func TestTimeIsNoEarlierThanTheNewestObject(t *testing.T) {
+	const day = 24 * time.Hour
+	p := newPlatform(t, 1)
+	old := p.Collateral()
+	verify := func(c *dcap.Collateral, at time.Time) (attest.Claims, error) {
+		d := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: sourceFunc(
+			func(context.Context, dcap.Request) (*dcap.Collateral, error) { return c, nil })})
+		return d.Verify(context.Background(), quoteOf(t, p), at)
+	}
+	issued := now.Add(-time.Hour) // by newPlatform
+	for _, test := range []struct{ at, want time.Time }{
+		{now, now}, {now.Add(-2 * day), issued}, {time.Unix(0, 0), issued},
+	} {
+		c, err := verify(old, test.at)
+		if err != nil || !c.TCB.VerifiedAt.Equal(test.want) || c.TCB.RootCRLNumber != 1 || c.TCB.PCKCRLNumber != 1 {
+			t.Errorf("at %s: verified at %s (%v), want %s", test.at, c.TCB.VerifiedAt, err, test.want)
+		}
+	}
+
+	// One document of a time at which the others are no longer valid: which one it is must not matter.
+	if err := p.Renew(now.Add(60 * day)); err != nil {
+		t.Fatal(err)
+	}
+	renewed := p.Collateral()
+	for _, test := range []struct {
+		name  string
+		renew func(*dcap.Collateral)
+	}{
+		{"TCB info", func(c *dcap.Collateral) { c.TCBInfo = renewed.TCBInfo }},
+		{"QE identity", func(c *dcap.Collateral) { c.QEIdentity = renewed.QEIdentity }},
+		{"PCK CRL", func(c *dcap.Collateral) { c.PCKCRL = renewed.PCKCRL }},
+		{"root CA CRL", func(c *dcap.Collateral) { c.RootCACRL = renewed.RootCACRL }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			mixed := *old
+			test.renew(&mixed)
+			_, err := verify(&mixed, now)
+			wantStep(t, err, dcap.StepValidity, attest.CodeCollateral)
+			if !strings.Contains(err.Error(), "expired") {
+				t.Errorf("error is %v", err)
+			}
+		})
+	}
+	if c, err := verify(renewed, now); err != nil || !c.TCB.VerifiedAt.Equal(now.Add(60*day)) {
+		t.Errorf("renewed collateral: verified at %s, %v", c.TCB.VerifiedAt, err)
 	}
 }
 

@@ -72,13 +72,16 @@ func (j *judge) equal(name string, got []byte, want Hex) {
 }
 
 func (j *judge) atLeast(name string, got uint16, want *uint16) {
-	if want == nil {
-		return
+	if want != nil {
+		j.minimum(name, uint64(got), uint64(*want))
 	}
-	if got >= *want {
-		j.rule(name, true, "%d, at least %d", got, *want)
+}
+
+func (j *judge) minimum(name string, got, want uint64) {
+	if got >= want {
+		j.rule(name, true, "%d, at least %d", got, want)
 	} else {
-		j.rule(name, false, "%d, less than %d", got, *want)
+		j.rule(name, false, "%d, less than %d", got, want)
 	}
 }
 
@@ -93,7 +96,7 @@ func (j *judge) debug(is, accepted bool) {
 	}
 }
 
-// Appraise judges claims at a time. It fails closed: a policy that does not validate, or that has no entry for
+// Appraise judges claims at a time, or at the time of their verification where that is later. It fails closed: a policy that does not validate, or that has no entry for
 // this type of evidence, accepts nothing.
 func (p *Policy) Appraise(c attest.Claims, at time.Time) Appraisal {
 	if err := p.Validate(); err != nil {
@@ -115,6 +118,9 @@ func (p *Policy) Appraise(c attest.Claims, at time.Time) Appraisal {
 	a.Accepted = a.Entry != ""
 	if c.Type == attest.SNP || c.Type == attest.TPM {
 		return a // their entries name the least state themselves
+	}
+	if c.TCB.VerifiedAt.After(at) {
+		at = c.TCB.VerifiedAt
 	}
 	tcb := p.TCB.appraise(c.TCB, at)
 	a.Reasons = append(a.Reasons, tcb.reasons...)
@@ -242,11 +248,16 @@ func (t *TCB) appraise(c attest.TCB, at time.Time) judge {
 		j.rule("grace_period", !at.After(end), "TCB level of %s, accepted until %s",
 			c.Date.UTC().Format(time.DateOnly), end.Format(time.RFC3339))
 	}
-	if t.MinimumEvaluation != 0 {
-		if c.EvaluationNumber >= t.MinimumEvaluation {
-			j.rule("minimum_evaluation", true, "%d, at least %d", c.EvaluationNumber, t.MinimumEvaluation)
-		} else {
-			j.rule("minimum_evaluation", false, "%d, less than %d", c.EvaluationNumber, t.MinimumEvaluation)
+	for _, m := range []struct {
+		name      string
+		got, want uint64
+	}{
+		{"minimum_evaluation", uint64(c.EvaluationNumber), uint64(t.MinimumEvaluation)},
+		{"minimum_root_crl", c.RootCRLNumber, t.MinimumRootCRL},
+		{"minimum_pck_crl", c.PCKCRLNumber, t.MinimumPCKCRL},
+	} {
+		if m.want != 0 {
+			j.minimum(m.name, m.got, m.want)
 		}
 	}
 	return j

@@ -84,6 +84,9 @@ type TCB struct {
 	GracePeriod Duration `json:"grace_period,omitzero" yaml:"grace_period,omitempty"`
 	// MinimumEvaluation is the least tcbEvaluationDataNumber that the verdict may rest on.
 	MinimumEvaluation uint32 `json:"minimum_evaluation,omitempty" yaml:"minimum_evaluation,omitempty"`
+	// MinimumRootCRL and MinimumPCKCRL are the least CRL numbers of the revocation lists that it may rest on.
+	MinimumRootCRL uint64 `json:"minimum_root_crl,omitempty" yaml:"minimum_root_crl,omitempty"`
+	MinimumPCKCRL  uint64 `json:"minimum_pck_crl,omitempty" yaml:"minimum_pck_crl,omitempty"`
 }
 
 // Hex is a byte string that reads and prints as hexadecimal digits of either case. Nil means: not named, as does

@@ -126,9 +126,18 @@ func TestRules(t *testing.T) {
 		{"after grace", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{
 			Accept: []string{"OutOfDate"}, GracePeriod: policy.Duration(24 * time.Hour)}}, enclave,
 			func(c *attest.Claims) { c.TCB.Status = tcbstatus.OutOfDate }, "tcb.grace_period"},
+		{"after grace, by the dates of the collateral", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{
+			Accept: []string{"OutOfDate"}, GracePeriod: policy.Duration(100 * 24 * time.Hour)}}, enclave,
+			func(c *attest.Claims) { c.TCB.Status, c.TCB.VerifiedAt = tcbstatus.OutOfDate, at.AddDate(1, 0, 0) },
+			"tcb.grace_period"},
 		{"evaluation reached", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{MinimumEvaluation: 17}}, enclave, nil, ""},
 		{"old evaluation", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{MinimumEvaluation: 18}}, enclave, nil,
 			"tcb.minimum_evaluation"},
+		{"CRL numbers reached", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{MinimumRootCRL: 3, MinimumPCKCRL: 4}}, enclave,
+			func(c *attest.Claims) { c.TCB.RootCRLNumber, c.TCB.PCKCRLNumber = 3, 4 }, ""},
+		{"old CRLs", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{MinimumRootCRL: 4, MinimumPCKCRL: 5}}, enclave,
+			func(c *attest.Claims) { c.TCB.RootCRLNumber, c.TCB.PCKCRLNumber = 3, 4 },
+			"tcb.minimum_root_crl tcb.minimum_pck_crl"},
 		{"all faults at once", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{MinimumEvaluation: 18}}, enclave,
 			func(c *attest.Claims) { c.SGX.MREnclave[0], c.TCB.Status = 9, tcbstatus.OutOfDate },
 			"sgx[0].mr_enclave tcb.accept tcb.minimum_evaluation"},

@@ -24,7 +24,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -33,6 +32,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/ratls"
@@ -139,10 +139,11 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return attest.Errorf(attest.CodeUsage, "reading --log-level", "", "%w", err)
 	}
 	log.SetLevel(level)
-	now, err := clock()
+	host, err := clock.Built(time.Now, buildTime)
 	if err != nil {
-		return err
+		return attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
 	}
+	now := host.Now
 	folder, err := broker.ReadFolder(c.folder)
 	if err != nil {
 		return err
@@ -243,19 +244,4 @@ func (c *command) source(roots []*x509.Certificate, now func() time.Time, log lo
 		return pccs.Dir(c.collateral), nil
 	}
 	return pccs.New(pccs.Config{URL: c.collateral, AllowHTTP: true, Roots: roots, Now: now})
-}
-
-// clock is the host's clock, but never before the build: the host may set its clock as it likes.
-func clock() (func() time.Time, error) {
-	seconds, err := strconv.ParseInt(buildTime, 10, 64)
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeInternal, "reading the build time", "Build with make.", "%w", err)
-	}
-	floor := time.Unix(seconds, 0)
-	return func() time.Time {
-		if now := time.Now(); now.After(floor) {
-			return now
-		}
-		return floor
-	}, nil
 }

@@ -167,6 +167,8 @@ func (v *verdict) print(w io.Writer) {
 		fmt.Fprintf(w, "advisories:        %s\n", strings.Join(v.Advisories, " "))
 	}
 	fmt.Fprintf(w, "evaluation number: %d\n", v.EvaluationNumber)
+	fmt.Fprintf(w, "CRL numbers:       %d root CA, %d PCK CA\n", v.Claims.RootCRL, v.Claims.PCKCRL)
+	fmt.Fprintf(w, "valid at:          %s\n", v.Claims.VerifiedAt.Format(time.RFC3339))
 	fmt.Fprintf(w, "earliest expiry:   %s\n", v.EarliestExpiry.Format(time.RFC3339))
 }
 

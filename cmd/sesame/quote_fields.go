@@ -268,6 +268,9 @@ type quoteClaims struct {
 	ReportData hexBytes            `json:"report_data"`
 	Debug      bool                `json:"debug"`
 	TCBDate    time.Time           `json:"tcb_date"`
+	RootCRL    uint64              `json:"root_crl_number"`
+	PCKCRL     uint64              `json:"pck_crl_number"`
+	VerifiedAt time.Time           `json:"verified_at"`
 	SGX        *sgxClaims          `json:"sgx,omitempty"`
 	TDX        *tdxClaims          `json:"tdx,omitempty"`
 }
@@ -308,7 +311,8 @@ type hexBytes []byte
 func (b hexBytes) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(b)), nil }
 
 func describeClaims(c attest.Claims) *quoteClaims {
-	out := &quoteClaims{Type: c.Type, ReportData: c.ReportData[:], TCBDate: c.TCB.Date}
+	out := &quoteClaims{Type: c.Type, ReportData: c.ReportData[:], TCBDate: c.TCB.Date,
+		RootCRL: c.TCB.RootCRLNumber, PCKCRL: c.TCB.PCKCRLNumber, VerifiedAt: c.TCB.VerifiedAt}
 	if s := c.SGX; s != nil {
 		out.Debug = s.Debug()
 		out.SGX = &sgxClaims{s.MREnclave[:], s.MRSigner[:], s.ProductID, s.SVN, s.CPUSVN[:], s.MiscSelect, s.Attributes,

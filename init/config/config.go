@@ -139,6 +139,10 @@ type Collateral struct {
 	RootCA string `json:"root_ca,omitempty"`
 	// MinimumTCBEvaluation is the smallest tcbEvaluationDataNumber that is believed.
 	MinimumTCBEvaluation uint32 `json:"minimum_tcb_evaluation,omitempty"`
+	// MinimumRootCRL and MinimumPCKCRL are the smallest CRL numbers that are believed, of the root CA's list and
+	// of the list of the CA that issued the PCK certificate. "sesame quote verify" prints the present ones.
+	MinimumRootCRL uint64 `json:"minimum_root_crl,omitempty"`
+	MinimumPCKCRL  uint64 `json:"minimum_pck_crl,omitempty"`
 }
 
 // Duration is a time span written as Go writes it: "90s", "2m".

@@ -25,7 +25,8 @@ const ours = `{
  "volumes": [{"source": "./model", "target": "/models/resnet", "key": "model_key",
               "mac": "00-11-22-33-44-55-66-77-88-99-aa-bb-cc-dd-ee-ff"}],
  "secrets": [{"name": "ssl_config", "path": "/etc/tf_ssl.cfg"}, {"name": "image_key", "path": "/dev/shm/k", "mode": "0440"}],
- "collateral": {"pccs_url": "https://pccs:8081/sgx/certification/v4/", "minimum_tcb_evaluation": 17}
+ "collateral": {"pccs_url": "https://pccs:8081/sgx/certification/v4/", "minimum_tcb_evaluation": 17,
+                "minimum_root_crl": 5, "minimum_pck_crl": 6}
 }`
 
 // legacy is Occlum's shape as the example of TensorFlow Serving fills it in, with the checks that Occlum's
@@ -49,6 +50,9 @@ func TestReadsBothShapesToTheSameMeaning(t *testing.T) {
 	}
 	if time.Duration(own.Timeout) != 90*time.Second || own.Secrets[0].Mode != 0o400 || own.Secrets[1].Mode != 0o440 {
 		t.Errorf("read %+v", own)
+	}
+	if c := own.Collateral; c.MinimumTCBEvaluation != 17 || c.MinimumRootCRL != 5 || c.MinimumPCKCRL != 6 {
+		t.Errorf("minimums of collateral are %+v", c)
 	}
 	if got := strings.Join(own.SecretNames(), " "); got != "image_key model_key ssl_config" {
 		t.Errorf("secrets are %q: want each once, in order of use", got)

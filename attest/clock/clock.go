@@ -1,0 +1,57 @@
+// Package clock reads a clock that nobody vouches for. An enclave's time is what its host says; what can be known is
+// that it is later than certain moments: when the program was built, when something that it verified was issued or
+// recorded. A [Bounded] clock gives the host's time, but never an earlier one than those.
+//
+// It cannot know that the host's clock is fast, or that it stands still at the bound. So periods of validity and
+// grace bind only an honest clock, and what must not be old is given a least version number besides.
+package clock
+
+import (
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+// Bounded is a clock with a lower bound. It is safe for concurrent use.
+type Bounded struct {
+	host  func() time.Time
+	bound atomic.Pointer[time.Time]
+}
+
+// New makes a clock that is never before bound. host is the clock below it, [time.Now] outside of tests.
+func New(host func() time.Time, bound time.Time) *Bounded {
+	b := &Bounded{host: host}
+	b.bound.Store(&bound)
+	return b
+}
+
+// Built makes a clock that is never before the build of the program, which the linker writes into a variable as
+// seconds since 1970 in decimal digits. "0" sets no bound.
+func Built(host func() time.Time, seconds string) (*Bounded, error) {
+	n, err := strconv.ParseInt(seconds, 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("time of the build: %w", err)
+	}
+	return New(host, time.Unix(n, 0)), nil
+}
+
+// Now is the host's time, or the bound where that is later.
+func (b *Bounded) Now() time.Time {
+	now, bound := b.host(), *b.bound.Load()
+	if bound.After(now) {
+		return bound
+	}
+	return now
+}
+
+// AtLeast raises the bound to t, a moment that has passed for certain: one that a signature or a measurement stands
+// behind, never what the host said. An earlier t changes nothing.
+func (b *Bounded) AtLeast(t time.Time) {
+	for {
+		old := b.bound.Load()
+		if !t.After(*old) || b.bound.CompareAndSwap(old, &t) {
+			return
+		}
+	}
+}
