@@ -66,8 +66,10 @@ type Adoption struct {
 
 // A Receipt places a decision in the release log. The client of a session gets it with its secrets.
 type Receipt struct {
-	Index      uint64   // of the entry
-	Entry      []byte   // as it is hashed
-	Checkpoint []byte   // signed tree head that includes the entry (a note of golang.org/x/mod/sumdb/note)
+	Index uint64 // of the entry
+	Entry []byte // as it is hashed: a JSON object, whose member "binder" is Decision.Binder in hexadecimal
+	// Checkpoint is a signed tree head that includes the entry: a note of golang.org/x/mod/sumdb/note, whose text is
+	// origin, size and root in standard base64, a line each (c2sp.org/tlog-checkpoint).
+	Checkpoint []byte
 	Proof      [][]byte // inclusion proof of the entry in the checkpoint's tree, hashes of 32 bytes
 }

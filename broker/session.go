@@ -33,7 +33,7 @@ func (s *Server) Release(raw session.Stream) error {
 	workloads, err := s.match(peer.Claims, s.config.Now(), false)
 	if err != nil {
 		s.logRefusal(&connection{remote: from.remote, claims: peer.Claims}, err)
-		return session.Deny(stream, err)
+		return session.Deny(stream, err, nil)
 	}
 	log.Info("peer accepted in a session")
 	secrets := make([]attest.Secret, len(names))
@@ -41,11 +41,11 @@ func (s *Server) Release(raw session.Stream) error {
 		secret, ok := s.release(workloads, name, log)
 		if !ok {
 			return session.Deny(stream, attest.Errorf(attest.CodeSecret, "looking up secret "+printable(name),
-				"Check the name, and which workloads may have the secret.", "there is none for this workload"))
+				"Check the name, and which workloads may have the secret.", "there is none for this workload"), nil)
 		}
 		secrets[i] = secret
 	}
-	return session.Release(stream, names, secrets)
+	return session.Release(stream, names, secrets, nil)
 }
 
 // boundedStream is a stream whose reads end with a context of the broker's.

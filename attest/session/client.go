@@ -5,17 +5,22 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
 
+	"golang.org/x/mod/sumdb/note"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
@@ -58,7 +63,8 @@ func ClientTLS(key *tls.Certificate, serverName string) *tls.Config {
 	return c
 }
 
-// ClientConfig says how a client proves itself and what it wants of the broker. All fields are needed, except Staple.
+// ClientConfig says how a client proves itself and what it wants of the broker. Attester, Now, and either Verifier
+// and Policy or BrokerKey are needed.
 type ClientConfig struct {
 	Attester attest.Attester
 	Verifier attest.Verifier
@@ -66,15 +72,34 @@ type ClientConfig struct {
 	// none, Verifier counts.
 	Staple func(*dcap.Collateral) attest.Verifier
 	Policy ratls.Appraiser
-	Now    func() time.Time
+	// BrokerKey pins a broker that runs outside an enclave and has no evidence: the SHA-256 of its certificate's
+	// SubjectPublicKeyInfo. With it Verifier and Policy are not used.
+	BrokerKey []byte
+	// Log is the key of the broker's release log. With it a release without a receipt that holds is refused.
+	Log note.Verifier
+	Now func() time.Time
 }
+
+// Released is what a session ends with.
+type Released struct {
+	Secrets map[string]attest.Secret
+	Receipt *Receipt // nil where the broker sends none; verified where ClientConfig.Log is known
+}
+
+// A BusyError is the broker's word that it has too much to do. It is worth a retry.
+type BusyError struct {
+	After time.Duration // to wait
+}
+
+// Error implements error.
+func (e *BusyError) Error() string { return "the broker has too many sessions at once" }
 
 const stepVerify = "verifying broker"
 
 // Fetch runs one session over a connection whose handshake was made with this key, and returns the named secrets, all
 // or none. The errors are of the classes of [backend.Backend].
 func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, cs tls.ConnectionState,
-	key *tls.Certificate, names []string) (map[string]attest.Secret, error) {
+	key *tls.Certificate, names []string) (*Released, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := checkNames(names); err != nil {
@@ -87,7 +112,7 @@ func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, c
 	if _, err := io.ReadFull(rand.Reader, b.ClientNonce[:]); err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, stepVerify, "", "making a nonce: %w", err)
 	}
-	stream, err := sessionpb.NewKeyBrokerClient(rpc).Release(ctx, grpc.MaxCallRecvMsgSize(maxCollateral+MaxSecret+maxEvidence))
+	stream, err := sessionpb.NewKeyBrokerClient(rpc).Release(ctx, grpc.MaxCallRecvMsgSize(maxMessage))
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +122,7 @@ func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, c
 	}
 	shown, err := stream.Recv()
 	if err != nil {
-		return nil, err
+		return nil, busy(stream, err)
 	}
 	if err := c.verifyBroker(ctx, &b, shown.GetEvidence()); err != nil {
 		return nil, err
@@ -114,18 +139,56 @@ func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, c
 	}
 	answer, err := stream.Recv()
 	if err != nil {
-		return nil, err
+		return nil, busy(stream, err)
 	}
-	return secrets(answer.GetResult(), names)
+	return c.take(answer.GetResult(), names, b.Leaf(Client))
 }
 
+// take checks what the broker has sent. Nothing of it is used before its receipt was checked.
+func (c ClientConfig) take(r *sessionpb.Result, names []string, binder [32]byte) (*Released, error) {
+	got, err := secrets(r, names)
+	if err != nil {
+		return nil, err
+	}
+	receipt, err := decodeReceipt(r.GetReceipt())
+	if err == nil && c.Log != nil {
+		err = receipt.Check(c.Log, binder)
+	}
+	if err != nil {
+		for _, s := range got {
+			s.Wipe()
+		}
+		return nil, &attest.Error{Code: attest.CodeEvidence, Step: "reading secrets", Err: err}
+	}
+	return &Released{Secrets: got, Receipt: receipt}, nil
+}
+
+type clientStream = grpc.BidiStreamingClient[sessionpb.ClientMessage, sessionpb.BrokerMessage]
+
 // received is why a stream does not take messages any more: the status that the broker has ended it with.
-func received(stream grpc.BidiStreamingClient[sessionpb.ClientMessage, sessionpb.BrokerMessage], err error) error {
+func received(stream clientStream, err error) error {
 	if !errors.Is(err, io.EOF) {
 		return err
 	}
 	_, err = stream.Recv()
-	return err
+	return busy(stream, err)
+}
+
+// maxPushback bounds for how long a broker can send a client away.
+const maxPushback = time.Minute
+
+// busy recognises the broker's word to come later. err ended the stream.
+func busy(stream clientStream, err error) error {
+	after := stream.Trailer().Get(pushback)
+	if status.Code(err) != codes.ResourceExhausted || len(after) != 1 {
+		return err
+	}
+	ms, parsed := strconv.ParseUint(after[0], 10, 31)
+	if parsed != nil {
+		return err
+	}
+	return attest.Errorf(attest.CodeUnreachable, "asking for secrets", "It is tried again; start more brokers if it lasts.",
+		"%w", &BusyError{After: min(time.Duration(ms)*time.Millisecond, maxPushback)})
 }
 
 // verifyBroker decides whether the broker may learn who we are and what we want.
@@ -136,6 +199,9 @@ func (c ClientConfig) verifyBroker(ctx context.Context, b *Binding, shown *sessi
 	}
 	if err := setNonce(&b.BrokerNonce, shown.GetNonce()); err != nil {
 		return fail(err)
+	}
+	if bare := shown.GetEvidence().GetType() == noEvidence; bare || c.BrokerKey != nil {
+		return c.verifyKey(b, bare)
 	}
 	evidence, bound, err := decodeEvidence(shown.GetEvidence(), Broker, b.Leaf(Broker))
 	if err != nil {
@@ -152,6 +218,23 @@ func (c ClientConfig) verifyBroker(ctx context.Context, b *Binding, shown *sessi
 	}
 	if err != nil {
 		return &attest.Error{Code: attest.CodeOf(err), Step: stepVerify, Err: err}
+	}
+	return nil
+}
+
+// verifyKey decides by the broker's key alone. The connection has proved that the broker holds it.
+func (c ClientConfig) verifyKey(b *Binding, bare bool) error {
+	switch {
+	case c.BrokerKey == nil:
+		return attest.Errorf(attest.CodePolicy, stepVerify,
+			"Name a broker that runs in an enclave, or pin this one's key (broker_key) if it stands on your own premises.",
+			"it has no evidence: it runs outside an enclave")
+	case !bare:
+		return attest.Errorf(attest.CodePolicy, stepVerify, "Write broker_policy instead of broker_key.",
+			"it runs in an enclave, but a key is pinned")
+	case subtle.ConstantTimeCompare(b.BrokerKey[:], c.BrokerKey) != 1:
+		return attest.Errorf(attest.CodePolicy, stepVerify, "Compare broker_key with what the broker prints at its start.",
+			"its key is %x, want %x", b.BrokerKey, c.BrokerKey)
 	}
 	return nil
 }

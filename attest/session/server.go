@@ -3,14 +3,19 @@ package session
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
@@ -24,9 +29,12 @@ type Peer struct {
 	Claims attest.Claims
 	// Binder names the session: the client's leaf. It is fresh and unique.
 	Binder [32]byte
+	// Evidence is the SHA-256 of the raw evidence.
+	Evidence [32]byte
 }
 
-// BrokerConfig says how the broker proves itself and verifies clients. All fields are needed.
+// BrokerConfig says how the broker proves itself and verifies clients. All fields are needed, except Quoter: a broker
+// without one runs outside an enclave, says so, and is known by its key.
 type BrokerConfig struct {
 	Quoter   *Quoter
 	Verifier attest.Verifier
@@ -35,7 +43,8 @@ type BrokerConfig struct {
 
 // Accept runs the broker's half of a session up to the client's request, on a connection whose handshake was made
 // with the certificate own. The client's evidence is genuine and of this session; whether it is wanted is for the
-// caller to say, who answers with [Release] or [Deny]. An error is not for the client to know.
+// caller to say, who answers with [Release] or [Deny]. An error is not for the client to know; the peer that is returned
+// beside one has binder and digest where the client has shown evidence.
 func (c BrokerConfig) Accept(stream Stream, cs tls.ConnectionState, own *x509.Certificate) (Peer, []string, error) {
 	const step = "verifying client"
 	ctx := stream.Context()
@@ -66,14 +75,16 @@ func (c BrokerConfig) Accept(stream Stream, cs tls.ConnectionState, own *x509.Ce
 	if err != nil {
 		return fail(err)
 	}
+	peer := Peer{Binder: leaf, Evidence: sha256.Sum256(evidence.Raw)}
 	claims, err := genuine(ctx, c.Verifier, evidence, bound, c.Now())
 	if err != nil {
-		return Peer{}, nil, &attest.Error{Code: attest.CodeOf(err), Step: step, Err: err}
+		return peer, nil, &attest.Error{Code: attest.CodeOf(err), Step: step, Err: err}
 	}
+	peer.Claims = claims
 	if err := checkNames(request.GetNames()); err != nil {
-		return fail(err)
+		return peer, nil, &attest.Error{Code: attest.CodeSecret, Step: step, Err: err}
 	}
-	return Peer{Claims: claims, Binder: leaf}, request.GetNames(), nil
+	return peer, request.GetNames(), nil
 }
 
 func checkNames(names []string) error {
@@ -96,35 +107,42 @@ func (c BrokerConfig) show(ctx context.Context, stream Stream, b *Binding) error
 	if _, err := io.ReadFull(rand.Reader, b.BrokerNonce[:]); err != nil {
 		return attest.Errorf(attest.CodeInternal, step, "", "making a nonce: %w", err)
 	}
-	made, err := c.Quoter.quote(ctx, b.Leaf(Broker))
-	if err != nil {
-		return &attest.Error{Code: attest.CodeAttester, Step: step, Err: err}
+	shown := &sessionpb.BrokerEvidence{Nonce: b.BrokerNonce[:], Evidence: &sessionpb.Evidence{Type: noEvidence}}
+	if c.Quoter != nil {
+		made, err := c.Quoter.quote(ctx, b.Leaf(Broker))
+		if err != nil {
+			return &attest.Error{Code: attest.CodeAttester, Step: step, Err: err}
+		}
+		shown.Evidence, shown.Collateral = encodeEvidence(made.evidence, made.proof), encodeCollateral(made.collateral)
 	}
-	err = stream.Send(&sessionpb.BrokerMessage{Message: &sessionpb.BrokerMessage_Evidence{
-		Evidence: &sessionpb.BrokerEvidence{
-			Nonce: b.BrokerNonce[:], Evidence: encodeEvidence(made.evidence, made.proof),
-			Collateral: encodeCollateral(made.collateral),
-		}}})
+	err := stream.Send(&sessionpb.BrokerMessage{Message: &sessionpb.BrokerMessage_Evidence{Evidence: shown}})
 	if err != nil {
 		return attest.Errorf(attest.CodeUnreachable, step, "", "%w", err)
 	}
 	return nil
 }
 
-// Release sends secrets in the order in which they were asked for.
-func Release(stream Stream, names []string, secrets []attest.Secret) error {
-	result := &sessionpb.Result{}
+// Release sends secrets in the order in which they were asked for. receipt may be nil.
+func Release(stream Stream, names []string, secrets []attest.Secret, receipt *Receipt) error {
+	result := &sessionpb.Result{Receipt: encodeReceipt(receipt)}
 	for i, name := range names {
 		result.Secrets = append(result.Secrets, &sessionpb.Secret{Name: name, Value: secrets[i].Expose()})
 	}
 	return stream.Send(&sessionpb.BrokerMessage{Message: &sessionpb.BrokerMessage_Result{Result: result}})
 }
 
-// Deny tells a client whose evidence is genuine why it gets nothing.
-func Deny(stream Stream, reason error) error {
+// Deny tells a client whose evidence is genuine why it gets nothing. receipt may be nil.
+func Deny(stream Stream, reason error, receipt *Receipt) error {
 	d := &sessionpb.Denial{
 		Code: string(attest.CodeOf(reason)), Reason: clean(reason.Error()), Hint: clean(attest.HintOf(reason)),
 	}
 	return stream.Send(&sessionpb.BrokerMessage{Message: &sessionpb.BrokerMessage_Result{
-		Result: &sessionpb.Result{Denial: d}}})
+		Result: &sessionpb.Result{Denial: d, Receipt: encodeReceipt(receipt)}}})
+}
+
+// Later ends a stream of a broker that has too much to do: RESOURCE_EXHAUSTED, with gRPC's own word for how long to
+// wait (grpc-retry-pushback-ms).
+func Later(stream Stream, after time.Duration) error {
+	stream.SetTrailer(metadata.Pairs(pushback, strconv.FormatInt(after.Milliseconds(), 10)))
+	return status.Error(codes.ResourceExhausted, "too many sessions at once")
 }

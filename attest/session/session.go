@@ -42,6 +42,7 @@ const (
 	maxEvidence   = 64 << 10
 	maxCollateral = 4 << 20 // all documents together
 	maxReason     = 2 << 10
+	maxMessage    = maxCollateral + maxEvidence + MaxSecret // that a client takes
 )
 
 // A Role is the side of a session that evidence belongs to.
@@ -57,6 +58,9 @@ const (
 	exporterLabel = "EXPORTER-sesame-session-v1"
 	leafLabel     = "sesame-session-v1/leaf"
 	reportLabel   = "sesame-session-v1/report"
+
+	noEvidence = "none" // type of evidence of a broker that runs outside an enclave
+	pushback   = "grpc-retry-pushback-ms"
 )
 
 // Binding is what evidence of a session is bound to. It belongs to one TLS connection.

@@ -18,6 +18,7 @@ package grpcratls
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/mod/sumdb/note"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -71,9 +73,13 @@ type Config struct {
 	// Staple makes a verifier that takes the collateral which a broker sends in a session. Where it is nil, or the
 	// broker sends none, Verifier counts.
 	Staple func(*dcap.Collateral) attest.Verifier
-	Policy ratls.Appraiser    // what the broker must be
-	Now    func() time.Time   // default time.Now
-	Logger logrus.FieldLogger // default: nothing is logged
+	Policy ratls.Appraiser // what the broker must be
+	// BrokerKey pins a broker outside an enclave instead, and Log demands a receipt of its release log: see
+	// [session.ClientConfig]. Both are of sessions only.
+	BrokerKey []byte
+	Log       note.Verifier
+	Now       func() time.Time   // default time.Now
+	Logger    logrus.FieldLogger // default: nothing is logged
 	// Pause before the second round of tries, doubled every round up to 16 times, each time shortened at
 	// random by up to half. Default 500 ms.
 	Pause time.Duration
@@ -98,8 +104,8 @@ func New(c Config) (*Client, error) {
 			return fail("Write host:port.", "server %q has no host or no port", s)
 		}
 	}
-	if c.Attester == nil || c.Verifier == nil || c.Policy == nil {
-		return fail("", "attester, verifier and policy are needed")
+	if c.Attester == nil || c.BrokerKey == nil && (c.Verifier == nil || c.Policy == nil) {
+		return fail("", "attester, and verifier and policy or the broker's key are needed")
 	}
 	switch c.Protocol {
 	case "":
@@ -107,6 +113,12 @@ func New(c Config) (*Client, error) {
 	case Legacy, SessionV1:
 	default:
 		return fail(`Write "session" or "legacy".`, "protocol %q is unknown", c.Protocol)
+	}
+	if c.Protocol == Legacy && (c.BrokerKey != nil || c.Log != nil) {
+		return fail(`Use the protocol "session".`, "the legacy wire knows neither a pinned key nor a release log")
+	}
+	if c.BrokerKey != nil && len(c.BrokerKey) != sha256.Size {
+		return fail("", "the broker's key is pinned by %d bytes, want 32", len(c.BrokerKey))
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -145,6 +157,10 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 			return nil, &attest.Error{Step: step, Code: attest.CodeOf(err), Err: err}
 		}
 		shortened := pause/2 + rand.N(pause/2+1)
+		var busy *session.BusyError
+		if errors.As(err, &busy) {
+			shortened = max(shortened, busy.After/2+rand.N(busy.After+1))
+		}
 		c.config.Logger.WithError(err).Warnf("no broker has answered, next try in %s", shortened.Round(time.Millisecond))
 		if ended := wait(ctx, shortened); ended != nil {
 			return nil, &attest.Error{Step: step, Code: attest.CodeOf(err),
@@ -252,14 +268,20 @@ func (c *Client) try(ctx context.Context, server string, certificate *tls.Certif
 	}
 	config := session.ClientConfig{
 		Attester: c.config.Attester, Verifier: c.config.Verifier, Staple: c.config.Staple,
-		Policy: c.config.Policy, Now: c.config.Now,
+		Policy: c.config.Policy, BrokerKey: c.config.BrokerKey, Log: c.config.Log, Now: c.config.Now,
 	}
-	secrets, err := config.Fetch(ctx, link.rpc, link.state, certificate, names)
+	released, err := config.Fetch(ctx, link.rpc, link.state, certificate, names)
 	var ours *attest.Error
-	if err != nil && !errors.As(err, &ours) {
+	switch {
+	case err != nil && !errors.As(err, &ours):
 		return nil, link.explain(ctx, "asking for secrets", err)
+	case err != nil:
+		return nil, err
+	case released.Receipt != nil:
+		c.config.Logger.WithField("verified", c.config.Log != nil).
+			Infof("the broker's release log has this as entry %d", released.Receipt.Index)
 	}
-	return secrets, err
+	return released.Secrets, nil
 }
 
 // callEach gets one secret after the other on the legacy wire.

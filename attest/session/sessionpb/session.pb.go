@@ -293,8 +293,8 @@ func (x *BrokerEvidence) GetCollateral() *Collateral {
 
 type Evidence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`  // "sgx" or "tdx"
-	Raw           []byte                 `protobuf:"bytes,2,opt,name=raw,proto3" json:"raw,omitempty"`    // the quote
+	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`  // "sgx", "tdx", …; of a broker outside an enclave "none"
+	Raw           []byte                 `protobuf:"bytes,2,opt,name=raw,proto3" json:"raw,omitempty"`    // the quote; empty for "none"
 	Size          uint32                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"` // number of sessions that the quote covers
 	Index         uint32                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
 	Path          [][]byte               `protobuf:"bytes,5,rep,name=path,proto3" json:"path,omitempty"` // hashes of 32 bytes, from the leaf to the root
@@ -515,6 +515,7 @@ type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Secrets       []*Secret              `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"` // in the order of the request
 	Denial        *Denial                `protobuf:"bytes,2,opt,name=denial,proto3" json:"denial,omitempty"`   // instead of secrets
+	Receipt       *Receipt               `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"` // of the release or the denial; optional
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -563,6 +564,82 @@ func (x *Result) GetDenial() *Denial {
 	return nil
 }
 
+func (x *Result) GetReceipt() *Receipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+// Receipt places what was decided in the broker's release log.
+type Receipt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Entry         []byte                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`           // as it is hashed
+	Checkpoint    []byte                 `protobuf:"bytes,3,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // signed tree head
+	Proof         [][]byte               `protobuf:"bytes,4,rep,name=proof,proto3" json:"proof,omitempty"`           // hashes of 32 bytes, from the entry to the root
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Receipt) Reset() {
+	*x = Receipt{}
+	mi := &file_session_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Receipt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Receipt) ProtoMessage() {}
+
+func (x *Receipt) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
+func (*Receipt) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Receipt) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Receipt) GetEntry() []byte {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *Receipt) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *Receipt) GetProof() [][]byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 type Secret struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -573,7 +650,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +662,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +675,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{8}
+	return file_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Secret) GetName() string {
@@ -626,7 +703,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -638,7 +715,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -651,7 +728,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{9}
+	return file_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Denial) GetCode() string {
@@ -714,10 +791,18 @@ const file_session_proto_rawDesc = "" +
 	"\vroot_ca_crl\x18\a \x01(\fR\trootCaCrl\"X\n" +
 	"\aRequest\x127\n" +
 	"\bevidence\x18\x01 \x01(\v2\x1b.sesame.session.v1.EvidenceR\bevidence\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"p\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"\xa6\x01\n" +
 	"\x06Result\x123\n" +
 	"\asecrets\x18\x01 \x03(\v2\x19.sesame.session.v1.SecretR\asecrets\x121\n" +
-	"\x06denial\x18\x02 \x01(\v2\x19.sesame.session.v1.DenialR\x06denial\"2\n" +
+	"\x06denial\x18\x02 \x01(\v2\x19.sesame.session.v1.DenialR\x06denial\x124\n" +
+	"\areceipt\x18\x03 \x01(\v2\x1a.sesame.session.v1.ReceiptR\areceipt\"k\n" +
+	"\aReceipt\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\fR\x05entry\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x03 \x01(\fR\n" +
+	"checkpoint\x12\x14\n" +
+	"\x05proof\x18\x04 \x03(\fR\x05proof\"2\n" +
 	"\x06Secret\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\"H\n" +
@@ -740,7 +825,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_session_proto_goTypes = []any{
 	(*ClientMessage)(nil),  // 0: sesame.session.v1.ClientMessage
 	(*BrokerMessage)(nil),  // 1: sesame.session.v1.BrokerMessage
@@ -750,8 +835,9 @@ var file_session_proto_goTypes = []any{
 	(*Collateral)(nil),     // 5: sesame.session.v1.Collateral
 	(*Request)(nil),        // 6: sesame.session.v1.Request
 	(*Result)(nil),         // 7: sesame.session.v1.Result
-	(*Secret)(nil),         // 8: sesame.session.v1.Secret
-	(*Denial)(nil),         // 9: sesame.session.v1.Denial
+	(*Receipt)(nil),        // 8: sesame.session.v1.Receipt
+	(*Secret)(nil),         // 9: sesame.session.v1.Secret
+	(*Denial)(nil),         // 10: sesame.session.v1.Denial
 }
 var file_session_proto_depIdxs = []int32{
 	2,  // 0: sesame.session.v1.ClientMessage.hello:type_name -> sesame.session.v1.Hello
@@ -761,15 +847,16 @@ var file_session_proto_depIdxs = []int32{
 	4,  // 4: sesame.session.v1.BrokerEvidence.evidence:type_name -> sesame.session.v1.Evidence
 	5,  // 5: sesame.session.v1.BrokerEvidence.collateral:type_name -> sesame.session.v1.Collateral
 	4,  // 6: sesame.session.v1.Request.evidence:type_name -> sesame.session.v1.Evidence
-	8,  // 7: sesame.session.v1.Result.secrets:type_name -> sesame.session.v1.Secret
-	9,  // 8: sesame.session.v1.Result.denial:type_name -> sesame.session.v1.Denial
-	0,  // 9: sesame.session.v1.KeyBroker.Release:input_type -> sesame.session.v1.ClientMessage
-	1,  // 10: sesame.session.v1.KeyBroker.Release:output_type -> sesame.session.v1.BrokerMessage
-	10, // [10:11] is the sub-list for method output_type
-	9,  // [9:10] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	9,  // 7: sesame.session.v1.Result.secrets:type_name -> sesame.session.v1.Secret
+	10, // 8: sesame.session.v1.Result.denial:type_name -> sesame.session.v1.Denial
+	8,  // 9: sesame.session.v1.Result.receipt:type_name -> sesame.session.v1.Receipt
+	0,  // 10: sesame.session.v1.KeyBroker.Release:input_type -> sesame.session.v1.ClientMessage
+	1,  // 11: sesame.session.v1.KeyBroker.Release:output_type -> sesame.session.v1.BrokerMessage
+	11, // [11:12] is the sub-list for method output_type
+	10, // [10:11] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -791,7 +878,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
