@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
@@ -80,6 +81,19 @@ func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) 
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
 	}
+	settings := grpcratls.Config{
+		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
+		Attester: attester, Now: host.Now, Logger: log,
+	}
+	if c.GRPCRATLS.LogKey != "" {
+		if settings.Log, err = note.NewVerifier(c.GRPCRATLS.LogKey); err != nil {
+			return nil, attest.Errorf(attest.CodeConfig, "reading grpc_ratls.log_key", "", "%w", err)
+		}
+	}
+	if c.GRPCRATLS.BrokerKey != nil { // a broker without evidence needs no collateral
+		settings.BrokerKey = c.GRPCRATLS.BrokerKey
+		return grpcratls.New(settings)
+	}
 	var roots []*x509.Certificate
 	if c.Collateral.RootCA != "" {
 		if roots, err = readCertificates(c.Collateral.RootCA); err != nil {
@@ -97,12 +111,9 @@ func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) 
 			MinimumRootCRLNumber: c.Collateral.MinimumRootCRL, MinimumPCKCRLNumber: c.Collateral.MinimumPCKCRL,
 		})
 	}
-	return grpcratls.New(grpcratls.Config{
-		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
-		Attester: attester, Verifier: verifier(source), Policy: c.BrokerPolicy(),
-		Staple: func(collateral *dcap.Collateral) attest.Verifier { return verifier(pccs.Stapled(collateral)) },
-		Now:    host.Now, Logger: log,
-	})
+	settings.Verifier, settings.Policy = verifier(source), c.BrokerPolicy()
+	settings.Staple = func(collateral *dcap.Collateral) attest.Verifier { return verifier(pccs.Stapled(collateral)) }
+	return grpcratls.New(settings)
 }
 
 func collateralSource(c config.Collateral, roots []*x509.Certificate, now func() time.Time) (dcap.Source, error) {

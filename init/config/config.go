@@ -17,10 +17,13 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/policy"
@@ -82,7 +85,13 @@ type GRPCRATLS struct {
 	// ratls.GrSecret as Occlum's C++ server speaks it.
 	Protocol string `json:"protocol"`
 	// BrokerPolicy says what the broker must be.
-	BrokerPolicy policy.Policy `json:"broker_policy"`
+	BrokerPolicy policy.Policy `json:"broker_policy,omitzero"`
+	// BrokerKey pins, instead of BrokerPolicy, a broker outside an enclave, on the key owner's own premises: the
+	// SHA-256 of its public key (DER SubjectPublicKeyInfo), as it prints it at its start. Protocol "session" only.
+	BrokerKey policy.Hex `json:"broker_key,omitempty"`
+	// LogKey is the key of the broker's release log ("NAME+HASH+KEY"). With it, secrets without a receipt that holds
+	// are refused. Protocol "session" only.
+	LogKey string `json:"log_key,omitempty"`
 }
 
 // Root is the application's root file system.
@@ -323,12 +332,26 @@ func (c *Config) completeGRPCRATLS(bad func(key, text, write string)) {
 	} else if g.Protocol != "session" && g.Protocol != "legacy" {
 		bad("grpc_ratls.protocol", fmt.Sprintf("%q is not a protocol of this build", g.Protocol), `"session" or "legacy"`)
 	}
-	if !c.Legacy {
+	if g.Protocol == "legacy" && (g.BrokerKey != nil || g.LogKey != "") {
+		bad("grpc_ratls.protocol", `"legacy" knows neither broker_key nor log_key`, `"session"`)
+	}
+	if g.LogKey != "" {
+		if _, err := note.NewVerifier(g.LogKey); err != nil {
+			bad("grpc_ratls.log_key", err.Error(), "the line that the broker prints at its start")
+		}
+	}
+	switch none := reflect.ValueOf(g.BrokerPolicy).IsZero(); {
+	case c.Legacy:
+	case g.BrokerKey != nil && !none:
+		bad("grpc_ratls.broker_key", "stands beside broker_policy", "one of them: a broker in an enclave needs no pinned key")
+	case g.BrokerKey != nil && len(g.BrokerKey) != 32:
+		bad("grpc_ratls.broker_key", fmt.Sprintf("has %d bytes", len(g.BrokerKey)), "64 hexadecimal digits")
+	case g.BrokerKey == nil:
 		if err := g.BrokerPolicy.Validate(); err != nil {
 			bad("grpc_ratls.broker_policy", err.Error(), attest.HintOf(err))
 		}
 	}
-	if c.Collateral.PCCSURL == "" {
+	if c.Collateral.PCCSURL == "" && g.BrokerKey == nil {
 		bad("collateral.pccs_url", "is missing", "the address of a PCCS; the host may override it by PCCS_URL")
 	}
 }
@@ -438,6 +461,9 @@ func (c *Config) Remarks() []string {
 	var lines []string
 	if c.Legacy || (c.GRPCRATLS != nil && c.Backend == "grpc-ratls" && c.GRPCRATLS.Protocol == "legacy") {
 		lines = append(lines, "legacy wire: the broker's evidence is not fresh, only its collateral is")
+	}
+	if c.Backend == "grpc-ratls" && c.GRPCRATLS != nil && c.GRPCRATLS.BrokerKey != nil {
+		lines = append(lines, "the broker is known by its key alone: nothing proves what it runs")
 	}
 	if c.App == nil {
 		lines = append(lines, "no app block: the host chooses the application's arguments, and any program below the entry points")

@@ -83,6 +83,19 @@ func TestReadsBothShapesToTheSameMeaning(t *testing.T) {
 	}
 }
 
+const brokerPolicy = `"broker_policy": {"sgx": [{"mr_signer": "` + signer + `", "product_id": 100, "min_svn": 3}]}`
+
+func TestABrokerOutsideAnEnclaveIsPinnedByItsKeyAndTheLogSaysSo(t *testing.T) {
+	text := strings.Replace(ours, brokerPolicy, `"broker_key": "`+signer+`"`, 1)
+	c, err := config.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.GRPCRATLS.BrokerKey) != 32 || !strings.Contains(strings.Join(c.Remarks(), "\n"), "by its key alone") {
+		t.Errorf("%+v, %q", c.GRPCRATLS, c.Remarks())
+	}
+}
+
 func TestRefusesWithTheKeyAndWhatToWrite(t *testing.T) {
 	for name, c := range map[string]struct{ text, from, to, says string }{
 		"unknown key":          {ours, `"timeout"`, `"timeuot"`, "timeuot: is not a known key"},
@@ -91,6 +104,10 @@ func TestRefusesWithTheKeyAndWhatToWrite(t *testing.T) {
 		"key given twice":      {ours, `"timeout": "90s"`, `"timeout": "90s", "timeout": "1s"`, "timeout: is given twice"},
 		"no backend":           {ours, `"backend": "grpc-ratls",`, ``, "backend: is missing"},
 		"unknown backend":      {ours, `"backend": "grpc-ratls"`, `"backend": "vault"`, "backend"},
+		"key and policy":       {ours, brokerPolicy, brokerPolicy + `, "broker_key": "` + signer + `"`, "grpc_ratls.broker_key"},
+		"short broker key":     {ours, brokerPolicy, `"broker_key": "abcd"`, "grpc_ratls.broker_key: has 2 bytes"},
+		"key on legacy wire":   {ours, `"session",` + "\n  " + brokerPolicy, `"legacy", "broker_key": "` + signer + `"`, "grpc_ratls.protocol"},
+		"bad log key":          {ours, brokerPolicy, brokerPolicy + `, "log_key": "x"`, "grpc_ratls.log_key"},
 		"no servers":           {ours, `["init-ra-server-svc:5000"]`, `[]`, "grpc_ratls.servers"},
 		"unknown protocol":     {ours, `"session"`, `"v2"`, "grpc_ratls.protocol"},
 		"server without port":  {ours, `svc:5000`, `svc`, "no port"},
