@@ -175,6 +175,19 @@ const stepValidate = "checking policy"
 // Validate makes sure that the policy pins what it accepts and can mean what it says. The error's code is
 // [attest.CodeConfig], it names the field, and it joins all that is wrong.
 func (p *Policy) Validate() error {
+	faults := p.Faults()
+	if len(faults) == 0 {
+		return nil
+	}
+	return attest.Errorf(attest.CodeConfig, stepValidate, HintMinimum, "%s", strings.Join(faults, "; "))
+}
+
+// HintMinimum says what an entry must name.
+const HintMinimum = "An entry names at least mr_enclave, or mr_signer with product_id and min_svn; for TDX mr_td; for SNP " +
+	"measurement, guest_policy and min_tcb; for a TPM pcrs with ak, or with ek or ek_roots and wrap."
+
+// Faults are all that [Policy.Validate] finds wrong, each beginning with the field that it is about.
+func (p *Policy) Faults() []string {
 	var faults []string
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
 	if len(p.SGX)+len(p.TDX)+len(p.SNP)+len(p.TPM) == 0 {
@@ -193,13 +206,7 @@ func (p *Policy) Validate() error {
 		p.TPM[i].validate(func(format string, args ...any) { fault("tpm[%d]."+format, append([]any{i}, args...)...) })
 	}
 	p.TCB.validate(fault)
-	if len(faults) == 0 {
-		return nil
-	}
-	return attest.Errorf(attest.CodeConfig, stepValidate,
-		"An entry names at least mr_enclave, or mr_signer with product_id and min_svn; for TDX mr_td; for SNP measurement, "+
-			"guest_policy and min_tcb; for a TPM pcrs with ak, or with ek or ek_roots and wrap.",
-		"%s", strings.Join(faults, "; "))
+	return faults
 }
 
 type faultFunc func(format string, args ...any)

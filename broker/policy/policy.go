@@ -1,0 +1,286 @@
+// Package policy reads the key broker's policy: one YAML file that a person can review, which says what workloads are
+// and which secrets they may have. docs/broker.md is the manual of the file.
+//
+// Reading is strict and complete: unknown keys, keys given twice, keys without a value, anchors, values of another
+// type, and a workload that pins less than [appraisal.Policy.Validate] demands are reported all at once, each with its
+// line. A policy that was read does not change.
+//
+// The package decides and says why. It knows no network, no clock and no secret: evidence is verified, and secrets
+// are kept, elsewhere.
+package policy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/url"
+	"reflect"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	appraisal "github.com/sesame-init/sesame/attest/policy"
+)
+
+// MaxSize bounds a policy in bytes.
+const MaxSize = 1 << 20
+
+// Policy is one that was read and found sound.
+type Policy struct {
+	// Version is a number that rises with every change. It decides where a policy is signed.
+	Version   uint64               `yaml:"version"`
+	Trust     Trust                `yaml:"trust"`
+	TCB       appraisal.TCB        `yaml:"tcb"` // of the versions of workloads that have none of their own
+	Workloads map[string]*Workload `yaml:"workloads"`
+	Secrets   map[string]*Secret   `yaml:"secrets"`
+	// Broker holds the settings of the broker itself. They are read at its start; a reload cannot change them.
+	Broker Settings `yaml:"broker"`
+
+	text  []byte
+	order []string // names of workloads, sorted
+	all   bool     // every workload may have every secret, as Occlum's two files say
+}
+
+// Trust says below which roots, and by which collateral, evidence is genuine.
+type Trust struct {
+	// Roots are certificates in PEM to trust instead of Intel's. They are logged at every start.
+	Roots      []string   `yaml:"roots"`
+	Collateral Collateral `yaml:"collateral"`
+	// The least numbers that are believed, whatever the clock says.
+	MinimumEvaluation uint32 `yaml:"minimum_evaluation"`
+	MinimumRootCRL    uint64 `yaml:"minimum_root_crl"`
+	MinimumPCKCRL     uint64 `yaml:"minimum_pck_crl"`
+}
+
+// Collateral says where collateral for SGX and TDX comes from: one of URL and Directory.
+type Collateral struct {
+	URL       string `yaml:"url"` // of a PCCS
+	AllowHTTP bool   `yaml:"allow_http"`
+	CA        string `yaml:"ca"`        // certificate in PEM of a PCCS with a private authority
+	Directory string `yaml:"directory"` // with collateral of one platform
+}
+
+// The wires that a workload may use.
+const (
+	WireSession = "session" // only the session protocol; the default
+	WireLegacy  = "legacy"  // GRPC-RATLS, too
+)
+
+// Workload is a kind of peer.
+type Workload struct {
+	Wire string `yaml:"wire"`
+	// Versions are what it may be: any of them. A roll-out has two for a while.
+	Versions []Version `yaml:"versions"`
+
+	name string
+}
+
+// Name is its key in the policy.
+func (w *Workload) Name() string { return w.name }
+
+// Version is one way to be a workload: evidence that an appraisal policy accepts, in a span of time. Its entries are
+// those of package [appraisal], one of which must match.
+type Version struct {
+	Name             string `yaml:"name"` // for people and logs
+	From             Time   `yaml:"from"` // accepted from this moment on
+	Until            Time   `yaml:"until"`
+	appraisal.Policy `yaml:",inline"`
+
+	appraiser appraiser // instead of Policy: Occlum's file
+}
+
+// Secret says who may have a secret.
+type Secret struct {
+	Workloads []string `yaml:"workloads"`
+	Releases  uint64   `yaml:"releases"` // most releases, ever; 0 is no limit
+	From      Time     `yaml:"from"`
+	Until     Time     `yaml:"until"`
+}
+
+// Time is a moment, written as RFC 3339 has it: 2026-12-31T23:59:59Z. The zero value means: none is named.
+type Time struct{ time.Time }
+
+// UnmarshalYAML takes the text as it stands.
+func (t *Time) UnmarshalYAML(text []byte) error {
+	s := string(bytes.Trim(text, " \"'\n"))
+	parsed, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return fmt.Errorf("%q is not a moment like 2026-12-31T23:59:59Z", s)
+	}
+	t.Time = parsed.UTC()
+	return nil
+}
+
+var (
+	nameForm   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	secretForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+)
+
+// Parse reads a policy. The error has code [attest.CodeConfig] and wraps [Faults].
+func Parse(text []byte) (*Policy, error) {
+	fail := func(f Faults) (*Policy, error) {
+		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading policy", Err: f, Hint: appraisal.HintMinimum}
+	}
+	if len(text) > MaxSize {
+		return fail(Faults{{Text: fmt.Sprintf("has %d bytes, more than %d", len(text), MaxSize)}})
+	}
+	p := &Policy{}
+	d := &document{}
+	d.decode(text, p)
+	if len(d.faults) == 0 {
+		p.complete(d.fault)
+	}
+	if len(d.faults) > 0 {
+		return fail(d.faults)
+	}
+	p.text = bytes.Clone(text)
+	return p, nil
+}
+
+// Text is what the policy was read from; nil for Occlum's files.
+func (p *Policy) Text() []byte { return bytes.Clone(p.text) }
+
+// Digest is the SHA-256 of the text.
+func (p *Policy) Digest() [32]byte { return sha256.Sum256(p.text) }
+
+// complete fills in defaults and reports what is missing or contradicts itself.
+func (p *Policy) complete(fault func(key, format string, args ...any)) {
+	if p.Version == 0 {
+		fault("version", "is missing: a whole number from 1 that rises with every change")
+	}
+	p.Trust.check(fault)
+	if len(p.Workloads) == 0 {
+		fault("workloads", "is missing: nobody could have a secret")
+	}
+	p.order = sortedKeys(p.Workloads)
+	for _, name := range p.order {
+		if w := p.Workloads[name]; w != nil {
+			w.complete(name, p.TCB, fault)
+		} else {
+			fault("workloads."+name, "has no value")
+		}
+	}
+	folded := map[string]string{}
+	for _, name := range sortedKeys(p.Secrets) {
+		key := "secrets." + name
+		if !secretForm.MatchString(name) {
+			fault(key, "is no name of a secret: up to 128 letters, digits, dots, dashes, underscores")
+		}
+		if other := folded[strings.ToLower(name)]; other != "" {
+			fault(key, "differs from %s in case alone, which the legacy wire does not tell apart", other)
+		}
+		folded[strings.ToLower(name)] = name
+		if s := p.Secrets[name]; s != nil {
+			s.check(key, p.Workloads, fault)
+		} else {
+			fault(key, "has no value")
+		}
+	}
+	p.Broker.complete(fault)
+}
+
+func (w *Workload) complete(name string, tcb appraisal.TCB, fault func(key, format string, args ...any)) {
+	key := "workloads." + name
+	w.name = name
+	if !nameForm.MatchString(name) {
+		fault(key, "is no name of a workload: up to 64 letters, digits, dots, dashes, underscores")
+	}
+	switch w.Wire {
+	case "":
+		w.Wire = WireSession
+	case WireSession, WireLegacy:
+	default:
+		fault(key+".wire", `is %q, want "session" or "legacy"`, w.Wire)
+	}
+	if len(w.Versions) == 0 {
+		fault(key+".versions", "is missing: what the workload must be")
+	}
+	for i := range w.Versions {
+		v := &w.Versions[i]
+		at := fmt.Sprintf("%s.versions[%d]", key, i)
+		if reflect.ValueOf(v.TCB).IsZero() {
+			v.TCB = tcb
+		}
+		for _, text := range v.Faults() {
+			field, rest, _ := strings.Cut(text, " ")
+			if strings.ContainsAny(field, ".[") {
+				fault(at+"."+strings.TrimSuffix(field, ":"), "%s", rest)
+			} else {
+				fault(at, "%s", text)
+			}
+		}
+		checkSpan(at, v.From, v.Until, fault)
+	}
+}
+
+func checkSpan(key string, from, until Time, fault func(key, format string, args ...any)) {
+	if !from.IsZero() && !until.IsZero() && !from.Before(until.Time) {
+		fault(key+".until", "is not after from")
+	}
+}
+
+func (s *Secret) check(key string, workloads map[string]*Workload, fault func(key, format string, args ...any)) {
+	if len(s.Workloads) == 0 {
+		fault(key+".workloads", "is missing: the names of the workloads that may have it")
+	}
+	for i, name := range s.Workloads {
+		if workloads[name] == nil {
+			fault(fmt.Sprintf("%s.workloads[%d]", key, i), "%q is not a workload of this policy", name)
+		}
+	}
+	checkSpan(key, s.From, s.Until, fault)
+}
+
+func (t *Trust) check(fault func(key, format string, args ...any)) {
+	for i, text := range t.Roots {
+		if _, err := certificate(text); err != nil {
+			fault(fmt.Sprintf("trust.roots[%d]", i), "%v", err)
+		}
+	}
+	c := &t.Collateral
+	if c.CA != "" {
+		if _, err := certificate(c.CA); err != nil {
+			fault("trust.collateral.ca", "%v", err)
+		}
+	}
+	switch u, err := url.Parse(c.URL); {
+	case c.URL == "" && c.Directory == "":
+		fault("trust.collateral", "is missing: the url of a PCCS, or a directory with collateral")
+	case c.URL != "" && c.Directory != "":
+		fault("trust.collateral", "has both url and directory")
+	case c.URL == "":
+	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
+		fault("trust.collateral.url", "is not an address like https://pccs:8081/sgx/certification/v4/")
+	case u.Scheme == "http" && !c.AllowHTTP:
+		fault("trust.collateral.url", "is without TLS: whoever is on the way can withhold collateral. Write allow_http: true if that is meant")
+	}
+}
+
+// RootCertificates are those of Roots.
+func (t *Trust) RootCertificates() ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for _, text := range t.Roots {
+		c, err := certificate(text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// certificate reads exactly one in PEM.
+func certificate(text string) (*x509.Certificate, error) {
+	block, rest := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) != 0 {
+		return nil, fmt.Errorf("is not exactly one certificate in PEM")
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("is not a certificate: %w", err)
+	}
+	return c, nil
+}

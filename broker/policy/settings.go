@@ -1,0 +1,109 @@
+package policy
+
+import (
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	appraisal "github.com/sesame-init/sesame/attest/policy"
+)
+
+// Settings are of the broker itself.
+type Settings struct {
+	Limits Limits `yaml:"limits"`
+	Quotes Quotes `yaml:"quotes"`
+	// PolicyKey signs later policies ("NAME+HASH+KEY", as sesame policy keygen prints it). In an enclave it stands in
+	// the measured policy, and pins who may change it.
+	PolicyKey string `yaml:"policy_key"`
+}
+
+// Limits bound what peers can make the broker do.
+type Limits struct {
+	Connections int                `yaml:"connections"` // at once, those in the handshake included; further ones wait
+	PerPeer     int                `yaml:"per_peer"`    // connections of one address at once; further ones are closed
+	Rate        int                `yaml:"rate"`        // new connections per second of one address
+	Burst       int                `yaml:"burst"`       // that may come at once
+	Sessions    int                `yaml:"sessions"`    // at once; further ones are told to come later
+	Handshakes  int                `yaml:"handshakes"`  // at once; further ones wait
+	Handshake   appraisal.Duration `yaml:"handshake"`   // TLS handshake with verification
+	Session     appraisal.Duration `yaml:"session"`     // from its greeting to its secrets
+	Idle        appraisal.Duration `yaml:"idle"`        // without a call in flight
+	Drain       appraisal.Duration `yaml:"drain"`       // for calls in flight when the broker stops
+}
+
+// Quotes say how sessions share a quote of the broker.
+type Quotes struct {
+	Window *appraisal.Duration `yaml:"window"` // to wait for more sessions before quoting
+	Size   int                 `yaml:"size"`   // most sessions of one quote, up to 1024
+}
+
+// DefaultLimits are those of a policy that names none.
+func DefaultLimits() Limits {
+	return Limits{
+		Connections: 1024, PerPeer: 512, Rate: 200, Burst: 1000, Sessions: 256, Handshakes: 64,
+		Handshake: appraisal.Duration(20 * time.Second), // after which C++ peers give up
+		Session:   appraisal.Duration(30 * time.Second),
+		Idle:      appraisal.Duration(2 * time.Minute),
+		Drain:     appraisal.Duration(10 * time.Second),
+	}
+}
+
+// DefaultSettings are those of Occlum's two files.
+func DefaultSettings() Settings {
+	var s Settings
+	s.complete(func(string, string, ...any) {})
+	return s
+}
+
+const maxSessionsOfAQuote = 1024
+
+func (s *Settings) complete(fault func(key, format string, args ...any)) {
+	l, d := &s.Limits, DefaultLimits()
+	number := func(name string, n *int, otherwise int) {
+		if *n == 0 {
+			*n = otherwise
+		}
+		if *n < 0 || *n > 1<<20 {
+			fault("broker.limits."+name, "is not between 1 and %d", 1<<20)
+		}
+	}
+	number("connections", &l.Connections, d.Connections)
+	number("per_peer", &l.PerPeer, min(d.PerPeer, l.Connections))
+	number("sessions", &l.Sessions, d.Sessions)
+	number("handshakes", &l.Handshakes, d.Handshakes)
+	number("rate", &l.Rate, d.Rate)
+	number("burst", &l.Burst, max(l.Rate, min(d.Burst, 5*l.Rate)))
+	for _, span := range []struct {
+		name      string
+		value     *appraisal.Duration
+		otherwise appraisal.Duration
+	}{
+		{"handshake", &l.Handshake, d.Handshake}, {"session", &l.Session, d.Session}, {"idle", &l.Idle, d.Idle},
+		{"drain", &l.Drain, d.Drain},
+	} {
+		if *span.value == 0 {
+			*span.value = span.otherwise
+		}
+		if *span.value > appraisal.Duration(time.Hour) {
+			fault("broker.limits."+span.name, "is more than an hour")
+		}
+	}
+	if s.Quotes.Window == nil {
+		window := appraisal.Duration(2 * time.Millisecond)
+		s.Quotes.Window = &window
+	}
+	if *s.Quotes.Window > appraisal.Duration(time.Second) {
+		fault("broker.quotes.window", "is more than a second")
+	}
+	if s.Quotes.Size == 0 {
+		s.Quotes.Size = maxSessionsOfAQuote
+	}
+	if s.Quotes.Size < 0 || s.Quotes.Size > maxSessionsOfAQuote {
+		fault("broker.quotes.size", "is not between 1 and %d", maxSessionsOfAQuote)
+	}
+	if s.PolicyKey != "" {
+		if _, err := note.NewVerifier(s.PolicyKey); err != nil {
+			fault("broker.policy_key", "%v: want NAME+HASH+KEY", err)
+		}
+	}
+}
