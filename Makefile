@@ -72,6 +72,7 @@ deps:
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	test -e $(INTERPRETER) && command -v musl-gcc >/dev/null || missing="$$missing musl-tools"; \
 	command -v fusermount3 >/dev/null || missing="$$missing fuse3"; \
+	command -v swtpm >/dev/null && command -v swtpm_setup >/dev/null || missing="$$missing swtpm swtpm-tools"; \
 	test -z "$$missing" && exit 0; \
 	echo "installing Debian packages:$$missing"; \
 	sudo=; test $$(id -u) = 0 || sudo=sudo; \

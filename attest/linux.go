@@ -43,7 +43,7 @@ type SNPTCB struct{ Bootloader, TEE, SNP, Microcode uint8 }
 // attestation key (AK). That the AK lives in the TPM of a certain endorsement key (EK) the evidence alone does not
 // prove: who pins the EK only has to wrap what he releases to EKPublic.
 type TPMClaims struct {
-	AK [32]byte // SHA-256 of the AK's DER SubjectPublicKeyInfo
+	AK [32]byte // SHA-256 of the AK's TPMT_PUBLIC, attributes included: its TPM name without the algorithm
 	EK [32]byte // SHA-256 of the EK's DER SubjectPublicKeyInfo; zero where the evidence names none
 	// EKRoot is the SHA-256 of the self-signed certificate at which the chain of the EK's certificate ends, zero
 	// where there is no complete chain. Whether the root is a vendor's is for a policy to say.

@@ -14,9 +14,10 @@ import (
 // TPM describes a machine with a TPM 2.0. All fields that are set must match. "sesame tpm enroll" prints an entry.
 type TPM struct {
 	Name string `json:"name,omitempty" yaml:"name,omitempty"` // for people and logs only
-	// AK is the SHA-256 of the attestation key's DER SubjectPublicKeyInfo: this key of this machine.
+	// AK is the SHA-256 of the attestation key's TPMT_PUBLIC (its TPM name without the algorithm): this key of this
+	// machine.
 	AK Hex `json:"ak,omitempty" yaml:"ak,omitempty"`
-	// EK is the same of the endorsement key.
+	// EK is the SHA-256 of the endorsement key's DER SubjectPublicKeyInfo.
 	EK Hex `json:"ek,omitempty" yaml:"ek,omitempty"`
 	// EKRoots are SHA-256 fingerprints of root certificates, to one of which the EK's certificate must chain: any
 	// machine whose TPM a vendor vouches for.

@@ -1,0 +1,232 @@
+package tpm
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/google/go-tpm-tools/client"
+	tpmpb "github.com/google/go-tpm-tools/proto/tpm"
+	"github.com/google/go-tpm/legacy/tpm2"
+	"github.com/google/go-tpm/tpmutil"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// LogPath is where Linux shows the firmware's log of measurements.
+const LogPath = "/sys/kernel/security/tpm0/binary_bios_measurements"
+
+// DefaultDevice is the TPM behind the kernel's resource manager.
+const DefaultDevice = "/dev/tpmrm0"
+
+// Options of a [Device]. The zero value quotes all registers with the kept AK.
+type Options struct {
+	// Path is a device, or the unix socket of a software TPM. Default [DefaultDevice].
+	Path string
+	// PCRs are the registers to quote. Default all 24.
+	PCRs []int
+	// EphemeralAK makes a new AK for every quote.
+	EphemeralAK bool
+	// EK puts the RSA endorsement key and its certificate, where the TPM has one, into the evidence, so that what is
+	// released can be wrapped to it.
+	EK bool
+	// Chain are certificates above the EK's, which a TPM rarely holds itself: intermediates, then the root.
+	Chain []*x509.Certificate
+	// Log is a file with the firmware's log; "" sends none.
+	Log string
+}
+
+// Device is a TPM. It is an [attest.Attester], is safe for concurrent use and writes nothing to the TPM.
+type Device struct {
+	options Options
+
+	mu sync.Mutex
+	rw io.ReadWriteCloser
+}
+
+const stepQuote = "making TPM evidence"
+
+// Open opens a TPM. The error's code is [attest.CodeAttester].
+func Open(o Options) (*Device, error) {
+	if o.Path == "" {
+		o.Path = DefaultDevice
+	}
+	for _, i := range o.PCRs {
+		if i < 0 || i > 23 {
+			return nil, attest.Errorf(attest.CodeAttester, "opening TPM", "", "there is no register %d", i)
+		}
+	}
+	if len(o.PCRs) == 0 {
+		for i := range 24 {
+			o.PCRs = append(o.PCRs, i)
+		}
+	}
+	rw, err := tpm2.OpenTPM(o.Path)
+	if err != nil {
+		hint := "Check that the path is a TPM 2.0, and that this process may open it."
+		if errors.Is(err, fs.ErrNotExist) {
+			hint = "Give the machine a TPM, or name the right path; a container needs --device " + DefaultDevice + "."
+		}
+		return nil, attest.Errorf(attest.CodeAttester, "opening TPM", hint, "%s: %w", o.Path, err)
+	}
+	return &Device{options: o, rw: rw}, nil
+}
+
+// Close gives the TPM back.
+func (d *Device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if emulator, ok := d.rw.(*tpmutil.EmulatorReadWriteCloser); ok {
+		_ = emulator.Close() // has a connection only during a command, and complains that it has none
+		return nil
+	}
+	return d.rw.Close()
+}
+
+// Type implements [attest.Attester].
+func (*Device) Type() attest.EvidenceType { return attest.TPM }
+
+// Evidence implements [attest.Attester].
+func (d *Device) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
+	fail := func(hint string, err error) (attest.Evidence, error) {
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, stepQuote, hint, "%w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return fail("", err)
+	}
+	e := &evidence{Version: 1, ReportData: data[:]}
+	if d.options.EK {
+		if err := d.addEK(e); err != nil {
+			return fail("", err)
+		}
+	}
+	if err := d.quote(e); err != nil {
+		return fail("", err)
+	}
+	if d.options.Log != "" {
+		log, err := readLog(d.options.Log)
+		if err != nil {
+			return fail("Leave the log out if the policy does not ask for Secure Boot.", err)
+		}
+		e.Log = compress(log)
+	}
+	raw, err := e.marshal()
+	if err != nil {
+		return fail("Leave the firmware log out, or quote fewer registers.", err)
+	}
+	return attest.Evidence{Type: attest.TPM, Raw: raw}, nil
+}
+
+func readLog(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	log, err := io.ReadAll(io.LimitReader(f, MaxLog+1))
+	if err == nil && len(log) > MaxLog {
+		err = fmt.Errorf("%s has more than %d bytes", path, MaxLog)
+	}
+	return log, err
+}
+
+// quote fills in the AK's part.
+func (d *Device) quote(e *evidence) error {
+	template := client.AKTemplateECC()
+	// The key has no password that could be guessed. Without this a machine that loses power too often locks itself out.
+	template.Attributes |= tpm2.FlagNoDA
+	if d.options.EphemeralAK {
+		unique := make([]byte, 32)
+		if _, err := io.ReadFull(rand.Reader, unique); err != nil {
+			return err
+		}
+		template.ECCParameters.Point.XRaw = unique
+	}
+	ak, err := client.NewKey(d.rw, tpm2.HandleOwner, template)
+	if err != nil {
+		return fmt.Errorf("loading the attestation key: %w", err)
+	}
+	defer ak.Close()
+	if e.AK, err = ak.PublicArea().Encode(); err != nil {
+		return err
+	}
+	quoted, err := d.quoteRetrying(ak, extraData(e.ReportData, e.EK))
+	if err != nil {
+		return err
+	}
+	e.Quote, e.Signature, e.PCRs = quoted.GetQuote(), quoted.GetRawSig(), map[int][]byte{}
+	for i, value := range quoted.GetPcrs().GetPcrs() {
+		e.PCRs[int(i)] = value
+	}
+	return nil
+}
+
+// quoteRetrying quotes again where a register was extended between the quote and its reading, as the kernel's
+// measurements of files do.
+func (d *Device) quoteRetrying(ak *client.Key, extra []byte) (*tpmpb.Quote, error) {
+	selection := tpm2.PCRSelection{Hash: tpm2.AlgSHA256, PCRs: slices.Clone(d.options.PCRs)}
+	const tries = 5
+	for i := 1; ; i++ {
+		quoted, err := ak.Quote(selection, extra)
+		if err == nil || i == tries {
+			return quoted, err
+		}
+	}
+}
+
+// addEK fills in the endorsement key's part.
+func (d *Device) addEK(e *evidence) error {
+	ek, err := d.endorsementKey()
+	if err != nil {
+		return err
+	}
+	defer ek.Close()
+	if e.EK, err = x509.MarshalPKIXPublicKey(ek.PublicKey()); err != nil {
+		return err
+	}
+	// Without permission to read it, or without a certificate, the key stands alone.
+	if certificate, err := tpm2.NVReadEx(d.rw, tpmutil.Handle(client.EKCertNVIndexRSA), tpm2.HandleOwner, "", 0); err == nil {
+		e.Chain = append(e.Chain, certificateOnly(certificate))
+		for _, c := range d.options.Chain {
+			e.Chain = append(e.Chain, c.Raw)
+		}
+	}
+	return nil
+}
+
+// certificateOnly cuts off the padding that some vendors store behind the certificate.
+func certificateOnly(der []byte) []byte {
+	if len(der) > 4 && der[0] == 0x30 && der[1] == 0x82 {
+		if n := 4 + int(der[2])<<8 + int(der[3]); n <= len(der) {
+			return der[:n]
+		}
+	}
+	return der
+}
+
+// endorsementKey loads the RSA 2048 EK of TCG's default template. Where the machine's owner keeps it at the reserved
+// handle, it need not be made again.
+func (d *Device) endorsementKey() (*client.Key, error) {
+	public, _, _, err := tpm2.ReadPublic(d.rw, client.EKReservedHandle)
+	if err == nil && public.MatchesTemplate(client.DefaultEKTemplateRSA()) {
+		session, err := client.NewEKSession(d.rw)
+		if err != nil {
+			return nil, fmt.Errorf("loading the endorsement key: %w", err)
+		}
+		return client.LoadCachedKey(d.rw, client.EKReservedHandle, session)
+	}
+	ek, err := client.NewKey(d.rw, tpm2.HandleEndorsement, client.DefaultEKTemplateRSA())
+	if err != nil {
+		return nil, fmt.Errorf("making the endorsement key: %w", err)
+	}
+	return ek, nil
+}

@@ -1,0 +1,217 @@
+package tpm_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/legacy/tpm2"
+	"github.com/google/go-tpm/tpmutil"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/tpm"
+	"github.com/sesame-init/sesame/attest/tpm/swtpm"
+	"github.com/sesame-init/sesame/internal/testenv"
+)
+
+var made struct {
+	once     sync.Once
+	dir      string
+	machines [2]*swtpm.Machine
+	err      error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if made.dir != "" {
+		_ = os.RemoveAll(made.dir)
+	}
+	os.Exit(code)
+}
+
+// machine powers on the n-th machine of this run of tests until the test ends.
+func machine(t testing.TB, n int) (socket string, certificates []*x509.Certificate) {
+	t.Helper()
+	socket, stop := powerOn(t, n)
+	t.Cleanup(stop)
+	certificates, err := made.machines[n].Certificates()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return socket, certificates
+}
+
+func powerOn(t testing.TB, n int) (socket string, off func()) {
+	t.Helper()
+	testenv.Program(t, "swtpm", swtpm.Program, "swtpm swtpm-tools")
+	made.once.Do(func() {
+		if made.dir, made.err = os.MkdirTemp("", "swtpm"); made.err != nil {
+			return
+		}
+		for i := range made.machines {
+			made.machines[i], made.err = swtpm.New(context.Background(), filepath.Join(made.dir, string(rune('a'+i))))
+			if made.err != nil {
+				return
+			}
+		}
+	})
+	if made.err != nil {
+		t.Fatal(made.err)
+	}
+	running, err := made.machines[n].Start(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return running.Socket, func() { _ = running.Stop() }
+}
+
+func open(t testing.TB, o tpm.Options) *tpm.Device {
+	t.Helper()
+	d, err := tpm.Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// extend measures a digest into a register.
+func extend(t testing.TB, socket string, register int, digest []byte) {
+	t.Helper()
+	rw, err := tpm2.OpenTPM(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tpm2.PCRExtend(rw, tpmutil.Handle(register), tpm2.AlgSHA256, digest, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func claims(t testing.TB, d *tpm.Device, v *tpm.Verifier, data attest.ReportData) attest.Claims {
+	t.Helper()
+	e, err := d.Evidence(t.Context(), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := v.Verify(t.Context(), e, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+var verifier = &tpm.Verifier{}
+
+func TestEvidenceBindsReportDataRegistersAndKey(t *testing.T) {
+	socket, certificates := machine(t, 0)
+	d := open(t, tpm.Options{Path: socket, EK: true, Chain: certificates})
+	data := attest.ReportData{1, 2, 63: 3}
+	first := claims(t, d, verifier, data)
+	if first.Type != attest.TPM || first.ReportData != data || len(first.TPM.PCRs) != 24 {
+		t.Fatalf("claims are %+v", first)
+	}
+	root := sha256.Sum256(certificates[1].Raw)
+	if first.TPM.EKRoot != root || len(first.TPM.EKPublic) == 0 || first.TPM.EventLog {
+		t.Errorf("endorsement is %x, want the root %x", first.TPM.EKRoot, root)
+	}
+	digest := sha256.Sum256([]byte("kernel"))
+	extend(t, socket, 9, digest[:])
+	second := claims(t, d, verifier, attest.ReportData{9})
+	if want := sha256.Sum256(append(make([]byte, 32), digest[:]...)); second.TPM.PCRs[9] != want {
+		t.Errorf("register 9 is %x, want %x", second.TPM.PCRs[9], want)
+	}
+	if second.TPM.AK != first.TPM.AK {
+		t.Error("the kept key has changed")
+	}
+	wanted := policy.Policy{TPM: []policy.TPM{{AK: first.TPM.AK[:], PCRs: policy.PCRs{9: append([]byte(nil), make([]byte, 32)...)}}}}
+	if err := wanted.Appraise(first, time.Now()).Err(); err != nil {
+		t.Error(err)
+	}
+	if wanted.Appraise(second, time.Now()).Accepted {
+		t.Error("another kernel is accepted")
+	}
+}
+
+func TestKeptKeySurvivesRebootsAndAnotherMachineHasAnother(t *testing.T) {
+	socket, stop := powerOn(t, 0)
+	before := claims(t, open(t, tpm.Options{Path: socket}), verifier, attest.ReportData{})
+	extend(t, socket, 9, make([]byte, 32))
+	stop()
+	socket, _ = machine(t, 0)
+	after := claims(t, open(t, tpm.Options{Path: socket}), verifier, attest.ReportData{})
+	if after.TPM.PCRs[9] != [32]byte{} {
+		t.Error("this was no reboot")
+	}
+	other, _ := machine(t, 1)
+	elsewhere := claims(t, open(t, tpm.Options{Path: other}), verifier, attest.ReportData{})
+	if before.TPM.AK != after.TPM.AK || before.TPM.AK == elsewhere.TPM.AK {
+		t.Errorf("keys are %x, %x and %x", before.TPM.AK, after.TPM.AK, elsewhere.TPM.AK)
+	}
+}
+
+func TestEphemeralKeyIsNewEveryTime(t *testing.T) {
+	socket, _ := machine(t, 0)
+	d := open(t, tpm.Options{Path: socket, EphemeralAK: true, PCRs: []int{0, 7}})
+	one, two := claims(t, d, verifier, attest.ReportData{}), claims(t, d, verifier, attest.ReportData{})
+	if one.TPM.AK == two.TPM.AK || len(one.TPM.PCRs) != 2 {
+		t.Errorf("keys are %x and %x, with %d registers", one.TPM.AK, two.TPM.AK, len(one.TPM.PCRs))
+	}
+}
+
+func TestWrappedSecretOpensOnThatMachineInThatStateOnly(t *testing.T) {
+	socket, certificates := machine(t, 0)
+	d := open(t, tpm.Options{Path: socket, EK: true, Chain: certificates})
+	c := claims(t, d, verifier, attest.ReportData{})
+	const canary = "canary-2f81, longer than a TPM seals: 0123456789012345678901234567890123456789012345678901234567890123456789" +
+		"0123456789012345678901234567890123456789"
+	blob, err := tpm.Wrap(c.TPM, []int{0, 11}, attest.NewSecret([]byte(canary)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		got, err := d.Unwrap(t.Context(), blob)
+		if err != nil || string(got.Expose()) != canary {
+			t.Fatalf("secret of %d bytes, error %v", got.Len(), err)
+		}
+	}
+	changed := append([]byte(nil), blob...)
+	changed[len(changed)-1] ^= 1
+	if _, err := d.Unwrap(t.Context(), changed); attest.CodeOf(err) != attest.CodeSecret {
+		t.Errorf("a changed blob: %v", err)
+	}
+	otherSocket, _ := machine(t, 1)
+	other := open(t, tpm.Options{Path: otherSocket})
+	if _, err := other.Unwrap(t.Context(), blob); attest.CodeOf(err) != attest.CodeSecret || attest.HintOf(err) == "" {
+		t.Errorf("another machine: %v", err)
+	}
+	extend(t, socket, 11, make([]byte, 32))
+	if _, err := d.Unwrap(t.Context(), blob); attest.CodeOf(err) != attest.CodeSecret {
+		t.Errorf("another state: %v", err)
+	}
+	if _, err := tpm.Wrap(c.TPM, nil, attest.NewSecret([]byte(canary))); attest.CodeOf(err) != attest.CodeSecret {
+		t.Errorf("wrapping to no registers: %v", err)
+	}
+	if _, err := tpm.Wrap(&attest.TPMClaims{}, []int{0}, attest.NewSecret([]byte(canary))); attest.CodeOf(err) != attest.CodeSecret {
+		t.Errorf("wrapping to no key: %v", err)
+	}
+}
+
+func TestNoTPMIsAnErrorWithWhatToDo(t *testing.T) {
+	_, err := tpm.Open(tpm.Options{Path: filepath.Join(t.TempDir(), "tpmrm0")})
+	if attest.CodeOf(err) != attest.CodeAttester || attest.HintOf(err) == "" {
+		t.Errorf("error is %v", err)
+	}
+	if _, err := tpm.Open(tpm.Options{PCRs: []int{24}}); attest.CodeOf(err) != attest.CodeAttester {
+		t.Errorf("register 24: %v", err)
+	}
+}
