@@ -1,10 +1,11 @@
-// Package client asks TensorFlow Serving for predictions, over TLS with a pinned server certificate, and measures
-// how long they take.
+// Package client asks TensorFlow Serving for predictions and measures how long they take. Before a byte of an image
+// is sent the server is verified: by a pinned certificate ([Pinned]), or by the evidence in a certificate whose key was
+// made inside the attested workload ([Attested]).
 //
-// A [Client] is one connection. It is made lazily and again when it breaks, and is safe for concurrent use. What is
-// sent is a float32 tensor of one image, 1×224×224×3, as the ResNet demo's models want it; [ReadImage] makes it from a
-// JPEG or PNG file. Answers are not interpreted: a model's outputs are as trustworthy as the certificate's
-// private key, no more.
+// A [Client] spreads its requests over one connection or several. They are made lazily and again when they break, and
+// it is safe for concurrent use. What is sent is a float32 tensor of one image, 1×224×224×3, as the ResNet demo's
+// models want it; [ReadImage] makes it from a JPEG or PNG file. Answers are not interpreted: a model's outputs are as
+// trustworthy as the certificate's private key, no more.
 //
 // Every call ends with its context. Errors are of type [attest.Error]: [attest.CodeUnreachable] where another try
 // may help, [attest.CodeEvidence] where the server showed another certificate, [attest.CodeDenied] where the
@@ -19,6 +20,7 @@ import (
 	"math"
 	"net"
 	"strings"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -42,26 +44,42 @@ func ResNet(name string) Model {
 	return Model{Name: name, Signature: "serving_default", Input: "input_1", Output: "activation_49"}
 }
 
-// Client is a connection to a server.
+// Client is one connection to a server or several.
 type Client struct {
-	server string
-	conn   *grpc.ClientConn
+	server   string
+	conn     *grpc.ClientConn
+	creds    credentials.TransportCredentials
+	attempts atomic.Int64
+	calls    atomic.Int64
 }
 
-// Dial prepares a connection to server, HOST:PORT; nothing is sent yet. [Pinned] makes credentials.
-func Dial(server string, creds credentials.TransportCredentials) (*Client, error) {
+// Dial prepares to connect to server, HOST:PORT; nothing is sent yet. [Pinned] and [Attested] make credentials.
+func Dial(server string, creds credentials.TransportCredentials, o Options) (*Client, error) {
 	if _, _, err := net.SplitHostPort(server); err != nil {
 		return nil, attest.Errorf(attest.CodeUsage, "connecting", "Give the server as HOST:PORT.", "%w", err)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+server,
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	c := &Client{server: server, creds: creds}
+	conn, err := grpc.NewClient(scheme+":///"+server,
+		grpc.WithResolvers(spread{server, o.connections()}),
+		grpc.WithContextDialer(dialSpread),
+		grpc.WithDefaultServiceConfig(o.serviceConfig()),
 		grpc.WithTransportCredentials(creds),
+		grpc.WithStatsHandler((*attemptCounter)(c)),
 		grpc.WithNoProxy(), // the connection goes where the command line says, whatever the environment
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)))
+		// gRPC gives up retrying a request that is larger than its buffer.
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse), grpc.MaxRetryRPCBufferSize(8*ImageLength)))
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeUsage, "connecting", "", "%w", err)
 	}
-	return &Client{server, conn}, nil
+	c.conn = conn
+	return c, nil
 }
+
+// Retries is how many tries of all requests were not the first one.
+func (c *Client) Retries() int { return int(c.attempts.Load() - c.calls.Load()) }
 
 // Close ends the connection and all calls on it.
 func (c *Client) Close() error { return c.conn.Close() }
@@ -76,6 +94,7 @@ func (c *Client) Predict(ctx context.Context, m Model, image []float32) ([]float
 	for _, x := range image {
 		content = binary.LittleEndian.AppendUint32(content, math.Float32bits(x))
 	}
+	c.calls.Add(1)
 	response, err := tf.NewPredictionServiceClient(c.conn).Predict(ctx, &tf.PredictRequest{
 		ModelSpec: &tf.ModelSpec{Name: m.Name, SignatureName: m.Signature},
 		Inputs: map[string]*tf.TensorProto{m.Input: {
@@ -136,6 +155,12 @@ func (c *Client) refusal(err error) error {
 		code, hint = attest.CodeUnreachable, "Is the server up, and does it listen there?"
 		if strings.Contains(s.Message(), "authentication handshake failed") {
 			code, hint = attest.CodeEvidence, "Is the certificate the one that this server uses now?"
+			if a, ok := c.creds.(*attested); ok {
+				if refused := a.refusal(); refused != nil {
+					return &attest.Error{Code: attest.CodeOf(refused), Step: "predicting: verifying " + c.server, Err: &callError{s, refused.Error()},
+						Hint: attest.HintOf(refused)}
+				}
+			}
 		}
 	case codes.DeadlineExceeded:
 		code, hint = attest.CodeUnreachable, "The server is overloaded or does not answer; try again, or wait longer."

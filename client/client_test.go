@@ -30,7 +30,7 @@ func connect(t *testing.T, address string, pin client.Pin) *client.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := client.Dial(address, creds)
+	c, err := client.Dial(address, creds, client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

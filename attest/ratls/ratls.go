@@ -33,6 +33,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"sync"
 	"time"
 
@@ -43,8 +44,9 @@ import (
 const (
 	// DefaultValidity is how long a certificate made here lives where [Options] do not say.
 	DefaultValidity = 6 * time.Hour
-	// MaxValidity is the longest life that [Options] may ask for.
-	MaxValidity = 48 * time.Hour
+	// MaxValidity is the longest life that [Options] may ask for: that of an application's certificate, which is made
+	// once at the boot and not renewed.
+	MaxValidity = 90 * 24 * time.Hour
 	// Leeway is how far a peer's clock may be ahead when it dates its certificate.
 	Leeway = 5 * time.Minute
 
@@ -58,6 +60,9 @@ type Options struct {
 	Now      func() time.Time // default time.Now
 	Rand     io.Reader        // default crypto/rand.Reader
 	Validity time.Duration    // default DefaultValidity, at most MaxValidity
+	// Names are host names and IP addresses that the certificate is for, in the eyes of clients that know nothing of
+	// evidence. An attested peer does not look at them.
+	Names []string
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -122,8 +127,19 @@ func selfSign(key *ecdsa.PrivateKey, quote []byte, o Options) ([]byte, error) {
 		return nil, err
 	}
 	serial[0] = serial[0]&0x7f | 0x40 // positive and of fixed length
+	var names []string
+	var addresses []net.IP
+	for _, name := range o.Names {
+		if ip := net.ParseIP(name); ip != nil {
+			addresses = append(addresses, ip)
+		} else {
+			names = append(names, name)
+		}
+	}
 	now := o.Now()
 	template := &x509.Certificate{
+		DNSNames:              names,
+		IPAddresses:           addresses,
 		SerialNumber:          new(big.Int).SetBytes(serial),
 		Subject:               pkix.Name{CommonName: "RA-TLS"},
 		NotBefore:             now,

@@ -27,7 +27,7 @@ func run() int {
 	if err != nil && !cmd.Runnable() { // cobra's own error: no such command
 		err = &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "See " + cmd.CommandPath() + " -h."}
 	}
-	return report(err)
+	return exitStatus(err)
 }
 
 func newRootCommand() *cobra.Command {
@@ -55,8 +55,8 @@ func newRootCommand() *cobra.Command {
 	return root
 }
 
-// report prints err and turns it into the exit code.
-func report(err error) int {
+// exitStatus prints err and turns it into the exit code.
+func exitStatus(err error) int {
 	if err == nil {
 		return 0
 	}

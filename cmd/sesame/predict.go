@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/client"
 )
 
@@ -21,23 +23,33 @@ import (
 type inference struct {
 	server, crt, serverName, model, image string
 	timeout                               time.Duration
+	attested                              verifyOptions // where policy is set
+	dial                                  client.Options
 }
 
 func (o *inference) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.server, "server", "localhost:9000", "address of the inference server, `HOST:PORT`")
-	f.StringVar(&o.crt, "crt", "", "`file` with the server's certificate, PEM (required)")
+	f.StringVar(&o.crt, "crt", "", "`file` with the server's certificate, PEM")
+	f.StringVar(&o.attested.policy, "policy", "",
+		"`file` with the policy that the server's evidence must meet, YAML or JSON; instead of --crt")
+	f.StringVar(&o.attested.collateral, "collateral", "", "directory or `URL` of the collateral for that evidence")
+	f.StringVar(&o.attested.rootCA, "root-ca", "", "PEM `file` with the trusted root (default Intel's)")
+	f.BoolVar(&o.attested.allowHTTP, "allow-http", false, "permit a URL of collateral without TLS; collateral is signed all the same")
+	f.StringVar(&o.attested.pccsCA, "pccs-ca", "", "PEM `file` with the authority of that URL's TLS certificate (default the system's)")
 	f.StringVar(&o.serverName, "server-name", "", "`name` that the certificate must have")
 	f.StringVar(&o.model, "model", "resnet", "`name` of the model")
 	f.StringVar(&o.image, "image", "", "JPEG or PNG `file` (required)")
-	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long one request may take")
+	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long one request may take, retries included")
+	f.IntVar(&o.dial.Retries, "retries", 0, "`number` of times that a request is tried again that finds no server, at most 4")
 }
 
-// open reads the image and the certificate.
+// open reads the image and makes the credentials that accept the wanted server only.
 func (o *inference) open() (image []float32, creds credentials.TransportCredentials, err error) {
-	if o.crt == "" || o.image == "" {
+	if o.image == "" || (o.crt == "") == (o.attested.policy == "") {
 		return nil, nil, attest.Errorf(attest.CodeUsage, "reading command line",
-			"The certificate is the one that the server's operator gave you.", "--crt and --image are required")
+			"The certificate is the one that the server's operator gave you; a policy with --collateral verifies an attested server.",
+			"--image and one of --crt and --policy are required")
 	}
 	if o.timeout <= 0 {
 		return nil, nil, attest.Errorf(attest.CodeUsage, "reading command line", "", "--timeout is not positive")
@@ -50,6 +62,10 @@ func (o *inference) open() (image []float32, creds credentials.TransportCredenti
 	if image, err = client.ReadImage(f); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", o.image, err)
 	}
+	if o.attested.policy != "" {
+		creds, err = o.attest()
+		return image, creds, err
+	}
 	text, err := readText(o.crt)
 	if err != nil {
 		return nil, nil, attest.Errorf(attest.CodeConfig, "reading server certificate", "", "%w", err)
@@ -59,6 +75,19 @@ func (o *inference) open() (image []float32, creds credentials.TransportCredenti
 		return nil, nil, fmt.Errorf("%s: %w", o.crt, err)
 	}
 	return image, creds, nil
+}
+
+// attest makes credentials that accept a server by the evidence in its certificate.
+func (o *inference) attest() (credentials.TransportCredentials, error) {
+	config, err := o.attested.verifierConfig(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	wanted, err := readPolicy(o.attested.policy)
+	if err != nil {
+		return nil, err
+	}
+	return client.Attested(&ratls.PeerVerifier{Verifier: dcap.NewVerifier(config), Policy: wanted}), nil
 }
 
 // readText reads a file that a person wrote or a certificate: at most 1 MiB.
@@ -86,8 +115,10 @@ func predictCommand() *cobra.Command {
 		Long: `predict sends an image to TensorFlow Serving and prints the most probable class and its probability.
 
 The image is scaled to 224×224 pixels. The server must show the very certificate of --crt, or one issued by it
-for --server-name. Without --labels classes have numbers instead of names.`,
+for --server-name; or, with --policy, a certificate made inside an attested workload that the policy wants. It is verified
+before the image is sent. Without --labels classes have numbers instead of names.`,
 		Example: "  sesame predict --server localhost:31001 --crt server.crt --image cat.jpg\n" +
+			"  sesame predict --server localhost:31001 --policy workload.yaml --collateral https://localhost:8081/sgx/certification/v4/ --image cat.jpg\n" +
 			"  sesame predict --server localhost:31001 --crt server.crt --image star.jpg --labels labels.txt --json",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -134,7 +165,7 @@ for --server-name. Without --labels classes have numbers instead of names.`,
 }
 
 func (o *inference) predict(ctx context.Context, creds credentials.TransportCredentials, image []float32) (_ []float32, err error) {
-	c, err := client.Dial(o.server, creds)
+	c, err := client.Dial(o.server, creds, o.dial)
 	if err != nil {
 		return nil, err
 	}
