@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ type boot struct {
 	backend backend.Backend // nil where the config fetches nothing
 	mounter fs.Mounter
 	log     *logrus.Logger
+	// identity makes the application's TLS identity where the config asks for one.
+	identity identityMaker
 	// prefix stands before the paths of secret files; empty but in tests.
 	prefix string
 
@@ -57,10 +60,20 @@ func (b *boot) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := b.mountMemory(); err != nil {
+		return err
+	}
 	if len(b.config.Secrets) > 0 {
 		if err := b.phase("secret files written", func() error { return b.writeSecrets(secrets) }); err != nil {
 			return err
 		}
+	}
+	if c := b.config.AppTLS; c != nil {
+		return b.phase("application's TLS identity made, its certificate carries evidence", func() error {
+			return b.identity.write(ctx, c, b.prefix, func(file string) {
+				b.undo = append(b.undo, func() { _ = os.Remove(file) })
+			})
+		})
 	}
 	return nil
 }
@@ -124,17 +137,20 @@ func (b *boot) mountVolume(v config.Volume, secrets map[string]attest.Secret) er
 	return nil
 }
 
-func (b *boot) writeSecrets(secrets map[string]attest.Secret) error {
+// mountMemory mounts a memory file system at /run/secrets if something is to stand there.
+func (b *boot) mountMemory() error {
 	const memory = "/run/secrets"
-	for _, s := range b.config.Secrets {
-		if strings.HasPrefix(s.Path, memory+"/") {
-			if err := b.mounter.MountMemory(memory); err != nil {
-				return err
-			}
-			b.undo = append(b.undo, func() { b.unmount(memory) })
-			break
-		}
+	if !slices.ContainsFunc(b.config.SecretPaths(), func(p string) bool { return strings.HasPrefix(p, memory+"/") }) {
+		return nil
 	}
+	if err := b.mounter.MountMemory(memory); err != nil {
+		return err
+	}
+	b.undo = append(b.undo, func() { b.unmount(memory) })
+	return nil
+}
+
+func (b *boot) writeSecrets(secrets map[string]attest.Secret) error {
 	for _, s := range b.config.Secrets {
 		name := path.Join(b.prefix, s.Path)
 		if err := os.MkdirAll(path.Dir(name), 0o755); err != nil {

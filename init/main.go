@@ -10,7 +10,7 @@
 //  3. The backend attests and fetches all secrets under one deadline, or none.
 //  4. The root is mounted with the image key, then each volume with its own key and MAC, then a memory file
 //     system for secrets.
-//  5. Secret files are written, each complete or not at all.
+//  5. Secret files are written, each complete or not at all, and where asked the application's TLS key is made.
 //  6. Keys are wiped, and init exits with 0: the LibOS starts the application in the mounted root.
 //
 // # When something fails

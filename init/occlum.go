@@ -68,24 +68,26 @@ func runOnOcclum(ctx context.Context, log *logrus.Logger) error {
 		log.WithFields(logrus.Fields{
 			"platform": "occlum", "attester": "sgx", "mrenclave": hex.EncodeToString(self.MREnclave[:]),
 		}).Info("chosen by the config")
-		if b.backend, err = newBackend(c, device, log); err != nil {
+		host, err := clock.Built(time.Now, buildTime)
+		if err != nil {
+			return attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
+		}
+		if b.backend, err = newBackend(c, device, host.Now, log); err != nil {
 			return err
 		}
+		b.identity = identityMaker{device, host.Now}
 	}
 	return b.run(ctx)
 }
 
 // newBackend makes the one backend that the config names.
-func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) (backend.Backend, error) {
-	host, err := clock.Built(time.Now, buildTime)
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
-	}
+func newBackend(c *config.Config, attester attest.Attester, now func() time.Time, log *logrus.Logger) (backend.Backend, error) {
 	settings := grpcratls.Config{
 		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
-		Attester: attester, Now: host.Now, Logger: log,
+		Attester: attester, Now: now, Logger: log,
 	}
 	if c.GRPCRATLS.LogKey != "" {
+		var err error
 		if settings.Log, err = note.NewVerifier(c.GRPCRATLS.LogKey); err != nil {
 			return nil, attest.Errorf(attest.CodeConfig, "reading grpc_ratls.log_key", "", "%w", err)
 		}
@@ -96,12 +98,13 @@ func newBackend(c *config.Config, attester attest.Attester, log *logrus.Logger) 
 	}
 	var roots []*x509.Certificate
 	if c.Collateral.RootCA != "" {
+		var err error
 		if roots, err = readCertificates(c.Collateral.RootCA); err != nil {
 			return nil, err
 		}
 		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", roots[0].Subject.CommonName, c.Collateral.RootCA)
 	}
-	source, err := collateralSource(c.Collateral, roots, host.Now)
+	source, err := collateralSource(c.Collateral, roots, now)
 	if err != nil {
 		return nil, err
 	}

@@ -59,6 +59,8 @@ type Config struct {
 	App     *App         `json:"app,omitempty"`
 	Volumes []Volume     `json:"volumes,omitempty"`
 	Secrets []SecretFile `json:"secrets,omitempty"`
+	// AppTLS asks for a TLS identity of the application, made inside this environment.
+	AppTLS *AppTLS `json:"app_tls,omitempty"`
 	// Collateral says where the collateral comes from that judges the peer's evidence.
 	Collateral Collateral `json:"collateral"`
 
@@ -310,6 +312,9 @@ func (c *Config) complete() Problems {
 	for i := range c.Secrets {
 		c.completeSecret(i, bad)
 	}
+	if c.AppTLS != nil {
+		c.completeAppTLS(bad)
+	}
 	return ps
 }
 
@@ -387,16 +392,21 @@ func (c *Config) completeSecret(i int, bad func(key, text, write string)) {
 	if s.Mode == 0 {
 		s.Mode = 0o400
 	}
-	if !cleanAbsolute(s.Path) {
-		bad(key+".path", fmt.Sprintf("%q is not an absolute path", s.Path), "where the application reads it")
-	} else if c.Root.Upper != "temporary" && !InMemory(s.Path) {
-		bad(key+".path", fmt.Sprintf("%s stands in a writable layer that persists on the host until the next build", s.Path),
-			`a path below /dev/shm or /run/secrets; or make the upper layer "temporary" in Occlum.json and state "root": {"upper": "temporary"} here`)
-	}
+	c.checkSecretPath(key+".path", s.Path, bad)
 	for j := range i {
 		if c.Secrets[j].Path == s.Path {
 			bad(key+".path", "is also the path of another secret", "one path each")
 		}
+	}
+}
+
+// checkSecretPath makes sure that what is written to a path does not outlive the boot.
+func (c *Config) checkSecretPath(key, path string, bad func(key, text, write string)) {
+	if !cleanAbsolute(path) {
+		bad(key, fmt.Sprintf("%q is not an absolute path", path), "where the application reads it")
+	} else if c.Root.Upper != "temporary" && !InMemory(path) {
+		bad(key, fmt.Sprintf("%s stands in a writable layer that persists on the host until the next build", path),
+			`a path below /dev/shm or /run/secrets; or make the upper layer "temporary" in Occlum.json and state "root": {"upper": "temporary"} here`)
 	}
 }
 
@@ -435,6 +445,21 @@ func (c *Config) SecretNames() []string {
 		add(s.Name)
 	}
 	return names
+}
+
+// SecretPaths are the paths of all files that hold secrets.
+func (c *Config) SecretPaths() []string {
+	var paths []string
+	for _, s := range c.Secrets {
+		paths = append(paths, s.Path)
+	}
+	if a := c.AppTLS; a != nil {
+		paths = append(paths, a.Path)
+		if a.KeyPath != "" {
+			paths = append(paths, a.KeyPath)
+		}
+	}
+	return paths
 }
 
 // MatchImage compares the config with what occlum build says of the image: an encrypted image needs a key, and

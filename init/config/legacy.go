@@ -18,6 +18,7 @@ type legacyConfig struct {
 	Root       Root       `json:"root"`
 	App        *App       `json:"app"`
 	Volumes    []Volume   `json:"volumes"`
+	AppTLS     *AppTLS    `json:"app_tls"`
 	Collateral Collateral `json:"collateral"`
 }
 
@@ -38,6 +39,7 @@ func parseLegacy(text []byte) (*Config, Problems) {
 	}
 	c := &Config{
 		Legacy: true, Backend: "grpc-ratls", Timeout: l.Timeout, Root: l.Root, App: l.App, Volumes: l.Volumes,
+		AppTLS:     l.AppTLS,
 		Collateral: l.Collateral,
 		GRPCRATLS:  &GRPCRATLS{Protocol: "legacy"},
 	}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"path"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/fs"
+	"github.com/sesame-init/sesame/init/config"
+)
+
+// identityMaker makes the application's TLS identity.
+type identityMaker struct {
+	attester attest.Attester
+	now      func() time.Time
+}
+
+// write makes an identity and writes its files below prefix. done is told of each file before it is written.
+func (m identityMaker) write(ctx context.Context, c *config.AppTLS, prefix string, done func(file string)) error {
+	const step = "making the application's TLS identity"
+	made, err := ratls.NewCertificate(ctx, m.attester, ratls.Options{
+		Now: m.now, Validity: time.Duration(c.Validity), Names: c.Names,
+	})
+	if err != nil {
+		return &attest.Error{Code: attest.CodeOf(err), Step: step, Err: err}
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(made.PrivateKey)
+	if err != nil {
+		return attest.Errorf(attest.CodeInternal, step, "", "%w", err)
+	}
+	defer clear(der)
+	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	defer clear(key)
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: made.Certificate[0]})
+
+	type file struct {
+		path    string
+		content []byte
+		mode    config.Mode
+	}
+	files := []file{{c.Path, certificate, 0o444}, {c.KeyPath, key, c.Mode}}
+	if c.Format == "tf-serving" {
+		files = []file{{c.Path, sslConfig(key, certificate), c.Mode}}
+	}
+	for _, f := range files {
+		name := path.Join(prefix, f.path)
+		secret := attest.NewSecret(f.content)
+		defer secret.Wipe()
+		done(name)
+		if err = os.MkdirAll(path.Dir(name), 0o755); err == nil {
+			err = fs.WriteSecret(name, secret, os.FileMode(f.mode), c.UID, c.GID)
+		}
+		if err != nil {
+			return attest.Errorf(attest.CodeSecret, step, "Check that the directory of "+f.path+" can be written.", "%w", err)
+		}
+	}
+	return nil
+}
+
+// sslConfig is the text form of tensorflow.serving.SSLConfig (tensorflow_serving/config/ssl_config.proto).
+func sslConfig(key, certificate []byte) []byte {
+	var b bytes.Buffer
+	b.Grow(2 * (len(key) + len(certificate))) // no copy of the key is left behind by growing
+	quote := func(name string, text []byte) {
+		b.WriteString(name + `: "`)
+		for line := range bytes.Lines(text) { // PEM needs no other escapes
+			b.Write(bytes.TrimSuffix(line, []byte("\n")))
+			b.WriteString(`\n`)
+		}
+		b.WriteString("\"\n")
+	}
+	quote("server_key", key)
+	quote("server_cert", certificate)
+	b.WriteString("client_verify: false\n")
+	return b.Bytes()
+}
