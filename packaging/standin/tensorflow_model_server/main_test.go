@@ -57,7 +57,7 @@ func TestServesUntilItsContextEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := client.Dial(address, creds)
+	c, err := client.Dial(address, creds, client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
