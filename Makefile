@@ -8,6 +8,7 @@ FUZZTIME   ?= 60s
 BENCHSIZE  ?= 1GiB
 TAMPER     ?=
 WIRE       ?= session
+TLS        ?= broker
 BACKEND    ?= grpc-ratls
 
 # The loader that an Occlum initfs holds, and the lower bound of time that init believes.
@@ -44,7 +45,7 @@ build/model/.done: $(wildcard packaging/standin/*.go packaging/standin/*/*.go)
 	@touch $@
 
 demo: build model
-	@$(GO) run ./packaging/demo -backend $(BACKEND) -wire $(WIRE) $(if $(TAMPER),-tamper $(TAMPER))
+	@$(GO) run ./packaging/demo -backend $(BACKEND) -wire $(WIRE) -tls $(TLS) $(if $(TAMPER),-tamper $(TAMPER))
 
 test: build model
 	$(GO) test -race -timeout 40m ./...

@@ -24,6 +24,7 @@ type demo struct {
 	start            time.Time
 
 	occlumShape bool   // write init's config in Occlum's own shape
+	attestedTLS bool   // the server's TLS key is made inside the enclave, its certificate carries evidence
 	wire        string // protocol between init and broker: "session" or "legacy"
 
 	backend  string             // the word in init's config
@@ -199,7 +200,11 @@ func (d *demo) writeInitConfig(file, timeout string) error {
 		conf[key] = block
 	}
 	conf["root"] = map[string]any{"key": "image_key", "upper": "temporary"}
-	conf["secrets"] = []any{map[string]any{"name": "ssl_config", "path": "/etc/tf_ssl.cfg", "mode": "0400"}}
+	if d.attestedTLS {
+		conf["app_tls"] = map[string]any{"format": "tf-serving", "path": "/etc/tf_ssl.cfg", "attested": true}
+	} else {
+		conf["secrets"] = []any{map[string]any{"name": "ssl_config", "path": "/etc/tf_ssl.cfg", "mode": "0400"}}
+	}
 	return writeJSON(file, conf)
 }
 
@@ -278,8 +283,12 @@ func (d *demo) serveAndPredict(ctx context.Context) error {
 		return err
 	}
 	return d.step(ctx, "bench", func() (string, error) {
-		out, err := d.tool(ctx, d.work, "sesame", "bench", "--server", "127.0.0.1:"+d.serverPort, "--crt", d.path("server.crt"),
-			"--cnum", "4", "--loop", "10", "--image", d.sample())
+		trust, err := d.trust(ctx)
+		if err != nil {
+			return "", err
+		}
+		out, err := d.tool(ctx, d.work, "sesame", append([]string{"bench", "--server", "127.0.0.1:" + d.serverPort,
+			"--cnum", "4", "--loop", "10", "--image", d.sample()}, trust...)...)
 		lines := strings.Split(out, "\n")
 		return lines[len(lines)-1], err
 	})
@@ -313,14 +322,33 @@ func (d *demo) sample() string {
 	return found[0]
 }
 
+// trust are the client's flags that say which server is the right one: the one with the certificate that was made
+// before, or the one whose certificate carries evidence of the workload's measurement.
+func (d *demo) trust(ctx context.Context) ([]string, error) {
+	if !d.attestedTLS {
+		return []string{"--crt", d.path("server.crt")}, nil
+	}
+	mrenclave, err := d.tool(ctx, d.path("workload"), "occlum", "print", "mrenclave")
+	if err != nil {
+		return nil, err
+	}
+	err = writeJSON(d.path("client.json"), map[string]any{"sgx": []any{map[string]any{"mr_enclave": mrenclave}}})
+	return []string{"--policy", d.path("client.json"), "--collateral", d.pccs, "--allow-http",
+		"--root-ca", d.path("platform", "root_ca.pem")}, err
+}
+
 func (d *demo) predict(ctx context.Context) (string, error) {
 	sample := d.sample()
 	if sample == "" {
 		return "", errors.New("no sample pictures; run make model")
 	}
 	want := strings.TrimSuffix(filepath.Base(sample), ".jpg")
-	out, err := d.tool(ctx, d.work, "sesame", "predict", "--server", "127.0.0.1:"+d.serverPort, "--crt", d.path("server.crt"),
-		"--image", sample, "--labels", filepath.Join(d.model, "labels.txt"))
+	trust, err := d.trust(ctx)
+	if err != nil {
+		return "", err
+	}
+	out, err := d.tool(ctx, d.work, "sesame", append([]string{"predict", "--server", "127.0.0.1:" + d.serverPort,
+		"--image", sample, "--labels", filepath.Join(d.model, "labels.txt")}, trust...)...)
 	if err != nil {
 		return "", err
 	}

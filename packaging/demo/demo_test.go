@@ -37,6 +37,7 @@ func TestMainJob(t *testing.T) {
 		"session protocol": func(*demo) {},
 		"legacy wire":      func(d *demo) { d.wire = "legacy" },
 		"Occlum's config":  func(d *demo) { d.occlumShape = true },
+		"attested TLS":     func(d *demo) { d.attestedTLS = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDemo(t, "grpc-ratls")

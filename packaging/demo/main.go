@@ -40,11 +40,12 @@ func main() {
 	bin := flag.String("bin", "bin", "directory of the built programs")
 	model := flag.String("model", "build/model", "directory that the training program wrote")
 	wire := flag.String("wire", "session", "protocol between init and broker: session, or legacy as Occlum's own programs speak it")
+	tls := flag.String("tls", "broker", "where the server's TLS key comes from: broker, or attested, made inside the enclave")
 	keep := flag.Bool("keep", false, "keep the work directory and print its name")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, *backend, *tamper, *wire, *bin, *model, *keep)
+	err := run(ctx, *backend, *tamper, *wire, *tls, *bin, *model, *keep)
 	stop()
 	switch {
 	case err == nil:
@@ -56,8 +57,11 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, backend, tamper, wire, bin, model string, keep bool) (err error) {
-	d := &demo{wire: wire, start: time.Now()}
+func run(ctx context.Context, backend, tamper, wire, tls, bin, model string, keep bool) (err error) {
+	if tls != "broker" && tls != "attested" {
+		return fmt.Errorf("unknown TLS %q, want broker or attested", tls)
+	}
+	d := &demo{wire: wire, attestedTLS: tls == "attested", start: time.Now()}
 	if !d.choose(backend) {
 		return fmt.Errorf("unknown BACKEND %q, want one of %s", backend, strings.Join(serviceWords(), ", "))
 	}
