@@ -2,7 +2,8 @@
 // volumes through a [Mounter], and writes secret files.
 //
 // It knows no network and no evidence; of the rest of Sesame only the type attest.Secret. Mounters live below:
-// fs/occlum speaks the LibOS's own mount calls. fs/sefs is the volume format, fs/fuse mounts it on plain Linux.
+// fs/occlum speaks the LibOS's own mount calls, fs/linux mounts on plain Linux, by fs/fuse. fs/sefs is the volume
+// format.
 package fs
 
 import (
@@ -19,6 +20,9 @@ import (
 
 // Root says how to mount the application's root.
 type Root struct {
+	// Source is the directory of the volume that becomes the root, and MAC its root MAC as "xx-…-xx". Where the
+	// platform finds its root itself, as Occlum does, both are empty.
+	Source, MAC string
 	// Key is the 16-byte image key; the zero Secret for an integrity-only image.
 	Key attest.Secret
 	// EntryPoint is the one program that may be started afterwards; "" keeps what the instance allows.

@@ -18,6 +18,9 @@ import (
 	"github.com/sesame-init/sesame/init/config"
 )
 
+// appVariable carries the measured app block from init to the launcher, in the trusted environment.
+const appVariable = "SESAME_APP"
+
 // boot is one boot on any platform: what differs stands behind backend and mounter.
 type boot struct {
 	config  *config.Config
@@ -26,7 +29,7 @@ type boot struct {
 	log     *logrus.Logger
 	// identity makes the application's TLS identity where the config asks for one.
 	identity identityMaker
-	// prefix stands before the paths of secret files; empty but in tests.
+	// prefix stands before the paths of secret files: the new root, where it is entered after the boot.
 	prefix string
 
 	undo []func()
@@ -104,7 +107,7 @@ func (b *boot) fetch(ctx context.Context) (map[string]attest.Secret, error) {
 }
 
 func (b *boot) mountRoot(secrets map[string]attest.Secret) error {
-	root := fs.Root{}
+	root := fs.Root{Source: b.config.Root.Source, MAC: strings.ToLower(b.config.Root.MAC)}
 	if name := b.config.Root.Key; name != "" {
 		key, err := volumeKey(name, secrets[name])
 		if err != nil {

@@ -46,11 +46,7 @@
 package main
 
 import (
-	"context"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"syscall"
 
 	"github.com/sirupsen/logrus"
 )
@@ -58,14 +54,9 @@ import (
 // buildTime is the lower bound of every clock that init believes, in seconds since 1970. The linker sets it.
 var buildTime = "0"
 
-func main() {
-	if filepath.Base(os.Args[0]) != "init" {
-		os.Exit(refuse(os.Stderr, launch(os.Args[1:], os.Environ(), syscall.Exec)))
-	}
+func newLogger() *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(os.Stderr)
 	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true})
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	os.Exit(refuse(os.Stderr, runOnOcclum(ctx, log)))
+	return log
 }

@@ -1,26 +1,21 @@
+//go:build !plainlinux
+
 package main
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
-	"fmt"
-	"io"
 	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend"
-	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/clock"
-	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/fs/occlum"
 	"github.com/sesame-init/sesame/init/config"
@@ -30,6 +25,18 @@ const (
 	sgxDevice       = "/dev/sgx"
 	imageConfigPath = "/etc/image_config.json"
 )
+
+func main() {
+	if filepath.Base(os.Args[0]) != "init" {
+		os.Exit(refuse(os.Stderr, launch(os.Args[1:], os.Environ(), syscall.Exec)))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	os.Exit(refuse(os.Stderr, runOnOcclum(ctx, newLogger())))
+}
+
+// peerVerifier is what judges the broker's evidence: on Occlum quotes only.
+func peerVerifier(quotes attest.Verifier) attest.Verifier { return quotes }
 
 // runOnOcclum boots inside Occlum's LibOS: evidence from /dev/sgx, file systems by the LibOS's own calls.
 func runOnOcclum(ctx context.Context, log *logrus.Logger) error {
@@ -41,6 +48,10 @@ func runOnOcclum(ctx context.Context, log *logrus.Logger) error {
 	c, err := config.Parse(text)
 	if err != nil {
 		return err
+	}
+	if c.Platform != config.Occlum {
+		return attest.Errorf(attest.CodeConfig, "choosing the platform", "Use init-linux, or write \"platform\": \"occlum\".",
+			"this build of init is for Occlum, the config is for %s", c.Platform)
 	}
 	c.ApplyHost(os.Getenv)
 	encrypted, err := imageEncrypted(imageConfigPath)
@@ -80,60 +91,6 @@ func runOnOcclum(ctx context.Context, log *logrus.Logger) error {
 	return b.run(ctx)
 }
 
-// newBackend makes the one backend that the config names.
-func newBackend(c *config.Config, attester attest.Attester, now func() time.Time, log *logrus.Logger) (backend.Backend, error) {
-	settings := grpcratls.Config{
-		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
-		Attester: attester, Now: now, Logger: log,
-	}
-	if c.GRPCRATLS.LogKey != "" {
-		var err error
-		if settings.Log, err = note.NewVerifier(c.GRPCRATLS.LogKey); err != nil {
-			return nil, attest.Errorf(attest.CodeConfig, "reading grpc_ratls.log_key", "", "%w", err)
-		}
-	}
-	if c.GRPCRATLS.BrokerKey != nil { // a broker without evidence needs no collateral
-		settings.BrokerKey = c.GRPCRATLS.BrokerKey
-		return grpcratls.New(settings)
-	}
-	var roots []*x509.Certificate
-	if c.Collateral.RootCA != "" {
-		var err error
-		if roots, err = readCertificates(c.Collateral.RootCA); err != nil {
-			return nil, err
-		}
-		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", roots[0].Subject.CommonName, c.Collateral.RootCA)
-	}
-	source, err := collateralSource(c.Collateral, roots, now)
-	if err != nil {
-		return nil, err
-	}
-	verifier := func(source dcap.Source) attest.Verifier {
-		return dcap.NewVerifier(dcap.Config{
-			Roots: roots, Source: source, MinimumEvaluation: c.Collateral.MinimumTCBEvaluation,
-			MinimumRootCRLNumber: c.Collateral.MinimumRootCRL, MinimumPCKCRLNumber: c.Collateral.MinimumPCKCRL,
-		})
-	}
-	settings.Verifier, settings.Policy = verifier(source), c.BrokerPolicy()
-	settings.Staple = func(collateral *dcap.Collateral) attest.Verifier { return verifier(pccs.Stapled(collateral)) }
-	return grpcratls.New(settings)
-}
-
-func collateralSource(c config.Collateral, roots []*x509.Certificate, now func() time.Time) (dcap.Source, error) {
-	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Roots: roots, Now: now}
-	if c.PCCSCA != "" {
-		certificates, err := readCertificates(c.PCCSCA)
-		if err != nil {
-			return nil, err
-		}
-		pc.RootCAs = x509.NewCertPool()
-		for _, certificate := range certificates {
-			pc.RootCAs.AddCert(certificate)
-		}
-	}
-	return pccs.New(pc)
-}
-
 // imageEncrypted reads what occlum build wrote about the image.
 func imageEncrypted(path string) (bool, error) {
 	const step = "reading image_config.json"
@@ -155,45 +112,4 @@ func imageEncrypted(path string) (bool, error) {
 		return false, nil
 	}
 	return false, attest.Errorf(attest.CodeConfig, step, hint, "image_type is %q", image.Type)
-}
-
-func readCertificates(path string) ([]*x509.Certificate, error) {
-	const step = "reading certificates"
-	const hint = "Put the PEM file into the initfs before the build, or correct its path in the config."
-	text, err := readBounded(path, 1<<20)
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
-	}
-	var out []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, text = pem.Decode(text); block == nil {
-			break
-		}
-		certificate, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s: %w", path, err)
-		}
-		out = append(out, certificate)
-	}
-	if len(out) == 0 {
-		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s holds no certificate", path)
-	}
-	return out, nil
-}
-
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(text)) > limit {
-		err = errors.New("too large")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return text, nil
 }

@@ -47,6 +47,10 @@ var HostEnvironment = map[string]string{
 
 // Config is the configuration of one boot.
 type Config struct {
+	// Platform is "occlum", the default, or "linux": see [Linux].
+	Platform Platform `json:"platform,omitempty"`
+	// Attester makes the evidence: "sgx", the default on Occlum and the only one there; on Linux "tpm", "tdx" or "snp".
+	Attester attest.EvidenceType `json:"attester,omitempty"`
 	// Backend chooses how secrets are fetched: "grpc-ratls", or "none" for a workload that needs no key
 	// (an integrity-only root; a key broker's own enclave).
 	Backend string `json:"backend"`
@@ -63,6 +67,9 @@ type Config struct {
 	AppTLS *AppTLS `json:"app_tls,omitempty"`
 	// Collateral says where the collateral comes from that judges the peer's evidence.
 	Collateral Collateral `json:"collateral"`
+	// TPM and Linux are about that attester and that platform.
+	TPM   *TPM   `json:"tpm,omitempty"`
+	Linux *Linux `json:"linux,omitempty"`
 
 	// Legacy is set where the file has Occlum's shape.
 	Legacy bool `json:"-"`
@@ -100,6 +107,10 @@ type GRPCRATLS struct {
 type Root struct {
 	// Key names the secret that holds the image key; empty for an integrity-only image.
 	Key string `json:"key,omitempty"`
+	// Source is, on Linux, the directory of the volume that becomes the root, with Key and MAC. Without it the root
+	// stays the machine's or container's own.
+	Source string `json:"source,omitempty"`
+	MAC    string `json:"mac,omitempty"` // the volume's root MAC, "xx-…-xx"
 	// Upper says what the writable layer of the root is: "temporary" (made empty at every boot, as Occlum.json
 	// sets it) or "persistent", the default. Secret files may stand in a temporary one only.
 	Upper string `json:"upper,omitempty"`
@@ -113,7 +124,7 @@ type App struct {
 	// host may fill in decimal digits, or a word of letters, digits, dot, dash and underscore.
 	Args []string `json:"args"`
 	// EntryPoint is the path that the host asks for, where the launcher stands (this very binary).
-	EntryPoint string `json:"entry_point"`
+	EntryPoint string `json:"entry_point,omitempty"`
 }
 
 // Volume is an encrypted volume beside the root.
@@ -277,6 +288,7 @@ func (c *Config) complete() Problems {
 		bad("backend", fmt.Sprintf("%q is not a backend of this build", c.Backend), `"grpc-ratls" or "none"`)
 	}
 
+	c.completePlatform(bad)
 	if c.Root.Key != "" && !nameForm.MatchString(c.Root.Key) {
 		bad("root.key", "is not a secret's name", "letters, digits, dot, dash, underscore")
 	}
@@ -286,7 +298,7 @@ func (c *Config) complete() Problems {
 		bad("root.upper", fmt.Sprintf("%q is neither", c.Root.Upper), `"temporary" or "persistent"`)
 	}
 	if c.App != nil {
-		completeApp(c.App, bad)
+		c.completeApp(bad)
 	}
 	for i, v := range c.Volumes {
 		key := fmt.Sprintf("volumes[%d]", i)
@@ -361,11 +373,16 @@ func (c *Config) completeGRPCRATLS(bad func(key, text, write string)) {
 	}
 }
 
-func completeApp(a *App, bad func(key, text, write string)) {
+func (c *Config) completeApp(bad func(key, text, write string)) {
+	a := c.App
 	if !cleanAbsolute(a.Path) {
 		bad("app.path", fmt.Sprintf("%q is not an absolute path", a.Path), "the real program in the root")
 	}
-	if !cleanAbsolute(a.EntryPoint) {
+	if c.Platform == OnLinux {
+		if a.EntryPoint != "" {
+			bad("app.entry_point", "means nothing on Linux: init itself starts the program", "nothing")
+		}
+	} else if !cleanAbsolute(a.EntryPoint) {
 		bad("app.entry_point", fmt.Sprintf("%q is not an absolute path", a.EntryPoint),
 			"the path that the host asks for, where the launcher stands")
 	} else if a.EntryPoint == a.Path {
@@ -404,6 +421,10 @@ func (c *Config) completeSecret(i int, bad func(key, text, write string)) {
 func (c *Config) checkSecretPath(key, path string, bad func(key, text, write string)) {
 	if !cleanAbsolute(path) {
 		bad(key, fmt.Sprintf("%q is not an absolute path", path), "where the application reads it")
+	} else if c.Platform == OnLinux {
+		if !strings.HasPrefix(path, SecretsDir+"/") {
+			bad(key, path+" is not in memory only", "a path below "+SecretsDir)
+		}
 	} else if c.Root.Upper != "temporary" && !InMemory(path) {
 		bad(key, fmt.Sprintf("%s stands in a writable layer that persists on the host until the next build", path),
 			`a path below /dev/shm or /run/secrets; or make the upper layer "temporary" in Occlum.json and state "root": {"upper": "temporary"} here`)

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/init/config"
+)
+
+// newBackend makes the one backend that the config names.
+func newBackend(c *config.Config, attester attest.Attester, now func() time.Time, log *logrus.Logger) (backend.Backend, error) {
+	settings := grpcratls.Config{
+		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
+		Attester: attester, Now: now, Logger: log,
+	}
+	if c.GRPCRATLS.LogKey != "" {
+		var err error
+		if settings.Log, err = note.NewVerifier(c.GRPCRATLS.LogKey); err != nil {
+			return nil, attest.Errorf(attest.CodeConfig, "reading grpc_ratls.log_key", "", "%w", err)
+		}
+	}
+	if c.GRPCRATLS.BrokerKey != nil { // a broker without evidence needs no collateral
+		settings.BrokerKey = c.GRPCRATLS.BrokerKey
+		return grpcratls.New(settings)
+	}
+	var roots []*x509.Certificate
+	if c.Collateral.RootCA != "" {
+		var err error
+		if roots, err = readCertificates(c.Collateral.RootCA); err != nil {
+			return nil, err
+		}
+		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", roots[0].Subject.CommonName, c.Collateral.RootCA)
+	}
+	source, err := collateralSource(c.Collateral, roots, now)
+	if err != nil {
+		return nil, err
+	}
+	verifier := func(source dcap.Source) attest.Verifier {
+		return peerVerifier(dcap.NewVerifier(dcap.Config{
+			Roots: roots, Source: source, MinimumEvaluation: c.Collateral.MinimumTCBEvaluation,
+			MinimumRootCRLNumber: c.Collateral.MinimumRootCRL, MinimumPCKCRLNumber: c.Collateral.MinimumPCKCRL,
+		}))
+	}
+	settings.Verifier, settings.Policy = verifier(source), c.BrokerPolicy()
+	settings.Staple = func(collateral *dcap.Collateral) attest.Verifier { return verifier(pccs.Stapled(collateral)) }
+	return grpcratls.New(settings)
+}
+
+func collateralSource(c config.Collateral, roots []*x509.Certificate, now func() time.Time) (dcap.Source, error) {
+	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Roots: roots, Now: now}
+	if c.PCCSCA != "" {
+		certificates, err := readCertificates(c.PCCSCA)
+		if err != nil {
+			return nil, err
+		}
+		pc.RootCAs = x509.NewCertPool()
+		for _, certificate := range certificates {
+			pc.RootCAs.AddCert(certificate)
+		}
+	}
+	return pccs.New(pc)
+}
+
+func readCertificates(path string) ([]*x509.Certificate, error) {
+	const step = "reading certificates"
+	const hint = "Put the PEM file into the initfs before the build, or correct its path in the config."
+	text, err := readBounded(path, 1<<20)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
+	}
+	var out []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s: %w", path, err)
+		}
+		out = append(out, certificate)
+	}
+	if len(out) == 0 {
+		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s holds no certificate", path)
+	}
+	return out, nil
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = errors.New("too large")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return text, nil
+}

@@ -1,0 +1,199 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// A Platform is where init runs.
+type Platform string
+
+// The platforms.
+const (
+	Occlum  Platform = "occlum"
+	OnLinux Platform = "linux"
+)
+
+// SecretsDir is the directory of secret files on Linux: a file system in memory that is never swapped out.
+const SecretsDir = "/run/secrets"
+
+// TPM says how evidence of the TPM is made.
+type TPM struct {
+	// Device is the TPM, or the unix socket of a software TPM. Default /dev/tpmrm0.
+	Device string `json:"device,omitempty"`
+	// PCRs are the registers to quote. Default all.
+	PCRs []int `json:"pcrs,omitempty"`
+	// EphemeralAK makes a new attestation key at every boot; the broker's policy must then name an endorsement key.
+	EphemeralAK bool `json:"ephemeral_ak,omitempty"`
+	// EndorsementKey sends the endorsement key, to which the broker can then encrypt what it releases.
+	EndorsementKey bool `json:"endorsement_key,omitempty"`
+	// Certificates is a PEM file with those above the endorsement key's, the root last.
+	Certificates string `json:"certificates,omitempty"`
+	// EventLog is the file of the firmware's log; without it none is sent.
+	EventLog string `json:"event_log,omitempty"`
+	// ConfigPCR is a register into which init measures this file before it attests, unless it has been used since
+	// power-on. The broker's policy then pins this file, as "sesame tpm enroll --config" computes it. It must be one
+	// that nothing else extends and nothing resets: not 0 to 7, 16 or 23.
+	ConfigPCR *int `json:"config_pcr,omitempty"`
+}
+
+// Linux says how the application is started on plain Linux.
+type Linux struct {
+	// Mode is "exec": the application takes this very process; or "supervise", the default as process 1: init stays,
+	// reaps, forwards signals, passes the exit status on, and ends the application when a volume is lost.
+	Mode string `json:"mode,omitempty"`
+	// UID, GID and Groups are whom the application runs as, by number. Default 0, 0 and none.
+	UID    uint32   `json:"uid,omitempty"`
+	GID    uint32   `json:"gid,omitempty"`
+	Groups []uint32 `json:"groups,omitempty"`
+	// Capabilities are all that the application may ever have: "CAP_NET_BIND_SERVICE". Default none.
+	Capabilities []string `json:"capabilities,omitempty"`
+	// Environment is that of the application: "NAME=value", or "NAME" for what the host gives. Default a PATH.
+	Environment []string `json:"environment,omitempty"`
+	// Directory is where the application starts. Default /.
+	Directory string `json:"directory,omitempty"`
+	// VolumeUID is the user, and group, that serves volumes; nothing else should run as it. Default 65533.
+	VolumeUID uint32 `json:"volume_uid,omitempty"`
+}
+
+// Modes of [Linux].
+const (
+	Exec      = "exec"
+	Supervise = "supervise"
+)
+
+const (
+	defaultVolumeUID = 65533
+	defaultPath      = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+
+// notForConfig are registers that firmware uses or that anybody may reset (TCG PC Client Platform Firmware Profile).
+var notForConfig = []int{0, 1, 2, 3, 4, 5, 6, 7, 16, 23}
+
+func (c *Config) completePlatform(bad func(key, text, write string)) {
+	switch c.Platform {
+	case "":
+		c.Platform = Occlum
+		fallthrough
+	case Occlum:
+		if c.Attester == "" {
+			c.Attester = attest.SGX
+		}
+		if c.Attester != attest.SGX {
+			bad("attester", fmt.Sprintf("%q is none of Occlum's", c.Attester), `"sgx", or "platform": "linux"`)
+		}
+		if c.Linux != nil || c.TPM != nil || c.Root.Source != "" || c.Root.MAC != "" {
+			bad("platform", `is "occlum", but linux, tpm, root.source or root.mac are given`, `"platform": "linux"`)
+		}
+	case OnLinux:
+		c.completeLinux(bad)
+	default:
+		bad("platform", fmt.Sprintf("%q is not a platform", c.Platform), `"occlum" or "linux"`)
+	}
+}
+
+func (c *Config) completeLinux(bad func(key, text, write string)) {
+	switch c.Attester {
+	case attest.TPM, attest.TDX, attest.SNP:
+	case "":
+		if c.Backend != "none" {
+			bad("attester", "is missing: none is guessed", `"tpm", "tdx" or "snp"`)
+		}
+	default:
+		bad("attester", fmt.Sprintf("%q is none of Linux'", c.Attester), `"tpm", "tdx" or "snp"`)
+	}
+	if c.TPM == nil {
+		c.TPM = &TPM{}
+	} else if c.Attester != attest.TPM {
+		bad("tpm", fmt.Sprintf("is given, but the attester is %q", c.Attester), `"attester": "tpm"`)
+	}
+	c.TPM.complete(bad)
+	if c.GRPCRATLS != nil && c.GRPCRATLS.Protocol == "legacy" {
+		bad("grpc_ratls.protocol", `"legacy" knows quotes of enclaves only`, `"session"`)
+	}
+	if c.AppTLS != nil && c.AppTLS.Attested && c.Attester != attest.TDX {
+		bad("app_tls.attested", fmt.Sprintf("evidence of type %q has no place in a certificate", c.Attester), "false")
+	}
+	if (c.Root.Source == "") != (c.Root.MAC == "") || (c.Root.Source == "") != (c.Root.Key == "") {
+		bad("root", "on Linux source, key and mac belong together", "all three, or none for the root that is there")
+	} else if c.Root.MAC != "" && !macForm.MatchString(c.Root.MAC) {
+		bad("root.mac", "is malformed", `the MAC that "sesame volume create" printed`)
+	}
+	if c.Linux == nil {
+		c.Linux = &Linux{}
+	}
+	c.Linux.complete(bad)
+}
+
+func (t *TPM) complete(bad func(key, text, write string)) {
+	for i, n := range t.PCRs {
+		if n < 0 || n > 23 {
+			bad(fmt.Sprintf("tpm.pcrs[%d]", i), fmt.Sprintf("there is no register %d", n), "0 to 23")
+		}
+	}
+	if n := t.ConfigPCR; n != nil {
+		if *n < 0 || *n > 23 || slices.Contains(notForConfig, *n) {
+			bad("tpm.config_pcr", fmt.Sprintf("register %d is the firmware's, or anybody may reset it", *n), "8 to 15, or 17 to 22")
+		} else if len(t.PCRs) > 0 && !slices.Contains(t.PCRs, *n) {
+			bad("tpm.config_pcr", fmt.Sprintf("register %d is not quoted", *n), "it into tpm.pcrs, too")
+		}
+	}
+	if t.Certificates != "" && !t.EndorsementKey {
+		bad("tpm.certificates", "are sent with the endorsement key only", `"endorsement_key": true`)
+	}
+}
+
+func (l *Linux) complete(bad func(key, text, write string)) {
+	switch l.Mode {
+	case "", Exec, Supervise:
+	default:
+		bad("linux.mode", fmt.Sprintf("%q is neither", l.Mode), `"exec" or "supervise"`)
+	}
+	if l.VolumeUID == 0 {
+		l.VolumeUID = defaultVolumeUID
+	}
+	if l.VolumeUID == l.UID {
+		bad("linux.volume_uid", "is the application's own: it could reach into the process that holds the volume's key", "another one")
+	}
+	for i, name := range l.Capabilities {
+		if !strings.HasPrefix(name, "CAP_") {
+			bad(fmt.Sprintf("linux.capabilities[%d]", i), fmt.Sprintf("%q is no capability", name), `a name such as "CAP_NET_BIND_SERVICE"`)
+		}
+	}
+	for i, entry := range l.Environment {
+		name, _, _ := strings.Cut(entry, "=")
+		if name == "" || strings.ContainsRune(entry, 0) {
+			bad(fmt.Sprintf("linux.environment[%d]", i), "has no name", `"NAME=value" or "NAME"`)
+		}
+		if strings.HasPrefix(entry, "LD_") && !strings.Contains(entry, "=") {
+			bad(fmt.Sprintf("linux.environment[%d]", i), "lets the host choose the application's code", `"`+name+`=value"`)
+		}
+	}
+	if l.Directory == "" {
+		l.Directory = "/"
+	}
+	if !cleanAbsolute(l.Directory) {
+		bad("linux.directory", fmt.Sprintf("%q is not an absolute path", l.Directory), "a directory in the root")
+	}
+}
+
+// EnvironmentOf is the application's environment, of which the host gives what is named without a value.
+func (l *Linux) EnvironmentOf(lookup func(string) (string, bool)) []string {
+	out := []string{defaultPath}
+	for _, entry := range l.Environment {
+		name, _, given := strings.Cut(entry, "=")
+		if !given {
+			value, ok := lookup(name)
+			if !ok {
+				continue
+			}
+			entry = name + "=" + value
+		}
+		out = slices.DeleteFunc(out, func(e string) bool { return strings.HasPrefix(e, name+"=") })
+		out = append(out, entry)
+	}
+	return out
+}

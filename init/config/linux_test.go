@@ -1,0 +1,75 @@
+package config_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sesame-init/sesame/init/config"
+)
+
+const onLinux = `{
+  "platform": "linux", "attester": "tpm",
+  "backend": "grpc-ratls",
+  "grpc_ratls": {"servers": ["127.0.0.1:5000"], "protocol": "session",
+    "broker_key": "0101010101010101010101010101010101010101010101010101010101010101"},
+  "tpm": {"config_pcr": 12, "endorsement_key": true},
+  "root": {},
+  "app": {"path": "/usr/sbin/nginx", "args": ["-g", "daemon off;"]},
+  "volumes": [{"source": "/srv/site", "target": "/var/www", "key": "site_key", "mac": "00-01-02-03-04-05-06-07-08-09-0a-0b-0c-0d-0e-0f"}],
+  "secrets": [{"name": "tls_key", "path": "/run/secrets/tls.key", "mode": "0440", "uid": 33}],
+  "linux": {"mode": "supervise", "uid": 33, "gid": 33, "capabilities": ["CAP_NET_BIND_SERVICE"], "environment": ["TZ", "LANG=C"]},
+  "collateral": {}
+}`
+
+func TestConfigOfLinuxIsCompleted(t *testing.T) {
+	c, err := config.Parse([]byte(onLinux))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Platform != config.OnLinux || c.Linux.VolumeUID == 0 || c.Linux.Directory != "/" {
+		t.Errorf("config is %+v, %+v", c, c.Linux)
+	}
+	env := c.Linux.EnvironmentOf(func(name string) (string, bool) { return "UTC", name == "TZ" })
+	if len(env) != 3 || !slices.Contains(env, "TZ=UTC") || !slices.Contains(env, "LANG=C") || !strings.HasPrefix(env[0], "PATH=") {
+		t.Errorf("environment is %q", env)
+	}
+	if env := c.Linux.EnvironmentOf(func(string) (string, bool) { return "", false }); len(env) != 2 {
+		t.Errorf("environment without the host's is %q", env)
+	}
+}
+
+func TestConfigOfLinuxThatMeansTooLittleIsRefused(t *testing.T) {
+	for _, c := range []struct{ from, to, key string }{
+		{`"attester": "tpm",`, ``, "attester"},
+		{`"attester": "tpm"`, `"attester": "sgx"`, "attester"},
+		{`"attester": "tpm"`, `"attester": "snp"`, "tpm"},
+		{`"platform": "linux"`, `"platform": "occlum"`, "platform"},
+		{`"platform": "linux"`, `"platform": "windows"`, "platform"},
+		{`"config_pcr": 12`, `"config_pcr": 7`, "tpm.config_pcr"},
+		{`"config_pcr": 12`, `"config_pcr": 23`, "tpm.config_pcr"},
+		{`"config_pcr": 12`, `"config_pcr": 12, "pcrs": [0]`, "tpm.config_pcr"},
+		{`"config_pcr": 12`, `"pcrs": [24]`, "tpm.pcrs[0]"},
+		{`/run/secrets/tls.key`, `/etc/tls.key`, "secrets[0].path"},
+		{`/run/secrets/tls.key`, `/dev/shm/tls.key`, "secrets[0].path"},
+		{`"root": {}`, `"root": {"source": "/srv/root"}`, "root"},
+		{`"args": [`, `"entry_point": "/x", "args": [`, "app.entry_point"},
+		{`"mode": "supervise"`, `"mode": "fork"`, "linux.mode"},
+		{`"uid": 33, "gid"`, `"uid": 65533, "gid"`, "linux.volume_uid"},
+		{`CAP_NET`, `NET`, "linux.capabilities[0]"},
+		{`"TZ"`, `"LD_PRELOAD"`, "linux.environment[0]"},
+		{`"TZ"`, `"=x"`, "linux.environment[0]"},
+		{`"protocol": "session"`, `"protocol": "legacy"`, "grpc_ratls.protocol"},
+	} {
+		text := strings.Replace(onLinux, c.from, c.to, 1)
+		if text == onLinux {
+			t.Fatalf("%s is not there", c.from)
+		}
+		_, err := config.Parse([]byte(text))
+		var problems config.Problems
+		if !errors.As(err, &problems) || !slices.ContainsFunc(problems, func(p config.Problem) bool { return p.Key == c.key }) {
+			t.Errorf("%s: error is %v, want a problem with %s", c.to, err, c.key)
+		}
+	}
+}
