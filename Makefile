@@ -23,9 +23,11 @@ PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
 .PHONY: build demo test lint bench fuzz deps clean model
 
-build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker
+build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker \
+       bin/libos/tensorflow_model_server
 
 .PHONY: bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker $(OVERLAY)
+.PHONY: bin/libos/tensorflow_model_server
 $(OVERLAY):
 	@$(GO) run ./init/goruntime -o $(@D) >/dev/null
 bin/init: $(OVERLAY)
@@ -33,6 +35,9 @@ bin/init: $(OVERLAY)
 # The key broker as it is packed into an Occlum instance.
 bin/libos/keybroker: $(OVERLAY)
 	CGO_ENABLED=0 $(GO) build $(LIBOS_FLAGS) -o $@ ./cmd/keybroker
+# The stand-in as it is packed into an instance.
+bin/libos/tensorflow_model_server: $(OVERLAY)
+	CGO_ENABLED=0 $(GO) build $(LIBOS_FLAGS) -o $@ ./packaging/standin/$(@F)
 bin/sesame bin/keybroker bin/occlum:
 	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./cmd/$(@F)
 bin/tensorflow_model_server:

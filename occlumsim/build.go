@@ -25,6 +25,9 @@ type BuildOptions struct {
 	SignKey *rsa.PrivateKey
 	// EDMM switches dynamic enclave memory on, as Occlum.json's feature does.
 	EDMM bool
+	// Reproducible makes the same encrypted image of the same input and key, hence the same MRENCLAVE. Real Occlum
+	// cannot. See [sefs.CreateOptions] for what it costs.
+	Reproducible bool
 	// Progress is told how many bytes of the image are written, if not nil.
 	Progress func(done, total int64)
 }
@@ -63,7 +66,7 @@ func (i *Instance) Build(ctx context.Context, o BuildOptions) (*Enclave, error) 
 		return nil, fmt.Errorf("measuring the initfs: %w", err)
 	}
 	mac, err := i.makeVolume(ctx, imageVolume, imageMACFile, imageDir,
-		sefs.CreateOptions{Key: o.ImageKey, Reproducible: o.ImageKey == nil, Progress: o.Progress})
+		sefs.CreateOptions{Key: o.ImageKey, Reproducible: o.Reproducible || o.ImageKey == nil, Progress: o.Progress})
 	if err != nil {
 		return nil, fmt.Errorf("building the image: %w", err)
 	}

@@ -39,7 +39,7 @@ func newCommand() *cobra.Command {
 
 func buildCommand() *cobra.Command {
 	var signKey, imageKey, mode, edmm string
-	var embed, force bool
+	var embed, force, reproducible bool
 	cmd := &cobra.Command{
 		Use:   "build",
 		Short: "Build, measure and sign the instance in the current directory",
@@ -53,7 +53,7 @@ func buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o := occlumsim.BuildOptions{EmbedImageKey: embed, EDMM: edmm == "Y" || edmm == "y"}
+			o := occlumsim.BuildOptions{EmbedImageKey: embed, Reproducible: reproducible, EDMM: edmm == "Y" || edmm == "y"}
 			if mode == "HYPER" {
 				return attest.Errorf(attest.CodeUsage, "building", "Leave --sgx-mode out.", "there is no mode HYPER here")
 			}
@@ -84,6 +84,8 @@ func buildCommand() *cobra.Command {
 	flags.StringVar(&imageKey, "image-key", "", "encrypt the image with the key in this file")
 	flags.BoolVar(&embed, "buildin-image-key", false, "put the image key into the initfs, for everybody to read")
 	flags.StringVar(&signKey, "sign-key", "", "RSA key of 3072 bits, PEM, that signs the enclave")
+	flags.BoolVar(&reproducible, "reproducible", false,
+		"make the same encrypted image, hence the same MRENCLAVE, of the same input (simulator only)")
 	flags.BoolVarP(&force, "force", "f", false, "taken for Occlum's sake: all is built anew anyway")
 	flags.StringVar(&mode, "sgx-mode", "SIM", "taken for Occlum's sake: HW or SIM")
 	flags.String("sign-tool", "", "taken for Occlum's sake, and ignored")

@@ -47,6 +47,8 @@ func newRootCommand() *cobra.Command {
 		keygenCommand(),
 		maaCommand(),
 		occlumCommand(),
+		packageCommand(),
+		podCommand(),
 		predictCommand(),
 		quoteCommand(),
 		tokenCommand(),

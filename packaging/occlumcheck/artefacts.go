@@ -161,6 +161,10 @@ func (i *inspection) volumes() error {
 // libcName matches C libraries, their loaders and the libraries that make threads or system calls for them.
 var libcName = regexp.MustCompile(`^(ld-musl-x86_64|ld-linux-x86-64|ld-[0-9.]+|libc|libc-[0-9.]+|libpthread(-[0-9.]+)?)\.so(\.[0-9]+)*$`)
 
+// IsLibc reports whether a file of this base name is a C library, a loader, or a library that makes threads or system
+// calls for them.
+func IsLibc(name string) bool { return libcName.MatchString(name) }
+
 // libraries looks for C libraries that are not Occlum's: their clone and system calls are not the LibOS's.
 func (i *inspection) libraries() error {
 	var known map[[32]byte]bool
@@ -203,7 +207,7 @@ func (i *inspection) libraries() error {
 
 func eachLibc(dir string, see func(name string, text []byte)) error {
 	return filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() || !libcName.MatchString(path.Base(name)) {
+		if err != nil || !d.Type().IsRegular() || !IsLibc(path.Base(name)) {
 			return err
 		}
 		text, err := readProgram(name)

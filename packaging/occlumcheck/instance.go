@@ -18,6 +18,7 @@ import (
 
 	"github.com/sesame-init/sesame/init/config"
 	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/packaging/rootfs"
 )
 
 // Options for [Instance].
@@ -515,32 +516,7 @@ func (i *inspection) isDir(root, name string) bool {
 // resolve is the host's path of name in the file system below root of the instance, "" where it does not exist.
 // Symbolic links lead where they lead in the enclave.
 func (i *inspection) resolve(root, name string) string {
-	if name == "" {
-		return ""
-	}
-	base := filepath.Join(i.dir, root)
-	at, rest := "/", strings.Split(path.Clean("/"+name), "/")
-	for links := 0; len(rest) > 0; {
-		next := path.Join(at, rest[0])
-		rest = rest[1:]
-		f, err := os.Lstat(filepath.Join(base, next))
-		if err != nil {
-			return ""
-		}
-		if f.Mode()&fs.ModeSymlink == 0 {
-			at = next
-			continue
-		}
-		target, err := os.Readlink(filepath.Join(base, next))
-		if links++; err != nil || links > 40 {
-			return ""
-		}
-		if path.IsAbs(target) {
-			at = "/"
-		}
-		rest = append(strings.Split(target, "/"), rest...)
-	}
-	return filepath.Join(base, at)
+	return rootfs.Resolve(filepath.Join(i.dir, root), name)
 }
 
 func sameFile(a, b string) bool {

@@ -1,0 +1,141 @@
+package keyring
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/occlumsim"
+)
+
+var options = Options{Names: []string{"localhost", "127.0.0.1"}, Lifetime: time.Hour, Now: time.Now()}
+
+func TestKeysAreMadeOnceAndALossIsAnError(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	if _, err := Open(dir); attest.CodeOf(err) != attest.CodeUsage {
+		t.Errorf("opening an empty folder: %v", err)
+	}
+	given := []byte("00-01-02-03-04-05-06-07-08-09-0a-0b-0c-0d-0e-0f\n")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, ImageKey), given, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ring, made, err := Make(dir, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Join(made, " ") != strings.Join([]string{BrokerSigner, WorkloadSigner, ModelKey, SSLConfig}, " ") {
+		t.Errorf("made %v", made)
+	}
+	before := make(map[string]string)
+	for _, file := range files() {
+		info, err := os.Stat(ring.Path(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if file != Certificate && info.Mode() != 0o600 {
+			t.Errorf("%s has mode %v", file, info.Mode())
+		}
+		text, err := os.ReadFile(ring.Path(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before[file] = string(text)
+	}
+	if before[ImageKey] != string(given) {
+		t.Error("a key that was there was replaced")
+	}
+	if _, made, err := Make(dir, options); err != nil || made != nil {
+		t.Errorf("again: made %v, %v", made, err)
+	}
+	for _, file := range files() {
+		if text, err := os.ReadFile(ring.Path(file)); err != nil || string(text) != before[file] {
+			t.Errorf("%s changed, %v", file, err)
+		}
+	}
+	for _, file := range files() {
+		if err := os.Rename(ring.Path(file), ring.Path("away")); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := Make(dir, options); attest.CodeOf(err) != attest.CodeConfig || !strings.Contains(err.Error(), file) {
+			t.Errorf("without %s: %v", file, err)
+		}
+		if _, err := os.Stat(ring.Path(file)); err == nil {
+			t.Fatalf("%s was made again", file)
+		}
+		if err := os.Rename(ring.Path("away"), ring.Path(file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSignersAreWhatSGXTakes(t *testing.T) {
+	ring, _, err := Make(t.TempDir(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{BrokerSigner, WorkloadSigner} {
+		key, err := occlumsim.ReadSignKey(ring.Path(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if key.E != 3 || key.N.BitLen() != 3072 {
+			t.Errorf("%s: exponent %d, %d bits", file, key.E, key.N.BitLen())
+		}
+		want, err := occlumsim.MRSigner(&key.PublicKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ring.MRSigner(file); err != nil || got != hex.EncodeToString(want[:]) {
+			t.Errorf("%s: MRSIGNER %s, %v, want %x", file, got, err, want)
+		}
+	}
+}
+
+func TestTheCertificateHasItsNamesAndVerifiesItself(t *testing.T) {
+	ring, _, err := Make(t.TempDir(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(ring.Path(Certificate))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(c)
+	for _, n := range options.Names {
+		if _, err := c.Verify(x509.VerifyOptions{Roots: roots, DNSName: n}); err != nil {
+			t.Errorf("%s: %v", n, err)
+		}
+	}
+	config, err := os.ReadFile(ring.Path(SSLConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(config), strings.ReplaceAll(string(text), "\n", `\n`)) {
+		t.Error("ssl_config holds another certificate")
+	}
+}
+
+func TestHalfAnIdentityIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, Certificate), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Make(dir, options); attest.CodeOf(err) != attest.CodeConfig {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,5 @@
+package pipeline
+
+import "context"
+
+func (p *Pipeline) manifests(context.Context) error { return nil }
