@@ -51,6 +51,8 @@ type Grant struct {
 	Secret string
 	Rule   string // of the policy, that allows it or forbids it: "secrets.model_key.workloads"
 	Limit  uint64 // most releases of the secret, ever; 0 is no limit
+	// Version is the id of the version to release. "" is the newest that is not withdrawn.
+	Version string
 }
 
 // An Adoption is a policy that is to take force.
@@ -73,3 +75,11 @@ type Receipt struct {
 	Checkpoint []byte
 	Proof      [][]byte // inclusion proof of the entry in the checkpoint's tree, hashes of 32 bytes
 }
+
+// Reserved begins the names of what the broker keeps for itself. No secret has such a name, and a policy's "all
+// secrets" never means one.
+const Reserved = "sesame:"
+
+// RootKey is the name under which a running broker hands the root key of its store to a new replica. A policy grants
+// it to workloads that it marks as brokers, and to nobody else. [Keeper.Resolve] finds it by exactly this name.
+const RootKey = Reserved + "root-key"

@@ -132,7 +132,9 @@ func (a *Appender) known(indexes []int64) ([]tlog.Hash, error) {
 }
 
 // Prove is the inclusion proof of an entry in the tree of head.
-func Prove(r store.Reader, head Head, index int64) (tlog.RecordProof, error) { return prove(r, head, index, nil) }
+func Prove(r store.Reader, head Head, index int64) (tlog.RecordProof, error) {
+	return prove(r, head, index, nil)
+}
 
 func prove(r store.Reader, head Head, index int64, known map[int64]tlog.Hash) (tlog.RecordProof, error) {
 	if index < 0 || index >= head.Size {

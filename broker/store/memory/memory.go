@@ -27,7 +27,9 @@ type shared struct {
 }
 
 // New makes an empty store.
-func New() *Store { return (&Store{shared: &shared{spaces: map[store.Space]map[string][]byte{}}}).Replica() }
+func New() *Store {
+	return (&Store{shared: &shared{spaces: map[store.Space]map[string][]byte{}}}).Replica()
+}
 
 // Replica is another store on the same memory.
 func (s *Store) Replica() *Store {

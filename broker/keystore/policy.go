@@ -1,0 +1,158 @@
+package keystore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/store"
+)
+
+// Adopt implements [broker.Keeper].
+func (k *Keystore) Adopt(ctx context.Context, a broker.Adoption) (receipt broker.Receipt, err error) {
+	const step = "adopting policy"
+	ring, err := k.ring()
+	if err != nil {
+		return broker.Receipt{}, err
+	}
+	digest := hex.EncodeToString(a.Digest[:])
+	var s *state
+	err = k.update(ctx, func(w store.Writer) (err error) {
+		if s, err = k.load(w, ring); err != nil {
+			return err
+		}
+		if err := s.begin(w); err != nil {
+			return err
+		}
+		if known := s.catalog.Policy; a.Pinned {
+			if a.Version < known.Highest || a.Version == known.Highest && known.Digest != "" && digest != known.Digest {
+				return attest.Errorf(attest.CodeConfig, step, "Give the policy a higher version.",
+					"the policy has version %d, and version %d was in force already", a.Version, known.Highest)
+			}
+			if a.Version != known.Highest || known.Digest == "" {
+				s.catalog, s.dirty = s.catalog.clone(), true
+				s.catalog.Policy.Highest, s.catalog.Policy.Digest = a.Version, digest
+			}
+		}
+		n, err := s.note(a.At, a.By, "policy.adopt", "version "+strconv.FormatUint(a.Version, 10)+", SHA-256 "+digest)
+		if err != nil {
+			return err
+		}
+		if err := s.write(w, ring); err != nil {
+			return err
+		}
+		proof, err := s.log.Prove(n.index)
+		if err != nil {
+			return err
+		}
+		receipt, err = ring.receipt(s.head.Log, n.index, n.text, proof)
+		return err
+	})
+	if err == nil {
+		k.catalog.Store(s.catalog)
+	}
+	return receipt, err
+}
+
+var policyKey = []byte("policy")
+
+// MaxPolicy is the largest policy in bytes.
+const MaxPolicy = 1 << 20
+
+// PutPolicy keeps the text of a policy for all replicas, whose watchers it wakes. Whoever calls it has checked the
+// text; taking force is [Keystore.Adopt].
+func (k *Keystore) PutPolicy(ctx context.Context, by string, text []byte) error {
+	const step = "storing policy"
+	if len(text) == 0 || len(text) > MaxPolicy {
+		return attest.Errorf(attest.CodeConfig, step, "", "a policy of %d bytes", len(text))
+	}
+	sum := sha256.Sum256(text)
+	pushed := hex.EncodeToString(sum[:])
+	return k.administer(ctx, by, "policy.push", "SHA-256 "+pushed, func(w store.Writer, s *state) error {
+		s.catalog.Policy.Pushed = pushed
+		s.catalog.Policy.Number++
+		return w.Put(stateSpace, store.Row{Key: policyKey, Value: text})
+	})
+}
+
+// Policy is the text of the policy that was pushed last, nil where none was.
+func (k *Keystore) Policy(ctx context.Context) (text []byte, err error) {
+	err = k.readLog(ctx, func(r store.Reader, s *state, _ *keys) error {
+		text = nil
+		if s.catalog.Policy.Pushed == "" {
+			return nil
+		}
+		rows, err := r.Get(stateSpace, policyKey)
+		if err != nil {
+			return err
+		}
+		if sum := sha256.Sum256(rows[0]); hex.EncodeToString(sum[:]) != s.catalog.Policy.Pushed {
+			return errForged
+		}
+		text = rows[0]
+		return nil
+	})
+	return text, err
+}
+
+// Last is the time of the newest entry: a lower bound of the present that the host's clock cannot set back while the
+// store stands. Zero where there is none.
+func (k *Keystore) Last(ctx context.Context) (last time.Time, err error) {
+	err = k.readLog(ctx, func(_ store.Reader, s *state, _ *keys) error {
+		last = s.head.Last
+		return nil
+	})
+	return last, err
+}
+
+// watchers are called when the policy was pushed, by whatever replica.
+type watchers struct {
+	mu    sync.Mutex
+	calls []func()
+	seen  uint64
+}
+
+// OnPolicy calls f, in the background and never twice at once, after the policy was pushed here or at another replica.
+func (k *Keystore) OnPolicy(f func()) {
+	k.watchers.mu.Lock()
+	defer k.watchers.mu.Unlock()
+	k.watchers.calls = append(k.watchers.calls, f)
+}
+
+// watch follows other replicas until ctx ends.
+func (k *Keystore) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		_ = k.options.Store.Watch(ctx, func() { k.changed(ctx) })
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second): // the database is away
+		}
+	}
+}
+
+// changed reads the state anew and tells of another policy.
+func (k *Keystore) changed(ctx context.Context) {
+	var number uint64
+	if err := k.readLog(ctx, func(_ store.Reader, s *state, _ *keys) error {
+		number = s.catalog.Policy.Number
+		return nil
+	}); err != nil {
+		return
+	}
+	k.watchers.mu.Lock()
+	calls := slices.Clone(k.watchers.calls)
+	if number == k.watchers.seen {
+		calls = nil
+	}
+	k.watchers.seen = number
+	k.watchers.mu.Unlock()
+	for _, f := range calls {
+		f()
+	}
+}
