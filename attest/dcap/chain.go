@@ -222,12 +222,8 @@ func (t *trust) verifyPCKChain(chain []byte) (*platform, error) {
 	if p.ca, err = t.below(root.anchor, ders[1], "CA", true); err != nil {
 		return nil, notGenuine(StepPCKChain, "", "%w", err)
 	}
-	switch name := p.ca.cert.Subject.CommonName; {
-	case strings.Contains(name, "Platform CA"):
-		p.caName = PlatformCA
-	case strings.Contains(name, "Processor CA"):
-		p.caName = ProcessorCA
-	default:
+	name := p.ca.cert.Subject.CommonName
+	if p.caName = caOf(name); p.caName == "" {
 		return nil, notGenuine(StepPCKChain, "", "%q is neither the platform nor the processor CA", name)
 	}
 	if p.pck, err = x509.ParseCertificate(ders[0]); err != nil {

@@ -351,8 +351,16 @@ func TestSourceIsAskedForThePlatformOfTheQuote(t *testing.T) {
 	if _, err := d.Verify(context.Background(), quoteOf(t, p), now); err != nil {
 		t.Fatal(err)
 	}
-	if want := (dcap.Request{TEE: attest.SGX, FMSPC: p.FMSPC(), CA: dcap.PlatformCA}); asked != want {
+	want := dcap.Request{TEE: attest.SGX, FMSPC: p.FMSPC(), CA: dcap.PlatformCA}
+	if asked != want {
 		t.Errorf("asked for %+v, want %+v", asked, want)
+	}
+	if r, err := dcap.RequestFor(quoteOf(t, p).Raw); err != nil || r != want {
+		t.Errorf("the attester asks for %+v (%v), want %+v", r, err, want)
+	}
+	cut := quoteOf(t, p).Raw
+	if _, err := dcap.RequestFor(cut[:len(cut)-1]); err == nil {
+		t.Error("a quote that is cut off asks for something")
 	}
 }
 

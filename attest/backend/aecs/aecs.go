@@ -1,0 +1,369 @@
+// Package aecs fetches secrets from a KubeTEE AECS, an "Attestation based Enclave Configuration Service".
+//
+// Two incompatible generations of the protocol are deployed, and both call themselves v2.0. The config names one:
+//
+//   - [GenerationA] (2023-02 to 2023-11, the tag v2.0.0, and what Occlum ships a client for): kubetee.Aecs/GetEnclaveSecret.
+//     The request is not signed. The answer is an envelope around the bare secret, whose additional data is our nonce.
+//   - [GenerationB] (since 2023-11-29): kubetee.Aecs/TaRemoteCall. Request and answer are signed JSON, the answer
+//     repeats the nonce, and the envelope holds the secret with its names, type and policy.
+//   - [Auto] asks as B does and, where the server answers UNIMPLEMENTED and the config allows it, as A does. Whoever is on a
+//     way without TLS can give that answer, so this is a downgrade that the host can force.
+//
+// # Promises
+//
+// One Fetch makes one RSA key, one quote that binds it and, unless there is no collateral, a passport; then it makes one
+// call per secret over one connection. Of every answer, before a byte of a secret counts:
+//
+//   - the server's report is read (package uar), its quote verified, appraised by the server policy, and the binding of
+//     the server's key to it checked; the key is compared with the pinned one where one is pinned;
+//   - the answer to a fresh 32-byte nonce is wanted, which generation B signs and generation A authenticates;
+//   - the envelope opens with our key, hashes to what it says and is signed by the server's key (package envelope);
+//   - in B both names, and the type where the config names one, are those that were asked for.
+//
+// Occlum's own client checks none of this: it passes no policy and no nonce.
+//
+// Several servers are tried in order, again and again with growing, jittered pauses, until the context ends or no server
+// can be expected to change its mind. Addresses may come from the host.
+//
+// # Limits
+//
+// The server's quote is not fresh: it binds the server's long-lived key, which several servers share. Fresh is only the
+// proof that the server has the key, and that in B only. In A whoever is on the way, without TLS, can answer with a
+// secret that the server once sent them, in an envelope of their own: signed is no more than the secret's hash. So use TLS, or
+// B, or a secret whose use proves it (the key of a volume that has a MAC). In both generations the hash of a secret
+// travels in the clear, so a secret must not be guessable.
+//
+// In B the secret passes a JSON parser, whose copies cannot be wiped.
+//
+// Sources: enclave-configuration-service (tag v2.0.0 and master 43169d9), jinzhao-attest 6133036 and 1e4cb9e.
+package aecs
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/policy"
+)
+
+// Bounds in bytes. A server stores secrets of up to MaxSecret (Occlum's client has room for one byte less); for the
+// key of an image Occlum's client has MaxImageKey, which counts for the secret of the name image_key.
+const (
+	MaxSecret   = 10240
+	MaxImageKey = 256
+	// maxAnswer bounds a whole answer: report, collateral and envelope.
+	maxAnswer = 1 << 20
+)
+
+const (
+	imageKey   = "image_key"
+	keyBits    = 2048 // of the upstream's clients
+	nonceSize  = 32
+	tryTimeout = 25 * time.Second // of one server; it may fetch collateral before it answers
+	maxNames   = 1024
+)
+
+// A Generation is one of the two protocols, or the search for the right one.
+type Generation string
+
+// The generations.
+const (
+	GenerationA Generation = "a"
+	GenerationB Generation = "b"
+	Auto        Generation = "auto"
+)
+
+// Secret says where a secret stands in the AECS and what it is there.
+type Secret struct {
+	Service string // default: that of the config
+	Name    string // default: the name that is asked for
+	// Type is wanted of the secret in generation B, by the upstream's name without SECRET_TYPE_: "IMPORT_DATA",
+	// "AES256_KEY", "RSA_KEY_PAIR", "CERTIFICATE", "SM2_KEY_PAIR", "CONFIGURATIONS". Empty: any.
+	Type string
+	// Base64 decodes the text of the secret, standard base64 with padding: an AECS stores text only.
+	Base64 bool
+}
+
+// Config of a [Client]. All fields without a default are needed.
+type Config struct {
+	Servers    []string // "host:port", tried in order
+	Generation Generation
+	// AllowDowngrade lets Auto fall from B to A.
+	AllowDowngrade bool
+	// TLS says how the connection is secured. Where it is nil, Plaintext must be said.
+	TLS       *TLS
+	Plaintext bool
+
+	// Service is that of secrets of which Secrets names none.
+	Service string
+	Secrets map[string]Secret // by the name that is asked for; others stand in Service under their name
+
+	Attester attest.Attester
+	// UserData stands in the report data of our quote, zero-padded. A server's policy may name its beginning.
+	UserData []byte
+	// Collateral is what a passport is made with. Where it is nil, the report is a BackgroundCheck, which only a
+	// server that is built for simulation takes.
+	Collateral dcap.Source
+
+	// Verifier verifies the server's quote where it comes without collateral, or with collateral that is no good any more.
+	Verifier attest.Verifier
+	// Staple makes a verifier that takes the collateral which the server sends. Nil: only Verifier counts.
+	Staple func(*dcap.Collateral) attest.Verifier
+	// Policy is what the server must be. It may only be nil where NoServerEvidence is said.
+	Policy *policy.Policy
+	// ServerKey is the SHA-256 of the PEM text of the server's key (its "identity hash"); nil: any key that is bound to
+	// evidence which Policy accepts.
+	ServerKey *[32]byte
+	// NoServerEvidence takes a server that shows no evidence, as one outside an enclave or built for simulation, for the
+	// sake of its pinned ServerKey alone.
+	NoServerEvidence bool
+
+	Now    func() time.Time   // default time.Now
+	Logger logrus.FieldLogger // default: nothing is logged
+	// Pause before the second round of tries, doubled every round up to 16 times, each time shortened at random by up to
+	// half. Default 500 ms.
+	Pause time.Duration
+	// Rand gives nonces; default crypto/rand.
+	Rand io.Reader
+	// NewKey makes the RSA key of one Fetch; default rsa.GenerateKey of 2048 bits.
+	NewKey func() (*rsa.PrivateKey, error)
+}
+
+// Client implements [backend.Backend]. It is safe for concurrent use if Rand is.
+type Client struct{ config Config }
+
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,255}$`)
+
+// New checks the config. The error's code is [attest.CodeConfig].
+func New(c Config) (*Client, error) {
+	fail := func(hint, format string, args ...any) (*Client, error) {
+		return nil, attest.Errorf(attest.CodeConfig, "configuring aecs", hint, format, args...)
+	}
+	if len(c.Servers) == 0 {
+		return fail("Name at least one AECS as host:port; its usual port is 19527.", "no servers")
+	}
+	for _, s := range c.Servers {
+		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
+			return fail("Write host:port.", "server %q has no host or no port", s)
+		}
+	}
+	switch {
+	case c.Generation != GenerationA && c.Generation != GenerationB && c.Generation != Auto:
+		return fail(`Write "a", "b" or "auto".`, "generation %q is unknown", c.Generation)
+	case c.AllowDowngrade && c.Generation != Auto:
+		return fail(`Write generation "auto", or leave the downgrade out.`, "generation %q has nothing to fall from", c.Generation)
+	case (c.TLS == nil) == !c.Plaintext:
+		return fail("Say how the connection is secured: by TLS, or, knowing what that means, not at all.",
+			"exactly one of TLS and plaintext is needed")
+	case c.Attester == nil || c.Verifier == nil:
+		return fail("", "attester and verifier are needed")
+	case c.NoServerEvidence && (c.Policy != nil || c.ServerKey == nil):
+		return fail("Pin its key, and leave the policy out: there is nothing that it could judge.",
+			"a server without evidence needs a pinned key and no policy")
+	case !c.NoServerEvidence && c.Policy == nil:
+		return fail("Say what the server must be.", "no policy for the server")
+	case len(c.UserData) > uar.UserDataSize:
+		return fail("", "user data has %d bytes, at most %d fit", len(c.UserData), uar.UserDataSize)
+	}
+	if c.Policy != nil {
+		if err := c.Policy.Validate(); err != nil {
+			return nil, err
+		}
+	}
+	if c.Service != "" && !nameForm.MatchString(c.Service) {
+		return fail("Write letters, digits, dot, dash, underscore.", "service %.40q is no name", c.Service)
+	}
+	for name, s := range c.Secrets {
+		for _, n := range []string{s.Service, s.Name} {
+			if n != "" && !nameForm.MatchString(n) {
+				return fail("Write letters, digits, dot, dash, underscore.", "secret %.40q: %.40q is no name", name, n)
+			}
+		}
+		if s.Type != "" && !knownType(s.Type) {
+			return fail("Write one of "+typeNames()+".", "secret %.40q: type %.40q is unknown", name, s.Type)
+		}
+	}
+	if c.TLS != nil {
+		if err := c.TLS.check(); err != nil {
+			return nil, err
+		}
+	}
+	c.setDefaults()
+	return &Client{config: c}, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Pause == 0 {
+		c.Pause = 500 * time.Millisecond
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	if c.NewKey == nil {
+		c.NewKey = func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, keyBits) }
+	}
+	if c.Logger == nil {
+		quiet := logrus.New()
+		quiet.SetLevel(logrus.PanicLevel)
+		c.Logger = quiet
+	}
+}
+
+// Name implements [backend.Backend].
+func (*Client) Name() string { return "aecs" }
+
+// wanted is one secret to fetch.
+type wanted struct {
+	key string // of the result
+	Secret
+}
+
+const stepFetch = "fetching secrets"
+
+// Fetch implements [backend.Backend].
+func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.Secret, error) {
+	wants, err := c.wanted(names)
+	if err != nil {
+		return nil, err
+	}
+	if len(wants) == 0 {
+		return map[string]attest.Secret{}, nil
+	}
+	self, err := c.attest(ctx)
+	if err != nil {
+		return nil, &attest.Error{Step: stepFetch, Code: attest.CodeOf(err), Err: err}
+	}
+	pause := c.config.Pause
+	for round := 1; ; round++ {
+		secrets, again, err := c.round(ctx, self, wants)
+		if err == nil {
+			return secrets, nil
+		}
+		if !again {
+			return nil, &attest.Error{Step: stepFetch, Code: attest.CodeOf(err), Err: err}
+		}
+		shortened := pause/2 + mathrand.N(pause/2+1)
+		c.config.Logger.WithError(err).Warnf("no AECS has answered, next try in %s", shortened.Round(time.Millisecond))
+		if ended := wait(ctx, shortened); ended != nil {
+			return nil, &attest.Error{Step: stepFetch, Code: attest.CodeOf(err),
+				Err: fmt.Errorf("%w after %d rounds of tries; the last: %w", ended, round, err)}
+		}
+		pause = min(2*pause, 16*c.config.Pause)
+	}
+}
+
+func (c *Client) wanted(names []string) ([]wanted, error) {
+	if len(names) > maxNames {
+		return nil, attest.Errorf(attest.CodeSecret, stepFetch, "", "%d names, at most %d are asked for", len(names), maxNames)
+	}
+	wants := make([]wanted, 0, len(names))
+	for i, name := range names {
+		w := wanted{key: name, Secret: c.config.Secrets[name]}
+		if w.Name == "" {
+			w.Name = name
+		}
+		if w.Service == "" {
+			w.Service = c.config.Service
+		}
+		if !nameForm.MatchString(w.Name) || !nameForm.MatchString(w.Service) || slices.Contains(names[:i], name) {
+			return nil, attest.Errorf(attest.CodeSecret, stepFetch,
+				"Names have letters, digits, dot, dash and underscore; name a service for every secret.",
+				"secret %.40q of service %.40q is not well named, or asked for twice", w.Name, w.Service)
+		}
+		wants = append(wants, w)
+	}
+	return wants, nil
+}
+
+// round tries every server once. It returns the first error that no other try can change, if all servers gave one, else
+// says that another round may help, and returns the error to report if there is none.
+func (c *Client) round(ctx context.Context, self *identity, wants []wanted) (secrets map[string]attest.Secret, again bool, err error) {
+	var refused, missed error
+	for _, server := range c.config.Servers {
+		secrets, err := c.try(ctx, server, self, wants)
+		if err == nil {
+			return secrets, false, nil
+		}
+		err = &attest.Error{Step: "asking AECS " + server, Code: attest.CodeOf(err), Err: err}
+		if code := attest.CodeOf(err); code == attest.CodeUnreachable || code == attest.CodeCollateral {
+			missed = first(missed, err)
+		} else {
+			refused = first(refused, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if len(c.config.Servers) > 1 {
+			c.config.Logger.Warn(err)
+		}
+	}
+	if missed != nil && ctx.Err() == nil {
+		return nil, true, missed
+	}
+	return nil, false, first(refused, missed)
+}
+
+func first(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// wait returns the context's error if it ends, or is certain to end, before the pause is over.
+func wait(ctx context.Context, pause time.Duration) error {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
+		return context.DeadlineExceeded
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// try fetches all secrets from one server over one connection.
+func (c *Client) try(ctx context.Context, server string, self *identity, wants []wanted) (_ map[string]attest.Secret, err error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	link, err := c.connect(server)
+	if err != nil {
+		return nil, err
+	}
+	defer link.close()
+	secrets := make(map[string]attest.Secret, len(wants))
+	defer func() {
+		if err != nil {
+			for _, s := range secrets {
+				s.Wipe()
+			}
+		}
+	}()
+	e := &exchange{config: &c.config, self: self, link: link, generation: c.config.Generation}
+	for _, w := range wants {
+		secret, err := e.get(ctx, w)
+		if err != nil {
+			return nil, &attest.Error{Step: "asking for secret " + w.Service + "/" + w.Name, Code: attest.CodeOf(err), Err: err}
+		}
+		secrets[w.key] = secret
+	}
+	return secrets, nil
+}
