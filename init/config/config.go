@@ -1,8 +1,9 @@
 // Package config reads the measured configuration of init, /etc/init_ra_conf.json in the initfs.
 //
-// Two shapes are read: Sesame's own (see [Config]) and the one that Occlum's GRPC-RATLS init ships, parsed
-// unchanged (kms_server, kms_keys, ra_config). A legacy file may carry Sesame's blocks timeout, root, app,
-// volumes and collateral beside Occlum's three keys.
+// Sesame's own shape is read (see [Config]), and the two that Occlum's inits for GRPC-RATLS and for AECS ship, parsed
+// unchanged (kms_server, kms_keys, ra_config, and of AECS ua_env_pccs_url). A legacy file may carry Sesame's blocks
+// timeout, root, app, volumes, app_tls and collateral beside Occlum's keys, and for AECS the block aecs with what
+// Occlum's shape has no word for.
 //
 // Reading is strict and complete: unknown keys, keys given twice, missing keys, contradictions, and a peer
 // policy that verifies less than the minimum are all reported together, each with the key and what to write.
@@ -19,6 +20,7 @@ import (
 	"path"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -41,7 +43,8 @@ const MaxSize = 1 << 20
 // change. All are addresses of peers that are verified by evidence or whose answers are signed, so the worst
 // that a hostile value does is to stop the boot. Everything else in the environment is ignored.
 var HostEnvironment = map[string]string{
-	"OCCLUM_INIT_RA_KMS_SERVER": "address of the key broker, host:port",
+	"OCCLUM_INIT_RA_KMS_SERVER": "address of the key broker or the AECS, host:port",
+	"UA_ENV_PCCS_URL":           "address of the collateral service (PCCS), where PCCS_URL is not set",
 	"PCCS_URL":                  "address of the collateral service (PCCS)",
 }
 
@@ -51,14 +54,16 @@ type Config struct {
 	Platform Platform `json:"platform,omitempty"`
 	// Attester makes the evidence: "sgx", the default on Occlum and the only one there; on Linux "tpm", "tdx" or "snp".
 	Attester attest.EvidenceType `json:"attester,omitempty"`
-	// Backend chooses how secrets are fetched: "grpc-ratls", or "none" for a workload that needs no key
+	// Backend chooses how secrets are fetched: "grpc-ratls", "aecs", or "none" for a workload that needs no key
 	// (an integrity-only root; a key broker's own enclave).
 	Backend string `json:"backend"`
 	// Timeout bounds attesting and fetching together, retries included. Default 60 s.
 	Timeout Duration `json:"timeout,omitempty"`
 	// GRPCRATLS is needed where Backend is "grpc-ratls".
 	GRPCRATLS *GRPCRATLS `json:"grpc_ratls,omitempty"`
-	Root      Root       `json:"root"`
+	// AECS is needed where Backend is "aecs".
+	AECS *AECS `json:"aecs,omitempty"`
+	Root Root  `json:"root"`
 	// App pins the application's program and arguments. Without it the host chooses both.
 	App     *App         `json:"app,omitempty"`
 	Volumes []Volume     `json:"volumes,omitempty"`
@@ -75,6 +80,7 @@ type Config struct {
 	Legacy bool `json:"-"`
 
 	legacyPolicy *raconfig.Config
+	remarks      []string // what Occlum's shape says that means nothing
 }
 
 // BrokerPolicy is what the broker must be: broker_policy, or the ra_config of Occlum's shape, whose numbers are
@@ -249,6 +255,10 @@ func parse(text []byte) (*Config, Problems) {
 	var c *Config
 	var problems Problems
 	if _, ok := keys["kms_server"]; ok || keys["kms_keys"] != nil || keys["ra_config"] != nil {
+		parseLegacy := parseLegacyGRPCRATLS
+		if isLegacyAECS(keys) {
+			parseLegacy = parseLegacyAECS
+		}
 		c, problems = parseLegacy(text)
 	} else {
 		c = &Config{}
@@ -277,15 +287,17 @@ func (c *Config) complete() Problems {
 	}
 	switch c.Backend {
 	case "":
-		bad("backend", "is missing", `"grpc-ratls" or "none"`)
+		bad("backend", "is missing", `"grpc-ratls", "aecs" or "none"`)
 	case "none":
 		if c.Root.Key != "" || len(c.Volumes) > 0 || len(c.Secrets) > 0 {
 			bad("backend", `"none" fetches nothing, but root.key, volumes or secrets ask for secrets`, `"grpc-ratls"`)
 		}
 	case "grpc-ratls":
 		c.completeGRPCRATLS(bad)
+	case "aecs":
+		c.completeAECS(bad)
 	default:
-		bad("backend", fmt.Sprintf("%q is not a backend of this build", c.Backend), `"grpc-ratls" or "none"`)
+		bad("backend", fmt.Sprintf("%q is not a backend of this build", c.Backend), `"grpc-ratls", "aecs" or "none"`)
 	}
 
 	c.completePlatform(bad)
@@ -504,8 +516,11 @@ func (c *Config) MatchImage(encrypted bool) error {
 
 // Remarks are things that are allowed and that whoever reads the log should know, a line each.
 func (c *Config) Remarks() []string {
-	var lines []string
-	if c.Legacy || (c.GRPCRATLS != nil && c.Backend == "grpc-ratls" && c.GRPCRATLS.Protocol == "legacy") {
+	lines := slices.Clone(c.remarks)
+	if c.Backend == "aecs" && c.AECS != nil {
+		lines = append(lines, c.AECS.remarks()...)
+	}
+	if c.Legacy && c.Backend == "grpc-ratls" || (c.GRPCRATLS != nil && c.Backend == "grpc-ratls" && c.GRPCRATLS.Protocol == "legacy") {
 		lines = append(lines, "legacy wire: the broker's evidence is not fresh, only its collateral is")
 	}
 	if c.Backend == "grpc-ratls" && c.GRPCRATLS != nil && c.GRPCRATLS.BrokerKey != nil {
@@ -519,8 +534,16 @@ func (c *Config) Remarks() []string {
 
 // ApplyHost lets the host's environment change what [HostEnvironment] lists.
 func (c *Config) ApplyHost(getenv func(string) string) {
-	if v := getenv("OCCLUM_INIT_RA_KMS_SERVER"); v != "" && c.GRPCRATLS != nil {
-		c.GRPCRATLS.Servers = []string{v}
+	if v := getenv("OCCLUM_INIT_RA_KMS_SERVER"); v != "" {
+		if c.GRPCRATLS != nil {
+			c.GRPCRATLS.Servers = []string{v}
+		}
+		if c.AECS != nil {
+			c.AECS.Servers = []string{v}
+		}
+	}
+	if v := getenv("UA_ENV_PCCS_URL"); v != "" {
+		c.Collateral.PCCSURL = v
 	}
 	if v := getenv("PCCS_URL"); v != "" {
 		c.Collateral.PCCSURL = v

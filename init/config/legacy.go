@@ -30,9 +30,9 @@ type legacyKey struct {
 // imageKeyName is the name under which Occlum's init asks for the image key.
 const imageKeyName = "image_key"
 
-// parseLegacy turns Occlum's shape into ours. What the shape leaves open, where collateral comes from and that
+// parseLegacyGRPCRATLS turns Occlum's shape into ours. What the shape leaves open, where collateral comes from and that
 // secrets must not persist, is asked for by name.
-func parseLegacy(text []byte) (*Config, Problems) {
+func parseLegacyGRPCRATLS(text []byte) (*Config, Problems) {
 	var l legacyConfig
 	if problems := decodeStrict(text, &l); len(problems) > 0 {
 		return nil, problems

@@ -53,8 +53,11 @@ func walk(dec *json.Decoder, t reflect.Type, at string, problems *Problems) erro
 	switch delim {
 	case '{':
 		var fields map[string]reflect.Type
+		var elem reflect.Type // of a map with any keys
 		if t != nil && t.Kind() == reflect.Struct {
 			fields = jsonFields(t)
+		} else if t != nil && t.Kind() == reflect.Map {
+			elem = t.Elem()
 		}
 		var seen []string
 		for dec.More() {
@@ -65,7 +68,9 @@ func walk(dec *json.Decoder, t reflect.Type, at string, problems *Problems) erro
 			name, _ := token.(string)
 			key := strings.TrimPrefix(at+"."+name, ".")
 			field, ok := fields[name]
-			if fields != nil && !ok {
+			if fields == nil {
+				field = elem
+			} else if !ok {
 				*problems = append(*problems, Problem{key, "is not a known key", known(fields)})
 			}
 			if slices.Contains(seen, name) {

@@ -54,6 +54,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
+	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/policy"
 )
@@ -94,6 +95,20 @@ type Secret struct {
 	Type string
 	// Base64 decodes the text of the secret, standard base64 with padding: an AECS stores text only.
 	Base64 bool
+}
+
+// Check makes sure that names can be names and the type is one. The error's code is [attest.CodeConfig].
+func (s Secret) Check() error {
+	const step = "checking a secret's place"
+	for _, n := range []string{s.Service, s.Name} {
+		if n != "" && !nameForm.MatchString(n) {
+			return attest.Errorf(attest.CodeConfig, step, "letters, digits, dot, dash, underscore", "%.40q is not a name in an AECS", n)
+		}
+	}
+	if _, ok := wire.EnclaveSecretType_value[typePrefix+s.Type]; s.Type != "" && !ok {
+		return attest.Errorf(attest.CodeConfig, step, "one of "+typeNames(), "the type %.40q is unknown", s.Type)
+	}
+	return nil
 }
 
 // Config of a [Client]. All fields without a default are needed.
@@ -182,17 +197,12 @@ func New(c Config) (*Client, error) {
 			return nil, err
 		}
 	}
-	if c.Service != "" && !nameForm.MatchString(c.Service) {
-		return fail("Write letters, digits, dot, dash, underscore.", "service %.40q is no name", c.Service)
+	if err := (Secret{Service: c.Service}).Check(); err != nil {
+		return nil, err
 	}
-	for name, s := range c.Secrets {
-		for _, n := range []string{s.Service, s.Name} {
-			if n != "" && !nameForm.MatchString(n) {
-				return fail("Write letters, digits, dot, dash, underscore.", "secret %.40q: %.40q is no name", name, n)
-			}
-		}
-		if s.Type != "" && !knownType(s.Type) {
-			return fail("Write one of "+typeNames()+".", "secret %.40q: type %.40q is unknown", name, s.Type)
+	for _, s := range c.Secrets {
+		if err := s.Check(); err != nil {
+			return nil, err
 		}
 	}
 	if c.TLS != nil {

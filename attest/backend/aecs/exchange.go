@@ -288,11 +288,6 @@ func (w wanted) decode(s attest.Secret) (attest.Secret, error) {
 
 const typePrefix = "SECRET_TYPE_"
 
-func knownType(name string) bool {
-	_, ok := wire.EnclaveSecretType_value[typePrefix+name]
-	return ok
-}
-
 func typeNames() string {
 	var names []string
 	for name := range wire.EnclaveSecretType_value {

@@ -1,0 +1,284 @@
+package config
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/aecs"
+	"github.com/sesame-init/sesame/attest/policy"
+)
+
+// legacyAECS is init_ra_conf.json as Occlum's AECS init reads it, and Sesame's own blocks that may stand beside its four
+// keys. The block aecs says there what the shape has no word for: tls or plaintext, generation, and where keys of volumes
+// stand.
+type legacyAECS struct {
+	Server string          `json:"kms_server"`
+	Keys   []legacyAECSKey `json:"kms_keys"`
+	PCCS   string          `json:"ua_env_pccs_url"`
+	Peer   legacyUA        `json:"ra_config"`
+
+	Timeout    Duration   `json:"timeout"`
+	Root       Root       `json:"root"`
+	App        *App       `json:"app"`
+	Volumes    []Volume   `json:"volumes"`
+	AppTLS     *AppTLS    `json:"app_tls"`
+	Collateral Collateral `json:"collateral"`
+	AECS       AECS       `json:"aecs"`
+}
+
+type legacyAECSKey struct {
+	Key     string `json:"key"`
+	Path    string `json:"path"`
+	Service string `json:"service"`
+	Encode  string `json:"encode"`
+}
+
+// legacyUA is ra_config. Occlum's init copies it to where nothing reads it; here every field counts, or is refused.
+type legacyUA struct {
+	IASURL       string `json:"ua_ias_url"`
+	IASSPID      string `json:"ua_ias_spid"`
+	IASAPKKey    string `json:"ua_ias_apk_key"` // Occlum's templates say so
+	IASAPIKey    string `json:"ua_ias_api_key"` // and mean this
+	DCAPLib      string `json:"ua_dcap_lib_path"`
+	DCAPPCCS     string `json:"ua_dcap_pccs_url"`
+	UASURL       string `json:"ua_uas_url"`
+	UASAppKey    string `json:"ua_uas_app_key"`
+	UASAppSecret string `json:"ua_uas_app_secret"`
+
+	Platform            string `json:"ua_policy_str_tee_platform"`
+	HWVersion           string `json:"ua_policy_hex_platform_hw_version"`
+	SWVersion           string `json:"ua_policy_hex_platform_sw_version"`
+	SecureFlags         string `json:"ua_policy_hex_secure_flags"`
+	PlatformMeasurement string `json:"ua_policy_hex_platform_measurement"`
+	BootMeasurement     string `json:"ua_policy_hex_boot_measurement"`
+	TEEIdentity         string `json:"ua_policy_str_tee_identity"`
+	Measurement         string `json:"ua_policy_hex_ta_measurement"`
+	DynMeasurement      string `json:"ua_policy_hex_ta_dyn_measurement"`
+	Signer              string `json:"ua_policy_hex_signer"`
+	ProductID           string `json:"ua_policy_hex_prod_id"`
+	MinSVN              string `json:"ua_policy_str_min_isvsvn"`
+	UserData            string `json:"ua_policy_hex_user_data"`
+	DebugDisabled       string `json:"ua_policy_bool_debug_disabled"`
+	Key                 string `json:"ua_policy_hex_hash_or_pem_pubkey"`
+	Nonce               string `json:"ua_policy_hex_nonce"`
+	SPID                string `json:"ua_policy_hex_spid"`
+}
+
+// imageKeyService is the service in which Occlum's AECS init looks for the image key.
+const imageKeyService = "service1"
+
+// isLegacyAECS tells Occlum's two shapes apart: by the key that only one has, or by the names in ra_config.
+func isLegacyAECS(keys map[string]json.RawMessage) bool {
+	_, has := keys["ua_env_pccs_url"]
+	return has || bytes.Contains(keys["ra_config"], []byte(`"ua_`))
+}
+
+// parseLegacyAECS turns Occlum's shape into ours.
+func parseLegacyAECS(text []byte) (*Config, Problems) {
+	var l legacyAECS
+	if problems := decodeStrict(text, &l); len(problems) > 0 {
+		return nil, problems
+	}
+	var ps Problems
+	bad := func(key, text, write string) { ps = append(ps, Problem{key, text, write}) }
+	a := &l.AECS
+	for key, set := range map[string]bool{"servers": a.Servers != nil, "service": a.Service != "", "server_key": a.ServerKey != nil} {
+		if set {
+			bad("aecs."+key, "stands in Occlum's keys in this shape", "nothing here")
+		}
+	}
+	if l.Server == "" {
+		bad("kms_server", "is missing", `"host:port"`)
+	} else {
+		a.Servers = []string{l.Server}
+	}
+	if a.Generation == "" {
+		a.Generation = string(aecs.GenerationA)
+	}
+	a.Service = imageKeyService
+	c := &Config{
+		Legacy: true, Backend: "aecs", AECS: a, Timeout: l.Timeout, Root: l.Root, App: l.App, Volumes: l.Volumes,
+		AppTLS: l.AppTLS, Collateral: l.Collateral,
+	}
+	c.Secrets = l.secrets(bad)
+	c.remarks = l.Peer.settings(a, bad)
+	l.collateral(&c.Collateral, bad)
+	return c, ps
+}
+
+// secrets are the secret files of kms_keys. Two services may have secrets of one name.
+func (l *legacyAECS) secrets(bad func(key, text, write string)) []SecretFile {
+	var files []SecretFile
+	places := l.AECS.Secrets
+	if places == nil {
+		places = map[string]AECSSecret{}
+		l.AECS.Secrets = places
+	}
+	for i, k := range l.Keys {
+		key := fmt.Sprintf("kms_keys[%d]", i)
+		if k.Service == "" {
+			bad(key+".service", "is missing", "the service in the AECS")
+		}
+		place := AECSSecret{Service: k.Service, Name: k.Key, Encode: k.Encode}
+		name := k.Key
+		if name == imageKeyName && place != (AECSSecret{Service: imageKeyService, Name: name}) {
+			name = k.Service + "." + k.Key // that name alone is the key of the image
+		}
+		if other, taken := places[name]; taken && other != place {
+			name = fmt.Sprintf("%s.%s.%s", k.Service, k.Key, k.Encode)
+		}
+		if other, taken := places[name]; taken && other != place {
+			bad(key+".key", "cannot be told from another secret", "another name")
+		}
+		places[name] = place
+		files = append(files, SecretFile{Name: name, Path: k.Path})
+	}
+	return files
+}
+
+// collateral honours the three places in which the address of the PCCS may stand.
+func (l *legacyAECS) collateral(c *Collateral, bad func(key, text, write string)) {
+	for _, u := range []struct{ key, url string }{{"ua_env_pccs_url", l.PCCS}, {"ra_config.ua_dcap_pccs_url", l.Peer.DCAPPCCS}} {
+		switch {
+		case u.url == "":
+		case c.PCCSURL == "":
+			if parsed, err := url.Parse(u.url); err != nil || parsed.Host == "" {
+				bad(u.key, fmt.Sprintf("%q is not an address", u.url), `"https://host:8081/sgx/certification/v3/"`)
+			}
+			c.PCCSURL = u.url
+		case c.PCCSURL != u.url:
+			bad(u.key, "is another address than "+c.PCCSURL, "one address")
+		}
+	}
+}
+
+// settings puts the policy into a and refuses what cannot be honoured. It returns what whoever reads the log should
+// know.
+func (u *legacyUA) settings(a *AECS, bad func(key, text, write string)) (remarks []string) {
+	refuse := func(value, key, why string) {
+		if value != "" {
+			bad("ra_config."+key, why, `""`)
+		}
+	}
+	const epid, uas = "belongs to EPID, whose attestation service has ended", "belongs to Ant's central attestation service, which is not supported"
+	const none = "is nothing that an SGX quote of a server says"
+	refuse(u.IASSPID, "ua_ias_spid", epid)
+	refuse(u.IASAPKKey, "ua_ias_apk_key", epid)
+	refuse(u.IASAPIKey, "ua_ias_api_key", epid)
+	refuse(u.DCAPLib, "ua_dcap_lib_path", "names a library of Intel's, which is not used: quotes come from /dev/sgx")
+	refuse(u.UASURL, "ua_uas_url", uas)
+	refuse(u.UASAppKey, "ua_uas_app_key", uas)
+	refuse(u.UASAppSecret, "ua_uas_app_secret", uas)
+	refuse(u.HWVersion, "ua_policy_hex_platform_hw_version", none)
+	refuse(u.SWVersion, "ua_policy_hex_platform_sw_version", none)
+	refuse(u.SecureFlags, "ua_policy_hex_secure_flags", none)
+	refuse(u.PlatformMeasurement, "ua_policy_hex_platform_measurement", none)
+	refuse(u.BootMeasurement, "ua_policy_hex_boot_measurement", none)
+	refuse(u.TEEIdentity, "ua_policy_str_tee_identity", none)
+	refuse(u.DynMeasurement, "ua_policy_hex_ta_dyn_measurement", none)
+	refuse(u.UserData, "ua_policy_hex_user_data", "cannot be pinned: a server chooses it at random at every start")
+	refuse(u.Nonce, "ua_policy_hex_nonce", "cannot be pinned: a server chooses it at random at every start")
+	refuse(u.SPID, "ua_policy_hex_spid", epid)
+	if u.IASURL != "" { // set in Occlum's template
+		remarks = append(remarks, "ra_config.ua_ias_url is not used: EPID's attestation service has ended")
+	}
+	if u.Platform != "" && u.Platform != "SGX_DCAP" {
+		bad("ra_config.ua_policy_str_tee_platform", fmt.Sprintf("%.40q cannot be verified here", u.Platform), `"SGX_DCAP"`)
+	}
+	a.ServerKey = u.serverKey(bad)
+	if a.ServerEvidence == "none" || a.ServerPolicy != nil {
+		if *u != u.withoutServer() {
+			bad("ra_config", "names a server while the block aecs says what it must be", "one of them")
+		}
+		if a.ServerPolicy != nil {
+			if err := a.ServerPolicy.Validate(); err != nil {
+				bad("aecs.server_policy", err.Error(), attest.HintOf(err))
+			}
+		}
+		return remarks
+	}
+	a.ServerPolicy = u.policy(bad)
+	return remarks
+}
+
+// withoutServer is the block with nothing in it that a policy is made of.
+func (u legacyUA) withoutServer() legacyUA {
+	u.Platform, u.Measurement, u.Signer, u.ProductID, u.MinSVN, u.DebugDisabled = "", "", "", "", "", ""
+	return u
+}
+
+// policy is what the fields of the policy say, as far as an SGX quote can say it, and only if that is enough.
+func (u *legacyUA) policy(bad func(key, text, write string)) *policy.Policy {
+	var s policy.SGX
+	number := func(text, key string) *uint16 {
+		if text == "" {
+			return nil
+		}
+		n, err := strconv.ParseUint(text, 10, 16)
+		if err != nil {
+			bad("ra_config."+key, fmt.Sprintf("%.40q is not a decimal number from 0 to 65535", text), `digits such as "1"`)
+			return nil
+		}
+		n16 := uint16(n)
+		return &n16
+	}
+	measurement := func(text, key string) policy.Hex {
+		if text == "" {
+			return nil
+		}
+		b, err := hex.DecodeString(text)
+		if err != nil || len(b) != 32 {
+			bad("ra_config."+key, "is not a measurement", "64 hexadecimal digits")
+			return nil
+		}
+		return b
+	}
+	s.MREnclave = measurement(u.Measurement, "ua_policy_hex_ta_measurement")
+	s.MRSigner = measurement(u.Signer, "ua_policy_hex_signer")
+	s.ProductID = number(u.ProductID, "ua_policy_hex_prod_id")
+	s.MinSVN = number(u.MinSVN, "ua_policy_str_min_isvsvn")
+	switch u.DebugDisabled {
+	case "true", "1":
+	default:
+		bad("ra_config.ua_policy_bool_debug_disabled", fmt.Sprintf("is %.20q: the host reads the memory of a debug server", u.DebugDisabled), `"true"`)
+	}
+	p := &policy.Policy{SGX: []policy.SGX{s}}
+	named := true
+	if u.Measurement == "" {
+		for key, text := range map[string]string{"ua_policy_hex_signer": u.Signer, "ua_policy_hex_prod_id": u.ProductID,
+			"ua_policy_str_min_isvsvn": u.MinSVN} {
+			if text == "" {
+				named = false
+				bad("ra_config."+key, "is missing: nobody would know what the server is", "it, or ua_policy_hex_ta_measurement alone")
+			}
+		}
+	}
+	if err := p.Validate(); err != nil && named {
+		bad("ra_config", err.Error(), attest.HintOf(err))
+	}
+	return p
+}
+
+// serverKey reads ua_policy_hex_hash_or_pem_pubkey: the hash of the server's key, or its PEM text.
+func (u *legacyUA) serverKey(bad func(key, text, write string)) policy.Hex {
+	if u.Key == "" {
+		return nil
+	}
+	if strings.Contains(u.Key, "BEGIN") {
+		sum := sha256.Sum256([]byte(u.Key))
+		return sum[:]
+	}
+	b, err := hex.DecodeString(u.Key)
+	if err != nil || len(b) != sha256.Size {
+		bad("ra_config.ua_policy_hex_hash_or_pem_pubkey", "is neither a hash nor PEM", "64 hexadecimal digits, or the server's key in PEM")
+		return nil
+	}
+	return b
+}
