@@ -77,7 +77,7 @@ func (c *Config) completeAECS(bad func(key, text, write string)) {
 		bad("aecs", "is missing", "the block with servers, generation and server_policy")
 		return
 	}
-	if len(a.Servers) == 0 {
+	if len(a.Servers) == 0 && !c.Legacy {
 		bad("aecs.servers", "is missing", `a list such as ["aecs:19527"]`)
 	}
 	for i, s := range a.Servers {

@@ -195,6 +195,8 @@ func TestImageAndConfigMustAgree(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(ours))
 	f.Add([]byte(legacy))
+	f.Add([]byte(oursAECS))
+	f.Add([]byte(occlumAECS))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := config.Parse(text)
 		if (c == nil) == (err == nil) {

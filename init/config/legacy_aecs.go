@@ -110,6 +110,9 @@ func parseLegacyAECS(text []byte) (*Config, Problems) {
 	c.Secrets = l.secrets(bad)
 	c.remarks = l.Peer.settings(a, bad)
 	l.collateral(&c.Collateral, bad)
+	if len(ps) > 0 { // what is wrong besides, at once
+		ps = append(ps, c.complete()...)
+	}
 	return c, ps
 }
 
