@@ -22,9 +22,23 @@ import (
 
 // newBackend makes the one backend that the config names.
 func newBackend(c *config.Config, attester attest.Attester, now func() time.Time, log *logrus.Logger) (backend.Backend, error) {
+	if c.Backend == "grpc-ratls" && c.GRPCRATLS.BrokerKey != nil { // a broker without evidence needs no collateral
+		return newGRPCRATLS(c, attester, &trust{now: now}, log)
+	}
+	t, err := newTrust(c.Collateral, now, log)
+	if err != nil {
+		return nil, err
+	}
+	if c.Backend == "aecs" {
+		return newAECS(c.AECS, attester, t, log)
+	}
+	return newGRPCRATLS(c, attester, t, log)
+}
+
+func newGRPCRATLS(c *config.Config, attester attest.Attester, t *trust, log *logrus.Logger) (backend.Backend, error) {
 	settings := grpcratls.Config{
 		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
-		Attester: attester, Now: now, Logger: log,
+		Attester: attester, Now: t.now, Logger: log,
 	}
 	if c.GRPCRATLS.LogKey != "" {
 		var err error
@@ -32,32 +46,44 @@ func newBackend(c *config.Config, attester attest.Attester, now func() time.Time
 			return nil, attest.Errorf(attest.CodeConfig, "reading grpc_ratls.log_key", "", "%w", err)
 		}
 	}
-	if c.GRPCRATLS.BrokerKey != nil { // a broker without evidence needs no collateral
+	if c.GRPCRATLS.BrokerKey != nil {
 		settings.BrokerKey = c.GRPCRATLS.BrokerKey
 		return grpcratls.New(settings)
 	}
-	var roots []*x509.Certificate
-	if c.Collateral.RootCA != "" {
-		var err error
-		if roots, err = readCertificates(c.Collateral.RootCA); err != nil {
-			return nil, err
-		}
-		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", roots[0].Subject.CommonName, c.Collateral.RootCA)
-	}
-	source, err := collateralSource(c.Collateral, roots, now)
-	if err != nil {
-		return nil, err
-	}
-	verifier := func(source dcap.Source) attest.Verifier {
-		return peerVerifier(dcap.NewVerifier(dcap.Config{
-			Roots: roots, Source: source, MinimumEvaluation: c.Collateral.MinimumTCBEvaluation,
-			MinimumRootCRLNumber: c.Collateral.MinimumRootCRL, MinimumPCKCRLNumber: c.Collateral.MinimumPCKCRL,
-		}))
-	}
-	settings.Verifier, settings.Policy = verifier(source), c.BrokerPolicy()
-	settings.Staple = func(collateral *dcap.Collateral) attest.Verifier { return verifier(pccs.Stapled(collateral)) }
+	settings.Verifier, settings.Policy, settings.Staple = t.verifier(t.source), c.BrokerPolicy(), t.staple
 	return grpcratls.New(settings)
 }
+
+// trust is what evidence of peers is verified with.
+type trust struct {
+	config config.Collateral
+	roots  []*x509.Certificate // empty: Intel's
+	source dcap.Source
+	now    func() time.Time
+}
+
+func newTrust(c config.Collateral, now func() time.Time, log *logrus.Logger) (*trust, error) {
+	t := &trust{config: c, now: now}
+	var err error
+	if c.RootCA != "" {
+		if t.roots, err = readCertificates(c.RootCA); err != nil {
+			return nil, err
+		}
+		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", t.roots[0].Subject.CommonName, c.RootCA)
+	}
+	t.source, err = collateralSource(c, t.roots, now)
+	return t, err
+}
+
+func (t *trust) verifier(source dcap.Source) attest.Verifier {
+	return peerVerifier(dcap.NewVerifier(dcap.Config{
+		Roots: t.roots, Source: source, MinimumEvaluation: t.config.MinimumTCBEvaluation,
+		MinimumRootCRLNumber: t.config.MinimumRootCRL, MinimumPCKCRLNumber: t.config.MinimumPCKCRL,
+	}))
+}
+
+// staple verifies with the collateral that came with the evidence.
+func (t *trust) staple(c *dcap.Collateral) attest.Verifier { return t.verifier(pccs.Stapled(c)) }
 
 func collateralSource(c config.Collateral, roots []*x509.Certificate, now func() time.Time) (dcap.Source, error) {
 	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Roots: roots, Now: now}
