@@ -96,6 +96,12 @@ func (c *Config) completeAECS(bad func(key, text, write string)) {
 	default:
 		bad("aecs.generation", fmt.Sprintf("%q is not a generation", a.Generation), `"a", "b" or "auto"`)
 	}
+	switch {
+	case c.Attester == attest.TPM || c.Attester == attest.SNP:
+		bad("attester", fmt.Sprintf("an AECS takes no evidence of %q", c.Attester), `"sgx" or "tdx", or another backend`)
+	case c.Attester == attest.TDX && a.Generation == string(aecs.GenerationA):
+		bad("aecs.generation", "servers of generation a know no TDX", `"b"`)
+	}
 	c.completeAECSSecrets(bad)
 	c.completeAECSServer(bad)
 	if len(a.UserData) > uar.UserDataSize {

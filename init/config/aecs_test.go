@@ -143,6 +143,9 @@ func TestRefusesAECSConfigsWithTheKeyAndWhatToWrite(t *testing.T) {
 		"unknown evidence": {oursAECS, `"user_data"`, `"server_evidence": "some", "user_data"`, "aecs.server_evidence"},
 		"no PCCS":          {oursAECS, `"pccs_url": "https://pccs:8081/sgx/certification/v3/"`, ``, "collateral.pccs_url"},
 
+		"evidence of a TPM": {oursAECS, `"backend"`, `"platform": "linux", "attester": "tpm", "backend"`, "takes no evidence of"},
+		"TDX to a":          {strings.Replace(oursAECS, `"auto", "allow_downgrade": true`, `"a"`, 1), `"backend"`, `"platform": "linux", "attester": "tdx", "backend"`, "know no TDX"},
+
 		"Occlum's, no server":          {occlumAECS, `"localhost:19527"`, `""`, "kms_server"},
 		"Occlum's, unknown key":        {occlumAECS, `"ua_policy_hex_spid"`, `"ua_policy_hex_spd"`, "is not a known key"},
 		"Occlum's, no word about TLS":  {occlumAECS, `{"plaintext": true}`, `{}`, "aecs.tls: is missing"},
