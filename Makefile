@@ -19,6 +19,9 @@ BUILD_TIME  = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 OVERLAY     = build/overlay/overlay.json
 LIBOS_FLAGS = -trimpath -overlay $(OVERLAY) -buildmode=pie -ldflags "-s -w -I $(INTERPRETER) \
               -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.buildTime=$(BUILD_TIME)"
+# go replaces no files of a toolchain in the module cache (GOTOOLCHAIN): the overlay is then for a link to it.
+LIBOS_GO    = $(shell test -e build/overlay/goroot && \
+              echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
 PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
 .PHONY: build demo test lint bench fuzz deps clean model
@@ -31,13 +34,13 @@ build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_se
 $(OVERLAY):
 	@$(GO) run ./init/goruntime -o $(@D) >/dev/null
 bin/init: $(OVERLAY)
-	CGO_ENABLED=0 $(GO) build $(LIBOS_FLAGS) -o $@ ./init
+	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./init
 # The key broker as it is packed into an Occlum instance.
 bin/libos/keybroker: $(OVERLAY)
-	CGO_ENABLED=0 $(GO) build $(LIBOS_FLAGS) -o $@ ./cmd/keybroker
+	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./cmd/keybroker
 # The stand-in as it is packed into an instance.
 bin/libos/tensorflow_model_server: $(OVERLAY)
-	CGO_ENABLED=0 $(GO) build $(LIBOS_FLAGS) -o $@ ./packaging/standin/$(@F)
+	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./packaging/standin/$(@F)
 bin/sesame bin/keybroker bin/occlum:
 	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./cmd/$(@F)
 bin/tensorflow_model_server:

@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/sesame-init/sesame/init/goruntime/overlay"
@@ -47,9 +48,17 @@ func run(args []string, stdout io.Writer) error {
 		}
 		*goroot = strings.TrimSpace(string(out))
 	}
-	path, err := overlay.Write(*dir, *goroot, overlay.Hunks())
+	root, err := overlay.Root(*dir, *goroot)
 	if err != nil {
 		return err
+	}
+	path, err := overlay.Write(*dir, root, overlay.Hunks())
+	if err != nil {
+		return err
+	}
+	if root != *goroot {
+		fmt.Fprintf(os.Stderr, "goruntime: go replaces no files in the module cache, where this toolchain is: build with "+
+			"GOTOOLCHAIN=local GOROOT=%s %s\n", root, filepath.Join(root, "bin", "go"))
 	}
 	_, err = fmt.Fprintln(stdout, path)
 	return err

@@ -5,13 +5,14 @@
 // "all"), as it does in CI, the test fails instead, so that nothing is skipped unnoticed.
 //
 // Names in use: "vectors" (the data sets below the folder in SESAME_VECTORS), "fuse", "root", "userns",
-// "ptrace", "musl", "cc", "swtpm".
+// "ptrace", "musl", "cc", "swtpm", "toolchains".
 package testenv
 
 import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -84,4 +85,24 @@ func Root(t testing.TB) {
 	if unix.Geteuid() != 0 {
 		Missing(t, "root", "not root")
 	}
+}
+
+// Toolchains are the roots of the other Go releases in the module cache, as GOTOOLCHAIN downloads them; nothing is
+// downloaded here. series are those of which there must be one: "go1.25".
+func Toolchains(t testing.TB, series ...string) []string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOMODCACHE").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, s := range series {
+		roots, _ := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)),
+			"golang.org", "toolchain@v0.0.1-"+s+".*."+runtime.GOOS+"-"+runtime.GOARCH))
+		if len(roots) == 0 {
+			Missing(t, "toolchains", "no "+s+" in the module cache (GOTOOLCHAIN="+s+".0 go version)")
+		}
+		found = append(found, roots...)
+	}
+	return found
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/init/goruntime/overlay"
+	"github.com/sesame-init/sesame/internal/testenv"
 )
 
 var boots = flag.Int("boots", 20, "how many times TestGoProgramBootsEveryTime boots")
@@ -16,19 +17,35 @@ var boots = flag.Int("boots", 20, "how many times TestGoProgramBootsEveryTime bo
 // goProgram builds the program that uses threads, TLS, DNS, timers, signals and the heap, with some of the hunks.
 func goProgram(t *testing.T, hunks ...overlay.Hunk) string {
 	t.Helper()
-	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	return goProgramOf(t, goroot(t), hunks...)
+}
+
+// goroot is the toolchain that runs the tests.
+func goroot(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return strings.TrimSpace(string(out))
+}
+
+// goProgramOf builds it with another toolchain.
+func goProgramOf(t *testing.T, goroot string, hunks ...overlay.Hunk) string {
+	t.Helper()
 	dir := t.TempDir()
-	replaced, err := overlay.Write(filepath.Join(dir, "overlay"), strings.TrimSpace(string(goroot)), hunks)
+	goroot, err := overlay.Root(dir, goroot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaced, err := overlay.Write(filepath.Join(dir, "overlay"), goroot, hunks)
 	if err != nil {
 		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "program")
-	cmd := exec.Command("go", "build", "-trimpath", "-overlay", replaced, "-buildmode=pie",
+	cmd := exec.Command(filepath.Join(goroot, "bin", "go"), "build", "-trimpath", "-overlay", replaced, "-buildmode=pie",
 		"-ldflags", "-s -w -I /lib/ld-musl-x86_64.so.1", "-o", program, "../../init/goruntime/overlay/testdata/program")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTOOLCHAIN=local", "GOROOT="+goroot)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building the program: %v\n%s", err, out)
 	}
@@ -51,6 +68,27 @@ func TestGoProgramBootsEveryTime(t *testing.T) {
 		if status != 0 || !strings.HasPrefix(stdout, "done\napp\t") {
 			t.Fatalf("boot %d of %d: exit status %d\n%s\n%s", n+1, *boots, status, stdout, stderr)
 		}
+	}
+}
+
+func TestProgramsOfOtherReleasesBoot(t *testing.T) {
+	for _, series := range overlay.Minors() {
+		goroots := testenv.Toolchains(t, series)
+		goroot := goroots[len(goroots)-1]
+		t.Run(filepath.Base(goroot), func(t *testing.T) {
+			in := goInstance(t, goProgramOf(t, goroot, overlay.Hunks()...))
+			for range 3 {
+				if status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app"); status != 0 ||
+					!strings.HasPrefix(stdout, "done\napp\t") {
+					t.Errorf("exit status %d\n%s\n%s", status, stdout, stderr)
+				}
+			}
+			stock := goInstance(t, goProgramOf(t, goroot))
+			if status, _, stderr := stock.run(t, stock.dir, "run", "/bin/app"); status != 1 ||
+				!strings.Contains(stderr, "overlay") {
+				t.Errorf("without the overlay: exit status %d\n%s", status, stderr)
+			}
+		})
 	}
 }
 

@@ -57,8 +57,9 @@ TEXT runtime·clonechild(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 // ZeroHunk makes the allocator clear memory that it gave back with madvise before it hands it out again.
 func ZeroHunk() Hunk {
 	return Hunk{
-		Name: "zero",
-		File: "runtime/mem_linux.go",
+		Name:  "zero",
+		File:  "runtime/mem_linux.go",
+		Since: "go1.26", // before, the allocator never took such memory for zeroed
 		Old: `func needZeroAfterSysUnusedOS() bool {
 	return debug.madvdontneed == 0
 }
@@ -75,18 +76,16 @@ func HintsHunk() Hunk {
 	return Hunk{
 		Name: "hints",
 		File: "runtime/malloc.go",
-		Old: `		if v != nil {
-			sysUnreserve(v, n)
-		}
-		*hintList = hint.next
+		Old: `		*hintList = hint.next
 		h.arenaHintAlloc.free(unsafe.Pointer(hint))
 	}
+
+	if size == 0 {
 `,
-		New: `		if v != nil {
-			sysUnreserve(v, n)
-		}
-		*hintList = nil
+		New: `		*hintList = nil
 	}
+
+	if size == 0 {
 `,
 	}
 }

@@ -14,9 +14,9 @@
 //
 // # Promises
 //
-// A hunk is applied only where its exact old text stands exactly once in its file, and only to a toolchain of the
-// minor version it was written for; anything else is an error that names the hunk, the file and the Go version,
-// so a build either has all the hunks or fails. The result depends on nothing but the toolchain's source: two
+// A hunk is applied only where its exact old text stands exactly once in its file, and only to a toolchain of a
+// minor version in [Minors]; anything else is an error that names the hunk, the file and the Go version,
+// so a build either has all the hunks that its version needs or fails. The result depends on nothing but the toolchain's source: two
 // builds with the same toolchain give the same bytes. A program built with the overlay still runs on plain Linux.
 //
 // # Limits
@@ -32,11 +32,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
-// Minor is the release series of Go that the hunks were written for and tested with.
-const Minor = "go1.26"
+// Minors are the release series of Go that the hunks were written for and tested with, the oldest first.
+func Minors() []string { return []string{"go1.25", "go1.26"} }
 
 // A Hunk replaces one passage of one file of the Go distribution.
 type Hunk struct {
@@ -44,6 +45,33 @@ type Hunk struct {
 	File string // path below GOROOT/src, with slashes
 	Old  string // the passage; it must stand in the file exactly once
 	New  string // what takes its place
+	// Since is the first of [Minors] that needs the hunk; "" means all.
+	Since string
+}
+
+// needed reports whether a release of a minor version needs the hunk.
+func (h Hunk) needed(minor string) bool {
+	return h.Since == "" || slices.Index(Minors(), minor) >= slices.Index(Minors(), h.Since)
+}
+
+// Root is the name under which go lets the files of the toolchain in goroot be replaced. That is goroot, but for a
+// toolchain in the module cache, where GOTOOLCHAIN puts those that it downloads: go replaces no file there, so Root
+// makes a link named goroot in dir, which must be used in its place: GOTOOLCHAIN=local GOROOT=LINK LINK/bin/go build.
+func Root(dir, goroot string) (string, error) {
+	link, err := filepath.Abs(filepath.Join(dir, "goroot"))
+	if err != nil {
+		return "", err
+	}
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	if !strings.HasPrefix(filepath.Base(goroot), "toolchain@") {
+		return goroot, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	return link, os.Symlink(goroot, link)
 }
 
 // Write patches the runtime of the toolchain in goroot with hunks, writes the patched files and overlay.json to
@@ -94,13 +122,23 @@ func Write(dir, goroot string, hunks []Hunk) (string, error) {
 // their path below GOROOT/src. read returns the stock text of such a file. All hunks that do not apply are named
 // at once.
 func Patch(version string, read func(file string) (string, error), hunks []Hunk) (map[string]string, error) {
-	if version != Minor && !strings.HasPrefix(version, Minor+".") {
-		return nil, fmt.Errorf("the toolchain is %s, and the hunks are for %s.x only: build with a %s.x toolchain "+
-			"(GOTOOLCHAIN), or port the hunks and test them under the simulator", version, Minor, Minor)
+	minor := ""
+	for _, m := range Minors() {
+		if version == m || strings.HasPrefix(version, m+".") {
+			minor = m
+		}
+	}
+	if minor == "" {
+		known := strings.Join(Minors(), ".x and ") + ".x"
+		return nil, fmt.Errorf("the toolchain is %s, and the hunks are for %s only: build with one of those "+
+			"(GOTOOLCHAIN), or port the hunks and test them under the simulator", version, known)
 	}
 	files := make(map[string]string)
 	var failures []error
 	for _, h := range hunks {
+		if !h.needed(minor) {
+			continue
+		}
 		text, ok := files[h.File]
 		if !ok {
 			var err error

@@ -74,6 +74,25 @@ func TestOverlayNamesFilesOfTheGivenToolchain(t *testing.T) {
 	}
 }
 
+func TestToolchainInTheModuleCacheGetsAnotherName(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "overlay")
+	cached := filepath.Join(t.TempDir(), "toolchain@v0.0.1-go1.26.1.linux-amd64")
+	write(t, filepath.Join(cached, "VERSION"), "go1.26.1\n")
+	link, err := Root(dir, cached)
+	if err != nil || link != filepath.Join(dir, "goroot") {
+		t.Fatalf("root is %q, %v", link, err)
+	}
+	if version, err := readVersion(link); err != nil || version != "go1.26.1" {
+		t.Errorf("version is %q, %v", version, err)
+	}
+	if root, err := Root(dir, "/usr/local/go"); err != nil || root != "/usr/local/go" {
+		t.Errorf("root is %q, %v", root, err)
+	}
+	if _, err := os.Lstat(link); err == nil {
+		t.Error("the link of another toolchain stayed")
+	}
+}
+
 func TestOtherSourcesAreRefused(t *testing.T) {
 	edit := func(file, old, new string) func(*testing.T, string) {
 		return func(t *testing.T, root string) {
@@ -113,10 +132,10 @@ func TestOtherSourcesAreRefused(t *testing.T) {
 		}, []string{`"hints"`, "runtime/malloc.go", "no such file"}},
 		{"another minor release", func(t *testing.T, root string) {
 			write(t, filepath.Join(root, "VERSION"), "go1.99.1\ntime 2030-01-01T00:00:00Z\n")
-		}, []string{"go1.99.1", Minor}},
+		}, []string{"go1.99.1", "go1.25.x and go1.26.x"}},
 		{"a release whose number only begins the same", func(t *testing.T, root string) {
-			write(t, filepath.Join(root, "VERSION"), Minor+"0\n")
-		}, []string{Minor + "0"}},
+			write(t, filepath.Join(root, "VERSION"), Minors()[0]+"0\n")
+		}, []string{Minors()[0] + "0"}},
 		{"no version", func(t *testing.T, root string) {
 			if err := os.Remove(filepath.Join(root, "VERSION")); err != nil {
 				t.Fatal(err)
@@ -142,8 +161,33 @@ func TestOtherSourcesAreRefused(t *testing.T) {
 	}
 }
 
+func TestHunksApplyToTheOtherReleasesOfTheirSeries(t *testing.T) {
+	for _, root := range testenv.Toolchains(t, Minors()...) {
+		dir := t.TempDir()
+		root, err := Root(dir, root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Write(dir, root, Hunks()); err != nil {
+			t.Errorf("%s: %v", root, err)
+			continue
+		}
+		version, err := readVersion(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range Hunks() {
+			patched, err := os.ReadFile(filepath.Join(dir, strings.ReplaceAll(h.File, "/", "_")))
+			wanted := h.Since == "" || !strings.HasPrefix(version, "go1.25.")
+			if is := err == nil && strings.Contains(string(patched), h.New); is != wanted {
+				t.Errorf("%s: hunk %q applied is %v, want %v", version, h.Name, is, wanted)
+			}
+		}
+	}
+}
+
 func TestAllFailuresAreNamedAtOnce(t *testing.T) {
-	_, err := Patch(Minor+".3", func(string) (string, error) { return "package runtime\n", nil }, Hunks())
+	_, err := Patch("go1.26.3", func(string) (string, error) { return "package runtime\n", nil }, Hunks())
 	if err == nil {
 		t.Fatal("an empty source was patched")
 	}
