@@ -22,6 +22,8 @@ type runFlags struct {
 	platform, configID string
 	configSVN          uint16
 	strictApp          bool
+	isolateApp         bool
+	quoteFailure       bool
 }
 
 func (f *runFlags) add(cmd *cobra.Command) {
@@ -30,11 +32,14 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.platform, "platform", "", "directory of the software platform that signs quotes; made on first\n"+
 		"use (default $XDG_STATE_HOME/sesame/softsgx, simulator only)")
 	flags.StringVar(&f.configID, "config-id", "", "64 bytes in base64 for the enclave's config id (needs KSS)")
+	flags.BoolVar(&f.quoteFailure, "quote-failure", false, "let the host's quoting service be down at its first use, and so for the\n"+
+		"enclave's life (simulator only)")
 	flags.Uint16Var(&f.configSVN, "config-svn", 0, "the enclave's config SVN (needs KSS)")
 }
 
 func (f *runFlags) options(command []string) (libos.Options, error) {
-	o := libos.Options{Command: command, StrictApp: f.strictApp, KSS: occlumsim.KSS{ConfigSVN: f.configSVN}}
+	o := libos.Options{Command: command, StrictApp: f.strictApp, IsolateApp: f.isolateApp,
+		QuoteFailure: f.quoteFailure, KSS: occlumsim.KSS{ConfigSVN: f.configSVN}}
 	instance, err := occlumsim.Open(".")
 	if err != nil {
 		return o, err
@@ -84,6 +89,7 @@ func runCommand() *cobra.Command {
 	}
 	f.add(cmd)
 	cmd.Flags().BoolVar(&f.strictApp, "strict-app", false, "run the program under the LibOS's system calls, too (simulator only)")
+	cmd.Flags().BoolVar(&f.isolateApp, "isolate-app", false, "run the program in user, mount and pid namespaces of its own (simulator only)")
 	return cmd
 }
 

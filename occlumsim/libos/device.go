@@ -44,11 +44,15 @@ type device struct {
 	body     sgx.ReportBody
 	edmm     bool
 
-	// The quote generator's first use decides for the enclave's life: a failure stays.
-	machine   sync.Once
-	loaded    *occlumsim.Machine
-	quoteSize int
-	loadErr   error
+	machine sync.Once
+	loaded  *occlumsim.Machine
+	loadErr error
+
+	// The quote generator's first use decides for the enclave's life: a failure stays. failing makes it fail.
+	failing      bool
+	generator    sync.Once
+	quoteSize    int
+	generatorErr error
 }
 
 var errInvalid = errors.New("invalid argument")
@@ -56,13 +60,25 @@ var errInvalid = errors.New("invalid argument")
 // open loads the machine, once.
 func (d *device) open() error {
 	d.machine.Do(func() {
-		if d.loaded, d.loadErr = occlumsim.LoadMachine(d.platform); d.loadErr != nil {
+		d.loaded, d.loadErr = occlumsim.LoadMachine(d.platform)
+	})
+	return d.loadErr
+}
+
+// openGenerator does what the LibOS does once, when quotes are first asked for: find out how large they are.
+func (d *device) openGenerator() error {
+	d.generator.Do(func() {
+		if d.failing {
+			d.generatorErr = errors.New("the quoting service of the host is down, as it was asked to be")
+			return
+		}
+		if d.generatorErr = d.open(); d.generatorErr != nil {
 			return
 		}
 		quote, err := d.loaded.Platform.Quote(d.body)
-		d.quoteSize, d.loadErr = len(quote)+quotePadding, err
+		d.quoteSize, d.generatorErr = len(quote)+quotePadding, err
 	})
-	return d.loadErr
+	return d.generatorErr
 }
 
 // ioctl answers a command of a thread.
@@ -111,7 +127,7 @@ func (d *device) execute(pid int, command uint32, in []byte) ([]byte, error) {
 	case sgx.IoctlDetectDCAPDriver:
 		return number(1), nil
 	case sgx.IoctlGetDCAPQuoteSize:
-		if err := d.open(); err != nil {
+		if err := d.openGenerator(); err != nil {
 			return nil, err
 		}
 		return number(uint32(d.quoteSize)), nil
@@ -128,7 +144,7 @@ func (d *device) execute(pid int, command uint32, in []byte) ([]byte, error) {
 }
 
 func (d *device) quote(pid int, dataAddr, sizeAddr, bufferAddr uint64) error {
-	if err := d.open(); err != nil {
+	if err := d.openGenerator(); err != nil {
 		return err
 	}
 	var size [4]byte

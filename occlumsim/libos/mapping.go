@@ -35,7 +35,8 @@ func (t *tracer) mapFile(pid int, regs *unix.PtraceRegs) error {
 	case unix.Fstat(int(file.Fd()), &st) != nil, st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return errors.Join(file.Close(), t.refuse(pid, regs, unix.ENODEV))
 	}
-	t.mapped[pid] = &mapping{size: regs.Rsi, file: file, offset: int64(regs.R9), writable: writable}
+	m := &mapping{size: regs.Rsi, file: file, offset: int64(regs.R9), writable: writable}
+	t.exits[pid] = func() error { return t.fill(pid, m) }
 	regs.R10 = regs.R10&^mapTypes | unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
 	regs.R8, regs.R9 = ^uint64(0), 0
 	return unix.PtraceSetRegs(pid, regs)
@@ -57,9 +58,7 @@ func (t *tracer) file(fd int) (*os.File, int, error) {
 }
 
 // fill copies the file into the memory that a thread has just got for it.
-func (t *tracer) fill(pid int) error {
-	m := t.mapped[pid]
-	delete(t.mapped, pid)
+func (t *tracer) fill(pid int, m *mapping) error {
 	var regs unix.PtraceRegs
 	if err := unix.PtraceGetRegs(pid, &regs); err != nil {
 		return errors.Join(err, m.file.Close())

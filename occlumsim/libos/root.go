@@ -248,8 +248,15 @@ func (l *LibOS) systemMounts(root string) error {
 }
 
 // sgxNode is the device of the host that stands behind /dev/sgx: its number tells it from all others, and the LibOS
-// has none of that kind.
-const sgxNode = "/dev/full"
+// has none of that kind. Reading and writing an unmounted /dev/fuse is EPERM, as it is for /dev/sgx. Where this user
+// may not open it, /dev/full must do, which can be read.
+func sgxNode() string {
+	const fuse = "/dev/fuse"
+	if unix.Access(fuse, unix.R_OK|unix.W_OK) == nil {
+		return fuse
+	}
+	return "/dev/full"
+}
 
 // makeDev makes a devfs (L/fs/dev_fs/mod.rs).
 func (l *LibOS) makeDev() (string, error) {
@@ -258,7 +265,7 @@ func (l *LibOS) makeDev() (string, error) {
 		return "", err
 	}
 	for _, n := range []struct{ name, host string }{{"null", "/dev/null"}, {"zero", "/dev/zero"},
-		{"random", "/dev/random"}, {"urandom", "/dev/urandom"}, {"arandom", "/dev/urandom"}, {"sgx", sgxNode}} {
+		{"random", "/dev/random"}, {"urandom", "/dev/urandom"}, {"arandom", "/dev/urandom"}, {"sgx", sgxNode()}} {
 		name := path.Join(dev, n.name)
 		if err := os.WriteFile(name, nil, 0o666); err != nil {
 			return "", err

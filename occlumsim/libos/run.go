@@ -30,6 +30,10 @@ type Options struct {
 	Serve bool `json:"serve"`
 	// StrictApp runs the application under the LibOS's ABI, too.
 	StrictApp bool `json:"strict_app"`
+	// IsolateApp runs the application in user, mount and pid namespaces of its own.
+	IsolateApp bool `json:"isolate_app"`
+	// QuoteFailure makes the first use of the quote generator fail, and with it every later one.
+	QuoteFailure bool `json:"quote_failure"`
 }
 
 // supervisorName is argv[0] of the supervisor.
@@ -173,7 +177,7 @@ func live(o Options, log *logrus.Logger) (int, error) {
 	if o.Serve {
 		return 0, l.serveCommands(os.NewFile(readyFile, "ready"), signals)
 	}
-	return l.runApp(o.Command, o.StrictApp, os.Environ(), stdio, signals), nil
+	return l.runApp(o, os.Environ(), stdio, signals), nil
 }
 
 const initProgram = "/bin/init"
@@ -198,13 +202,11 @@ func (l *LibOS) runInit(stdio [3]*os.File, signals <-chan os.Signal) (int, error
 }
 
 // runApp runs the application and returns its exit status.
-func (l *LibOS) runApp(command []string, strict bool, host []string, stdio [3]*os.File,
-	signals <-chan os.Signal,
-) int {
+func (l *LibOS) runApp(o Options, host []string, stdio [3]*os.File, signals <-chan os.Signal) int {
 	l.mu.Lock()
 	entryPoints, trusted := l.entryPoints, l.trusted
 	l.mu.Unlock()
-	program := command[0]
+	program := o.Command[0]
 	var err error
 	switch {
 	case !path.IsAbs(program), hasDotDot(program):
@@ -214,8 +216,8 @@ func (l *LibOS) runApp(command []string, strict bool, host []string, stdio [3]*o
 	}
 	var p *process
 	if err == nil {
-		p, err = l.spawn(programSpec{Root: l.root, Path: program, Args: command,
-			Env: environment(trusted, l.system.Env.Untrusted, host), Strict: strict}, stdio)
+		p, err = l.spawn(programSpec{Root: l.root, Path: program, Args: o.Command,
+			Env: environment(trusted, l.system.Env.Untrusted, host), Strict: o.StrictApp, Isolated: o.IsolateApp}, stdio)
 	}
 	if err != nil {
 		l.log.Errorf("failed to start %s: %v", program, err)

@@ -244,7 +244,7 @@ func (l *LibOS) serveClient(connection *net.UnixConn, stop func()) {
 			}
 		}
 	}()
-	status := l.runApp(r.Command, false, r.Env, [3]*os.File(files), signals)
+	status := l.runApp(Options{Command: r.Command}, r.Env, [3]*os.File(files), signals)
 	text, err := json.Marshal(reply{Status: status})
 	if err == nil {
 		_, _ = connection.Write(text)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -26,6 +27,8 @@ type programSpec struct {
 	Args   []string `json:"args"`
 	Env    []string `json:"env"`
 	Strict bool     `json:"strict"`
+	// Isolated is set where the stage is in user, mount and pid namespaces of its own.
+	Isolated bool `json:"isolated"`
 }
 
 // runStage returns only if it failed; the supervisor has been told why.
@@ -63,6 +66,13 @@ func becomeProgram() error {
 	}
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return err
+	}
+	if spec.Isolated {
+		// The procfs of the others shows their processes, and not this one's by its own number.
+		if err := unix.Mount("proc", filepath.Join(spec.Root, "proc"), "proc",
+			unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			return fmt.Errorf("mounting procfs in a pid namespace: %w", err)
+		}
 	}
 	if err := unix.Chroot(spec.Root); err != nil {
 		return &os.PathError{Op: "chroot", Path: spec.Root, Err: err}
@@ -110,9 +120,9 @@ func (l *LibOS) start(spec programSpec, stdio [3]*os.File) (*process, error) {
 	p := &process{exited: make(chan struct{})}
 	started := make(chan error, 1)
 	if spec.Strict {
-		go p.trace(files, started)
+		go p.trace(files, spec.Isolated, started)
 	} else {
-		go p.watch(files, started)
+		go p.watch(files, spec.Isolated, started)
 	}
 	err = <-started
 	runtime.KeepAlive(stdio)
@@ -187,11 +197,11 @@ func receivedFile(oob []byte) (int, error) {
 }
 
 // watch starts the stage and waits for it as an ordinary child. The thread stays: the child is to die with it.
-func (p *process) watch(files []uintptr, started chan<- error) {
+func (p *process) watch(files []uintptr, isolated bool, started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer close(p.exited)
-	pid, err := forkStage(files, false)
+	pid, err := forkStage(files, false, isolated)
 	p.pid = pid
 	started <- err
 	if err != nil {

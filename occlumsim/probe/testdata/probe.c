@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 extern char **environ;
@@ -143,13 +144,28 @@ static void numbers(void)
 {
 	char name[32];
 	for (int nr = 0; nr < 480; nr++) {
-		// 335 and 336 are the kernel's own, for probes in programs; no filter sees them.
-		if (implemented(nr) || nr == 335 || nr == 336)
+		// 336 is the kernel's own, for probes in programs: no filter sees it, and it stays ENXIO.
+		if (implemented(nr) || nr == 336)
 			continue;
 		snprintf(name, sizeof name, "system call %d", nr);
 		row(name, CALL(nr), nr <= 334 ? -ENOSYS : -EINVAL);
 	}
 	row("system call 100000", CALL(100000), -EINVAL);
+
+	// Those that are implemented say something else, whatever it is. Left out are those that would end or block the
+	// probe, and those whose own answer to such arguments is ENOSYS.
+	for (int nr = 0; nr < 364; nr++) {
+		switch (nr) {
+		case SYS_rt_sigreturn: case SYS_clone: case SYS_vfork: case SYS_exit: case SYS_exit_group: case SYS_sync:
+		case SYS_futex: case SYS_madvise: case 361: case 362:
+			continue;
+		}
+		if (!implemented(nr))
+			continue;
+		snprintf(name, sizeof name, "system call %d is there", nr);
+		row(name, CALL(nr, -1, -1, -1, -1, -1, -1) == -ENOSYS, 0);
+	}
+	CALL(SYS_umask, 022);
 }
 
 // ---- calls that know less than Linux's (5.4, 5.5) ----
@@ -217,6 +233,10 @@ static void calls(void)
 		snprintf(name, sizeof name, "clock_gettime %d", id);
 		works(name, CALL(SYS_clock_gettime, id, ts));
 	}
+	for (int id = 8; id <= 11; id++) {
+		snprintf(name, sizeof name, "clock_gettime %d", id);
+		row(name, CALL(SYS_clock_gettime, id, ts), -EINVAL);
+	}
 
 	struct { char sysname[65], nodename[65], release[65], version[65], machine[65], domain[65]; } u;
 	works("uname", CALL(SYS_uname, &u));
@@ -235,6 +255,19 @@ static void calls(void)
 }
 
 // ---- files (1.4) ----
+
+// Whether a directory has a name.
+static int lists(long fd, const char *want)
+{
+	static char buf[4096];
+	long n;
+	int found = 0;
+	CALL(SYS_lseek, fd, 0, 0);
+	while ((n = CALL(SYS_getdents64, fd, buf, sizeof buf)) > 0)
+		for (long at = 0; at < n; at += *(unsigned short *)(buf + at + 16))
+			found |= !strcmp(buf + at + 19, want);
+	return found;
+}
 
 static void files(void)
 {
@@ -260,6 +293,29 @@ static void files(void)
 		snprintf(name, sizeof name, "open %s", missing[i]);
 		row(name, CALL(SYS_open, missing[i], 0), -ENOENT);
 	}
+	struct stat st;
+	char link[64];
+	static const char *const hidden[] = {"/proc/mounts", "/proc/self/status", "/proc/self/../version", "/proc/1/environ"};
+	for (unsigned i = 0; i < sizeof hidden / sizeof *hidden; i++) {
+		snprintf(name, sizeof name, "stat %s", hidden[i]);
+		row(name, CALL(SYS_stat, hidden[i], &st), -ENOENT);
+		snprintf(name, sizeof name, "access %s", hidden[i]);
+		row(name, CALL(SYS_access, hidden[i], 0), -ENOENT);
+	}
+	works("stat /proc/self/stat", CALL(SYS_stat, "/proc/self/stat", &st));
+	row("readlink /proc/self/exe", CALL(SYS_readlink, "/proc/self/exe", link, sizeof link) > 0, 1);
+	row("readlink /proc/self/ns", CALL(SYS_readlink, "/proc/self/ns/pid", link, sizeof link), -ENOENT);
+	row("open a link to /proc/mounts", CALL(SYS_open, "/etc/mtab", 0), -ENOENT);
+	long proc = CALL(SYS_open, "/proc", 0200000);
+	works("open /proc", proc);
+	row("openat version in /proc", CALL(SYS_openat, proc, "version", 0), -ENOENT);
+	works("openat self/stat in /proc", CALL(SYS_openat, proc, "self/stat", 0));
+	row("/proc lists cpuinfo", lists(proc, "cpuinfo"), 1);
+	row("/proc lists mounts", lists(proc, "mounts"), 0);
+	row("/proc lists version", lists(proc, "version"), 0);
+	long self = CALL(SYS_open, "/proc/self", 0200000);
+	row("/proc/self lists maps", lists(self, "maps"), 1);
+	row("/proc/self lists environ", lists(self, "environ"), 0);
 	works("create a file in the root", CALL(SYS_open, "/etc/made", 0102, 0600));
 	works("create a file in /dev/shm", CALL(SYS_open, "/dev/shm/made", 0102, 0600));
 }
@@ -344,6 +400,75 @@ static void threads(void)
 	row("vfork through clone", CALL(SYS_clone, 0x4100 | 17, 0, 0, 0, 0), -EINVAL);
 }
 
+// ---- spawn (359, 360) ----
+
+// What the LibOS takes for musl's and glibc's file actions.
+struct fdop { const struct fdop *prev, *next; int cmd, fd, srcfd, oflag; unsigned mode; const char *path; };
+struct action {
+	int tag;
+	union {
+		int fd;
+		struct { int fd, newfd; } dup;
+		struct { int fd; const char *path; int oflag, mode; } open;
+	};
+};
+struct actions { int allocated, used; const struct action *list; int pad[16]; };
+struct attributes { unsigned short flags; int group; uint64_t defaults[16], mask[16]; };
+
+static void spawned(const char *how, long nr, const void *actions, const char *output)
+{
+	static const char *const argv[] = {"child", "exit", "7", NULL}, *const env[] = {"CHILD=yes", NULL};
+	static const char *const mask[] = {"child", "mask", "", NULL};
+	struct attributes blocked = {.flags = 8, .mask = {1 << 9}}; // SIGUSR1
+	char name[64], text[512] = "";
+	uint32_t child = 0;
+	int status = -1;
+
+#define SPAWN(path, argv, actions, attributes) CALL(nr, &child, path, argv, env, actions, attributes)
+#define ROW(what, got, want) (snprintf(name, sizeof name, "%s: %s", how, what), row(name, got, want))
+	ROW("starts a program", SPAWN("/bin/init", argv, actions, 0), 0);
+	ROW("gives the child's number", child > 1, 1);
+	ROW("the child can be waited for", CALL(SYS_wait4, child, &status, 0, 0) == child, 1);
+	ROW("the child's exit status", status, 7 << 8);
+	long fd = CALL(SYS_open, output, 0);
+	ROW("the child's output went where the actions said", fd >= 0, 1);
+	CALL(SYS_read, fd, text, sizeof text - 1);
+	ROW("the child has its arguments", strstr(text, "arg\texit\narg\t7\n") != NULL, 1);
+	ROW("the child has its environment", strstr(text, "env\tCHILD=yes\n") != NULL, 1);
+	ROW("starts a program with a signal mask", SPAWN("/bin/init", mask, actions, &blocked), 0);
+	CALL(SYS_wait4, child, &status, 0, 0);
+	ROW("the child has the mask", status, 1 << 8);
+	ROW("a program that is missing", SPAWN("/bin/missing", argv, 0, 0), -ENOENT);
+	ROW("a directory", SPAWN("/etc", argv, 0, 0), -EACCES);
+	ROW("a wild path", SPAWN(1, argv, 0, 0), -EFAULT);
+	ROW("wild arguments", SPAWN("/bin/init", 1, 0, 0), -EFAULT);
+	ROW("wild actions", SPAWN("/bin/init", argv, 1, 0), -EFAULT);
+	ROW("wild attributes", SPAWN("/bin/init", argv, 0, 1), -EFAULT);
+	ROW("nowhere to put the number", CALL(nr, 0, "/bin/init", argv, env, 0, 0), -EFAULT);
+	ROW("what was refused has left no child", CALL(SYS_wait4, -1, &status, 0, 0), -ECHILD);
+}
+
+static void spawns(void)
+{
+	struct fdop last = {NULL, NULL, 1, 0, 0, 0, 0, NULL}; // close 0
+	struct fdop dup = {NULL, &last, 2, 2, 1, 0, 0, NULL};
+	struct fdop first = {NULL, &dup, 3, 1, 0, 01101, 0600, "/dev/shm/musl"};
+	struct fdop unknown = {NULL, NULL, 9, 0, 0, 0, 0, NULL};
+	struct action list[] = {
+		{.tag = 2, .open = {1, "/dev/shm/glibc", 01101, 0600}}, {.tag = 1, .dup = {1, 2}}, {.tag = 0, .fd = 0},
+	};
+	struct action strange = {.tag = 9};
+	struct actions all = {.allocated = 3, .used = 3, .list = list};
+	struct actions wrong = {.allocated = 1, .used = 1, .list = &strange};
+	static const char *const argv[] = {"child", NULL};
+	uint32_t child;
+
+	spawned("spawn_musl", 360, &first, "/dev/shm/musl");
+	row("spawn_musl: an unknown action", CALL(360, &child, "/bin/init", argv, 0, &unknown, 0), -EINVAL);
+	spawned("spawn_glibc", 359, &all, "/dev/shm/glibc");
+	row("spawn_glibc: an unknown action", CALL(359, &child, "/bin/init", argv, 0, &wrong, 0), -EINVAL);
+}
+
 // ---- /dev/sgx (4) ----
 
 static void sgx(void)
@@ -353,6 +478,14 @@ static void sgx(void)
 	int32_t number = -1;
 	uint32_t size = 0;
 	char name[48];
+
+	struct stat st;
+	works("fstat /dev/sgx", CALL(SYS_fstat, fd, &st));
+	row("/dev/sgx is a character device", S_ISCHR(st.st_mode), 1);
+	long both = CALL(SYS_open, "/dev/sgx", 2);
+	row("read from /dev/sgx", CALL(SYS_read, both, data, sizeof data), -EPERM);
+	row("write to /dev/sgx", CALL(SYS_write, both, data, sizeof data), -EPERM);
+	CALL(SYS_close, both);
 
 #define IOCTL(cmd, arg) CALL(SYS_ioctl, fd, cmd, arg)
 	row("ioctl IS_EDMM_SUPPORTED", IOCTL(0x80047300, &number), 0);
@@ -395,10 +528,26 @@ static void sgx(void)
 		quote, asked, &expired, &result, 0, NULL,
 	};
 	row("ioctl VER_DCAP_QUOTE", IOCTL(0xC030730A, &verify), 0);
+	row("result for a genuine quote", result, 0);
+	row("its collateral is not expired", expired, 0);
+	quote[48 + 320] ^= 1;
+	row("ioctl VER_DCAP_QUOTE of a changed quote", IOCTL(0xC030730A, &verify), 0);
+	row("result for a changed quote", result, 0xA004);
+	verify.quote = (void *)1;
+	row("ioctl VER_DCAP_QUOTE with a wild quote", IOCTL(0xC030730A, &verify), -EINVAL);
 	struct { void *request, *key; } get = {request, key};
 	request[0] = 4; // seal key
 	request[2] = 2; // MRSIGNER
 	row("ioctl GET_KEY", IOCTL(0xC010730B, &get), 0);
+	uint8_t again[16];
+	get.key = again;
+	row("ioctl GET_KEY, again", IOCTL(0xC010730B, &get), 0);
+	row("the same request gives the same key", memcmp(key, again, 16), 0);
+	request[2] = 1; // MRENCLAVE
+	row("ioctl GET_KEY of another policy", IOCTL(0xC010730B, &get), 0);
+	row("another request gives another key", memcmp(key, again, 16) != 0, 1);
+	request[4] = 0xff; // an SVN above the enclave's own
+	row("ioctl GET_KEY of a later SVN", IOCTL(0xC010730B, &get), -EINVAL);
 
 	static const unsigned unknown[] = {0x8004730C, 0x800473ff, 0x80087300, 0x00007300, 0xC0187307};
 	for (unsigned i = 0; i < sizeof unknown / sizeof *unknown; i++) {
@@ -455,6 +604,25 @@ static void mount_root(void)
 	works("363: the new root has /dev/sgx", CALL(SYS_open, "/dev/sgx", 0));
 	works("363: the new root has /proc", CALL(SYS_open, "/proc/self/stat", 0));
 	works("363: the new root is writable", CALL(SYS_open, "/etc/made", 0102, 0600));
+}
+
+// Everything that a config can change at once: another image without a MAC, another writable layer, one entry point,
+// and another directory of the host.
+static void other_layers(void)
+{
+	uint8_t key[16];
+	struct user_rootfs_config c = {
+		.len = 56, .upper = "./other/upper/__ROOT", .lower = "./other/lower", .entry_point = "/bin/other",
+		.hostfs_source = "./no/such/dir", .hostfs_target = "/mnt",
+	};
+	parse_key(settings.volume_key, key);
+	row("363: a missing directory of the host", CALL(363, key, &c), -EINVAL);
+	c.hostfs_source = "./weights";
+	c.hostfs_target = "mnt";
+	row("363: a relative target", CALL(363, key, &c), -EINVAL);
+	c.hostfs_target = "/mnt";
+	row("363: other layers", CALL(363, key, &c), 0);
+	works("363: a file for the next run", CALL(SYS_open, "/etc/kept", 0102, 0600));
 }
 
 // ---- mount and umount2 (3) ----
@@ -526,7 +694,13 @@ static int application(int argc, char **argv)
 	for (char **e = environ; *e; e++)
 		printf("env\t%s\n", *e);
 	printf("file\t/mnt/weights\t%ld\n", CALL(SYS_open, "/mnt/weights", 0) >= 0 ? 0L : 1L);
+	printf("file\t/etc/kept\t%ld\n", CALL(SYS_open, "/etc/kept", 0) >= 0 ? 0L : 1L);
 	printf("file\t/run/secrets/made\t%ld\n", CALL(SYS_open, "/run/secrets/made", 0) >= 0 ? 0L : 1L);
+	if (argc > 1 && !strcmp(argv[1], "mask")) {
+		uint64_t mask = 0;
+		CALL(SYS_rt_sigprocmask, 0, 0, &mask, 8);
+		return mask == 1 << 9;
+	}
 	if (argc > 2 && !strcmp(argv[1], "exit"))
 		return atoi(argv[2]);
 	return 0;
@@ -541,12 +715,17 @@ int main(int argc, char **argv)
 		return atoi(settings.mode + 5);
 	if (!strcmp(settings.mode, "abort"))
 		abort();
+	if (!strcmp(settings.mode, "layers")) {
+		other_layers();
+		return 0;
+	}
 	given(argc, argv);
 	numbers();
 	memory();
 	calls();
 	files();
 	threads();
+	spawns();
 	sgx();
 	mount_root();
 	mounts();

@@ -81,6 +81,8 @@ func run(words []string) error {
 		}
 	case "args":
 		fmt.Printf("%q\n", words[1:])
+	case "pid":
+		fmt.Println(os.Getpid())
 	case "target": // own measurement
 		return target()
 	case "quote": // of report data that begins and ends with 7
