@@ -11,18 +11,22 @@
 // A peer whose evidence is not genuine learns nothing about why it is refused; the log says it, with what to do. To
 // an accepted peer a secret that does not exist and one that its workload may not have are the same answer.
 //
-// The broker wipes secrets when it ends, as far as Go lets it: gRPC's buffers are beyond its reach.
+// Deciding and keeping are apart: package policy decides, by one policy from the beginning of a request to its end
+// ([Policies]), and a [Keeper] records the decision before it hands out a secret. What cannot be recorded is not released.
+//
+// Secrets are wiped once they are sent, as far as Go lets it: gRPC's buffers are beyond reach.
 package broker
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"net"
-	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -34,118 +38,103 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
-	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
+	"github.com/sesame-init/sesame/broker/policy"
 )
-
-// A Workload is a kind of peer and what it may have.
-type Workload struct {
-	Name   string          // for the log
-	Policy ratls.Appraiser // what the peer must be
-	Legacy bool            // it may use the legacy wire, too
-	// Secrets are the names that it may have; AllSecrets is every one that the broker holds.
-	Secrets    []string
-	AllSecrets bool
-}
-
-func (w *Workload) may(secret string) bool { return w.AllSecrets || slices.Contains(w.Secrets, secret) }
-
-// Limits bound what peers can make the broker do. Zero fields take the defaults.
-type Limits struct {
-	Connections int           // at once, those in the handshake included; further ones wait. Default 1024
-	Handshake   time.Duration // TLS handshake with verification. Default 20 s, after which C++ peers give up
-	Session     time.Duration // one session, from its greeting to its secrets. Default 30 s
-	Idle        time.Duration // without a call in flight. Default 2 min
-	Drain       time.Duration // for calls in flight when the broker stops. Default 10 s
-}
-
-func (l Limits) withDefaults() Limits {
-	if l.Connections == 0 {
-		l.Connections = 1024
-	}
-	if l.Handshake == 0 {
-		l.Handshake = 20 * time.Second
-	}
-	if l.Session == 0 {
-		l.Session = 30 * time.Second
-	}
-	if l.Idle == 0 {
-		l.Idle = 2 * time.Minute
-	}
-	if l.Drain == 0 {
-		l.Drain = 10 * time.Second
-	}
-	return l
-}
 
 const (
 	maxRequest = 96 << 10 // bytes of a message: evidence and the names of secrets
 	maxStreams = 16       // calls at once on one connection
+	maxHeaders = 8 << 10  // bytes of a call's headers
+	preface    = 5 * time.Second
+
+	// retryAfter is what a session is told that comes when there are too many.
+	retryAfter = 500 * time.Millisecond
 )
+
+// Identity is what a broker shows in the TLS handshake: a [ratls.Identity] in an enclave, a [BareIdentity] elsewhere.
+type Identity interface {
+	Certificate(ctx context.Context) (*tls.Certificate, error)
+}
 
 // Config of a [Server]. All fields without a default are needed.
 type Config struct {
-	Identity  *ratls.Identity
-	Verifier  attest.Verifier
-	Workloads []Workload
-	Secrets   *Secrets
-	Quoter    *session.Quoter // of sessions; nil: only the legacy wire is served
-	Limits    Limits
-	Now       func() time.Time // default time.Now
-	Logger    logrus.FieldLogger
+	Identity Identity
+	Policies *Policies
+	Keeper   Keeper
+	// Quoter makes evidence for sessions. Nil: the broker runs outside an enclave, has none, and its clients pin its
+	// key; then no workload may use the legacy wire.
+	Quoter  *session.Quoter
+	Now     func() time.Time // default time.Now
+	Metrics *Metrics         // default: nothing is counted
+	Logger  logrus.FieldLogger
 }
 
 // Server is a key broker. Make it with [New].
 type Server struct {
-	config   Config
-	rpc      *grpc.Server
-	health   *health.Server
-	sessions *session.BrokerConfig
+	config     Config
+	settings   policy.Settings
+	rpc        *grpc.Server
+	health     *health.Server
+	metrics    *Metrics
+	handshakes chan struct{} // places for those in flight
+	sessions   chan struct{}
 	wire.UnimplementedGrSecretServer
-	sessionpb.UnimplementedKeyBrokerServer
 }
 
 // New makes a server. The error's code is [attest.CodeConfig].
 func New(c Config) (*Server, error) {
 	const step = "configuring broker"
-	if c.Identity == nil || c.Verifier == nil || c.Secrets == nil || c.Logger == nil || len(c.Workloads) == 0 {
-		return nil, attest.Errorf(attest.CodeConfig, step, "", "identity, verifier, workloads, secrets and logger are needed")
+	if c.Identity == nil || c.Policies == nil || c.Keeper == nil || c.Logger == nil {
+		return nil, attest.Errorf(attest.CodeConfig, step, "", "identity, policies, keeper and logger are needed")
 	}
-	for _, w := range c.Workloads {
-		if w.Policy == nil {
-			return nil, attest.Errorf(attest.CodeConfig, step, "", "workload %s has no policy", w.Name)
-		}
+	if c.Quoter == nil && c.Policies.Current().Legacy() {
+		return nil, attest.Errorf(attest.CodeConfig, step, "Take wire: legacy out of the policy, or run the broker in an enclave.",
+			"clients of the legacy wire take no broker without evidence")
 	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	c.Limits = c.Limits.withDefaults()
-	s := &Server{config: c, health: health.NewServer()}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics()
+	}
+	settings := c.Policies.Current().Broker
+	limits := settings.Limits
+	s := &Server{
+		config: c, settings: settings, health: health.NewServer(), metrics: c.Metrics,
+		handshakes: make(chan struct{}, limits.Handshakes), sessions: make(chan struct{}, limits.Sessions),
+	}
 	s.rpc = grpc.NewServer(
 		grpc.Creds(&gate{server: s}),
-		grpc.ConnectionTimeout(c.Limits.Handshake),
+		grpc.ConnectionTimeout(time.Duration(limits.Handshake)+preface),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.MaxHeaderListSize(8<<10),
-		grpc.WaitForHandlers(true), // they read secrets, which are wiped after the server has stopped
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: c.Limits.Idle}),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.WaitForHandlers(true), // they hold secrets, which are wiped after the server has stopped
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: time.Duration(limits.Idle)}),
 	)
 	wire.RegisterGrSecretServer(s.rpc, s)
-	if c.Quoter != nil {
-		s.sessions = &session.BrokerConfig{Quoter: c.Quoter, Verifier: c.Verifier, Now: c.Now}
-		sessionpb.RegisterKeyBrokerServer(s.rpc, s)
-	}
+	sessionpb.RegisterKeyBrokerServer(s.rpc, &sessionService{server: s})
 	grpc_health_v1.RegisterHealthServer(s.rpc, s.health)
 	return s, nil
 }
 
-// Serve answers on a listener, which it closes, until ctx ends. Then it takes no more connections, lets calls in
-// flight finish within Limits.Drain, and wipes the secrets.
+// Serve answers on a listener, which it closes, until ctx ends. Then it takes no more connections, and lets calls in
+// flight finish within the time to drain.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	defer s.config.Secrets.Wipe()
 	failed := make(chan error, 1)
-	go func() { failed <- s.rpc.Serve(netutil.LimitListener(l, s.config.Limits.Connections)) }()
+	go func() { failed <- s.rpc.Serve(newAdmission(l, s.settings.Limits, s.metrics)) }()
+	watched := make(chan struct{})
+	watch, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(watched)
+		s.watch(watch)
+	}()
+	defer func() {
+		stop()
+		<-watched
+	}()
 	select {
 	case err := <-failed:
 		s.rpc.Stop()
@@ -158,7 +147,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		s.rpc.GracefulStop()
 		close(drained)
 	}()
-	timer := time.NewTimer(s.config.Limits.Drain)
+	timer := time.NewTimer(time.Duration(s.settings.Limits.Drain))
 	defer timer.Stop()
 	select {
 	case <-drained:
@@ -172,34 +161,34 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 }
 
 // GetSecret implements the service of GRPC-RATLS.
-func (s *Server) GetSecret(ctx context.Context, request *wire.SecretRequest) (*wire.SecretReply, error) {
+func (s *Server) GetSecret(ctx context.Context, asked *wire.SecretRequest) (*wire.SecretReply, error) {
 	from := connectionOf(ctx)
-	if from == nil || len(from.workloads) == 0 {
+	if from == nil || from.evidence.Raw == nil {
 		return nil, status.Error(codes.PermissionDenied, "")
 	}
-	log := s.config.Logger.WithFields(from.fields())
-	secret, ok := s.release(from.workloads, request.GetName(), log)
-	if !ok {
+	force, claims, workloads, err := s.peer(ctx, from)
+	r := s.newRequest(from.remote, policy.WireLegacy, force)
+	r.shown(from.binder(), from.digest, claims)
+	if err != nil {
+		s.refuse(ctx, r, err)
+		return nil, status.Error(codes.PermissionDenied, "")
+	}
+	secrets, _, err := s.release(ctx, r, workloads, []string{asked.GetName()})
+	switch {
+	case err == nil:
+	case attest.CodeOf(err) == attest.CodeUnreachable:
+		return nil, status.Error(codes.Unavailable, err.Error())
+	default:
 		return nil, status.Error(codes.Canceled, "") // what Occlum's server answers
 	}
-	return &wire.SecretReply{Secret: wire.EncodeSecret(secret)}, nil
+	defer secrets[0].Wipe()
+	return &wire.SecretReply{Secret: wire.EncodeSecret(secrets[0])}, nil
 }
 
-// release finds a secret that one of the workloads may have, and logs the decision.
-func (s *Server) release(workloads []*Workload, asked string, log logrus.FieldLogger) (attest.Secret, bool) {
-	log = log.WithField("secret", printable(asked))
-	name, secret, ok := s.config.Secrets.lookup(asked)
-	if !ok {
-		log.Warn("no such secret")
-		return attest.Secret{}, false
-	}
-	i := slices.IndexFunc(workloads, func(w *Workload) bool { return w.may(name) })
-	if i < 0 {
-		log.Warn("refused: no workload that this peer matches may have the secret")
-		return attest.Secret{}, false
-	}
-	log.WithField("workload", workloads[i].Name).Info("secret released")
-	return secret, true
+// legacyBinder names the n-th call of a connection that a random seed names.
+func legacyBinder(seed [32]byte, n uint64) [32]byte {
+	data := append([]byte("sesame-legacy/call"), seed[:]...)
+	return sha256.Sum256(binary.BigEndian.AppendUint64(data, n))
 }
 
 func connectionOf(ctx context.Context) *connection {

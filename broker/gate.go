@@ -2,56 +2,59 @@ package broker
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"strings"
+	"sync"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/broker/policy"
 )
 
-// connection is what the handshake of one connection has established. Without workloads nothing is known of the
+// connection is what the handshake of one connection has established. Without evidence nothing is known of the
 // peer, and it can do no more than begin a session.
 type connection struct {
 	credentials.TLSInfo
-	remote    string
-	own       *x509.Certificate // that the broker has shown
+	remote string
+	own    *x509.Certificate // that the broker has shown
+
+	// On the legacy wire:
+	evidence attest.Evidence
+	digest   [32]byte
+	seed     [32]byte // names the connection; binders of its calls come from it
+
+	mu        sync.Mutex
+	calls     uint64
+	force     *inForce // under which claims and workloads were found
 	claims    attest.Claims
-	workloads []*Workload // of the legacy wire that the peer matches
-}
-
-func (c *connection) fields() logrus.Fields { return peerFields(c.remote, c.claims) }
-
-func peerFields(remote string, c attest.Claims) logrus.Fields {
-	f := logrus.Fields{"peer": remote, "tcb": c.TCB.StatusName()}
-	switch {
-	case c.SGX != nil:
-		f["mr_enclave"] = hex.EncodeToString(c.SGX.MREnclave[:])
-	case c.TDX != nil:
-		f["mr_td"] = hex.EncodeToString(c.TDX.MRTD[:])
-	}
-	return f
+	workloads []*policy.Workload
 }
 
 // gate is the handshake in front of gRPC. A peer that shows evidence in its certificate gets past it if the evidence
-// is genuine and accepted for a workload of the legacy wire. One that shows none gets past it where sessions are
-// served.
+// is genuine and accepted for a workload of the legacy wire. One that shows none gets past it to begin a session.
 type gate struct{ server *Server }
 
 // ServerHandshake implements [credentials.TransportCredentials].
 func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	s := g.server
-	ctx, cancel := context.WithTimeout(context.Background(), s.config.Limits.Handshake)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.settings.Limits.Handshake))
 	defer cancel()
+	select {
+	case s.handshakes <- struct{}{}:
+		defer func() { <-s.handshakes }()
+	case <-ctx.Done():
+		s.metrics.overload("handshakes")
+		return nil, nil, ctx.Err()
+	}
+	start := time.Now()
 	who := &connection{remote: raw.RemoteAddr().String()}
 	certificate := func(ctx context.Context) (*tls.Certificate, error) {
 		c, err := s.config.Identity.Certificate(ctx)
@@ -63,8 +66,10 @@ func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 	conn := tls.Server(raw, ratls.ServerConfig(certificate, func(cs tls.ConnectionState) error {
 		return s.admit(ctx, cs, who)
 	}))
-	if err := conn.HandshakeContext(ctx); err != nil {
-		s.logRefusal(who, err)
+	err := conn.HandshakeContext(ctx)
+	s.metrics.handshake(time.Since(start), err)
+	if err != nil {
+		s.logHandshake(who, err)
 		return nil, nil, err
 	}
 	who.TLSInfo = credentials.TLSInfo{
@@ -72,7 +77,7 @@ func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 	}
 	if len(who.workloads) > 0 {
-		s.config.Logger.WithFields(who.fields()).Info("peer accepted on the legacy wire")
+		s.config.Logger.WithFields(claimFields(who.claims)).WithField("peer", who.remote).Info("peer accepted on the legacy wire")
 	}
 	return conn, who, nil
 }
@@ -84,62 +89,82 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 	if cs.NegotiatedProtocol != "h2" {
 		return errors.New("the peer does not speak HTTP/2")
 	}
-	at := s.config.Now()
-	claims, err := ratls.Genuine(ctx, s.config.Verifier, cs, at)
-	if errors.Is(err, ratls.ErrNone) && s.sessions != nil && cs.Version == tls.VersionTLS13 {
-		return nil
-	}
-	if err != nil {
+	force := s.config.Policies.current.Load()
+	r := s.newRequest(who.remote, policy.WireLegacy, force)
+	if _, err := io.ReadFull(rand.Reader, who.seed[:]); err != nil {
 		return err
 	}
-	who.claims = claims
-	who.workloads, err = s.match(claims, at, true)
-	return err
-}
-
-// match finds the workloads that a peer is. It fails where there is none.
-func (s *Server) match(claims attest.Claims, at time.Time, legacy bool) (matched []*Workload, err error) {
-	var reasons []string
-	for i := range s.config.Workloads {
-		w := &s.config.Workloads[i]
-		if legacy && !w.Legacy {
-			continue
-		}
-		if err := w.Policy.Appraise(claims, at).Err(); err != nil {
-			reasons = append(reasons, fmt.Sprintf("not %s: %v", w.Name, err))
-			continue
-		}
-		matched = append(matched, w)
+	var claims attest.Claims
+	var err error
+	if len(cs.PeerCertificates) > 0 {
+		who.evidence, err = ratls.Evidence(cs.PeerCertificates[0].Raw)
 	}
-	if len(matched) > 0 {
-		return matched, nil
-	}
-	if len(reasons) == 0 {
-		reasons = []string{"no workload is served on the legacy wire"}
-	}
-	return nil, attest.Errorf(attest.CodePolicy, "appraising peer",
-		"If this peer is wanted, add its measurement to the policy.", "%s", strings.Join(reasons, "; "))
-}
-
-func (s *Server) logRefusal(who *connection, err error) {
-	log := s.config.Logger.WithFields(peerFields(who.remote, who.claims))
-	var ours *attest.Error
 	switch {
-	case errors.As(err, &ours):
-		log = log.WithField("code", string(attest.CodeOf(err)))
-		if hint := attest.HintOf(err); hint != "" {
-			log = log.WithField("hint", hint)
+	case errors.Is(err, ratls.ErrNone) && cs.Version == tls.VersionTLS13:
+		return nil
+	case err != nil:
+	case !force.policy.Legacy(): // nothing that the evidence could say matters
+		_, err = force.policy.Match(claims, s.config.Now(), policy.WireLegacy)
+	default:
+		claims, err = ratls.Genuine(ctx, force.trust.Verifier, cs, s.config.Now())
+	}
+	who.digest = sha256.Sum256(who.evidence.Raw)
+	if err == nil {
+		who.force, who.claims = force, claims
+		who.workloads, err = force.policy.Match(claims, s.config.Now(), policy.WireLegacy)
+	}
+	if err != nil {
+		r.shown(sha256.Sum256(append(who.seed[:], "handshake"...)), who.digest, claims)
+		s.refuse(ctx, r, err)
+		return &refusedError{err}
+	}
+	return nil
+}
+
+// refusedError is a refusal that was recorded and logged.
+type refusedError struct{ error }
+
+func (e *refusedError) Unwrap() error { return e.error }
+
+// peer is what a connection's peer is under the policy in force: what the handshake found, or, where the policy was
+// replaced since, what its evidence says now.
+func (s *Server) peer(ctx context.Context, c *connection) (*inForce, attest.Claims, []*policy.Workload, error) {
+	force := s.config.Policies.current.Load()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := s.config.Now()
+	if c.force.trust != force.trust {
+		claims, err := force.trust.Verifier.Verify(ctx, c.evidence, at)
+		if err != nil {
+			return force, c.claims, nil, err
 		}
-		log.Warnf("peer refused: %v", err)
+		c.claims, c.force = claims, nil
+	}
+	// Spans of time in the policy may have ended, too.
+	workloads, err := force.policy.Match(c.claims, at, policy.WireLegacy)
+	c.force, c.workloads = force, workloads
+	return force, c.claims, workloads, err
+}
+
+// binder names the next call of a connection.
+func (c *connection) binder() [32]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls++
+	return legacyBinder(c.seed, c.calls)
+}
+
+func (s *Server) logHandshake(who *connection, err error) {
+	log := s.config.Logger.WithField("peer", who.remote)
+	var refused *refusedError
+	switch {
+	case errors.As(err, &refused):
 	case errors.Is(err, io.EOF):
 		log.Debug("peer left during the handshake") // as probes of the port do
 	default:
 		log.Infof("handshake failed: %.200s", err.Error())
 	}
 }
-
-// printable is a name chosen by a peer, for the log.
-func printable(name string) string { return fmt.Sprintf("%.64q", name) }
 
 // ClientHandshake implements [credentials.TransportCredentials].
 func (*gate) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {

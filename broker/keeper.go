@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/broker/policy"
 )
 
 // A Keeper holds the secrets and the release log. The server decides, the keeper records the decision and only then
@@ -66,20 +68,14 @@ type Adoption struct {
 	Pinned bool
 }
 
-// A Receipt places a decision in the release log. The client of a session gets it with its secrets.
-type Receipt struct {
-	Index uint64 // of the entry
-	Entry []byte // as it is hashed: a JSON object, whose member "binder" is Decision.Binder in hexadecimal
-	// Checkpoint is a signed tree head that includes the entry: a note of golang.org/x/mod/sumdb/note, whose text is
-	// origin, size and root in standard base64, a line each (c2sp.org/tlog-checkpoint).
-	Checkpoint []byte
-	Proof      [][]byte // inclusion proof of the entry in the checkpoint's tree, hashes of 32 bytes
-}
+// A Receipt places a decision in the release log. The client of a session gets it with its secrets. A keeper without a
+// log leaves Checkpoint empty.
+type Receipt = session.Receipt
 
 // Reserved begins the names of what the broker keeps for itself. No secret has such a name, and a policy's "all
 // secrets" never means one.
-const Reserved = "sesame:"
+const Reserved = policy.Reserved
 
 // RootKey is the name under which a running broker hands the root key of its store to a new replica. A policy grants
 // it to workloads that it marks as brokers, and to nobody else. [Keeper.Resolve] finds it by exactly this name.
-const RootKey = Reserved + "root-key"
+const RootKey = policy.RootKey

@@ -13,8 +13,9 @@ import (
 	"path/filepath"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/policy"
+	appraisal "github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
+	"github.com/sesame-init/sesame/broker/policy"
 )
 
 // The files of a folder that makes a drop-in for Occlum's init_ra_server. The first two are Occlum's, the others
@@ -23,17 +24,20 @@ const (
 	PeersFile   = "dynamic_config.json" // what a peer must be
 	SecretsFile = "secret_config.json"  // names and base64 values
 	RootCAFile  = "root_ca.pem"         // the root to trust instead of Intel's
-	TCBFile     = "tcb_policy.json"     // policy.TCB: the platform states to accept, where not only UpToDate
+	TCBFile     = "tcb_policy.json"     // appraisal policy's TCB: the platform states to accept, where not only UpToDate
 )
 
 const maxFile = 1 << 20
 
 // Folder is the content of such a folder.
 type Folder struct {
-	Workload Workload // named after PeersFile; it may have all secrets, as Occlum's server has it
-	Secrets  *Secrets
-	Roots    []*x509.Certificate // empty where Intel's root counts
+	Policy  *policy.Policy // one workload, named after PeersFile; it may have all secrets, as Occlum's server has it
+	Secrets map[string]attest.Secret
+	Roots   []*x509.Certificate // empty where Intel's root counts
 }
+
+// Wipe overwrites the secrets.
+func (f *Folder) Wipe() { wipe(f.Secrets) }
 
 // ReadFolder reads and checks the files. The error's code is [attest.CodeConfig]; it names file and field.
 func ReadFolder(dir string) (_ *Folder, err error) {
@@ -68,7 +72,11 @@ func ReadFolder(dir string) (_ *Folder, err error) {
 	if f.Secrets, err = ParseSecrets(text); err != nil {
 		return fail(SecretsFile, err)
 	}
-	f.Workload = Workload{Name: PeersFile, Policy: peers, Legacy: true, AllSecrets: true}
+	f.Policy = policy.Occlum(PeersFile, peers)
+	for _, root := range f.Roots {
+		f.Policy.Trust.Roots = append(f.Policy.Trust.Roots,
+			string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})))
+	}
 	return f, nil
 }
 
@@ -85,7 +93,7 @@ func readFile(path string, limit int64) ([]byte, error) {
 	return text, err
 }
 
-func readTCB(path string) (tcb policy.TCB, err error) {
+func readTCB(path string) (tcb appraisal.TCB, err error) {
 	text, err := readFile(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return tcb, nil

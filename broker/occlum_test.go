@@ -46,11 +46,13 @@ func TestAFolderOfOcclumsIsServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Roots) != 1 || !got.Roots[0].Equal(platform.RootCA()) || got.Secrets.Len() != 2 {
-		t.Errorf("%d roots, %d secrets", len(got.Roots), got.Secrets.Len())
+	if len(got.Roots) != 1 || !got.Roots[0].Equal(platform.RootCA()) || len(got.Secrets) != 2 {
+		t.Errorf("%d roots, %d secrets", len(got.Roots), len(got.Secrets))
 	}
-	f := start(t, func(c *broker.Config) {
-		c.Workloads, c.Secrets = []broker.Workload{got.Workload}, got.Secrets
+	f := start(t, func(f *fixture, c *broker.Config) {
+		f.platform = platform
+		c.Keeper = broker.NewMemory(got.Secrets, c.Logger)
+		c.Policies = brokertest.Policies(t, brokertest.Trust(t, platform), got.Policy, c.Keeper, c.Logger)
 	})
 	if got, err := get(t, f.dial(t, f.workload(t)), "image_key"); err != nil || got != `"Y2FuYXJ5LTRmMWMtaW1hZ2Uta2V5"` {
 		t.Errorf("%q, %v", got, err)
@@ -95,7 +97,7 @@ func FuzzParseSecrets(f *testing.F) {
 		if err != nil && attest.CodeOf(err) != attest.CodeConfig {
 			t.Errorf("code %s", attest.CodeOf(err))
 		}
-		if err == nil && s.Len() > strings.Count(string(text), ":") {
+		if err == nil && len(s) > strings.Count(string(text), ":") {
 			t.Error("more secrets than members")
 		}
 	})

@@ -2,50 +2,93 @@ package broker
 
 import (
 	"context"
-	"crypto/x509"
-	"sync"
+	"errors"
+	"io"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
+	"github.com/sesame-init/sesame/broker/policy"
 )
 
+// sessionService is the session protocol as it is registered.
+type sessionService struct {
+	sessionpb.UnimplementedKeyBrokerServer
+	server *Server
+}
+
 // Release implements the session protocol.
-func (s *Server) Release(raw session.Stream) error {
+func (svc *sessionService) Release(raw session.Stream) error {
+	s := svc.server
 	from := connectionOf(raw.Context())
 	if from == nil {
 		return status.Error(codes.PermissionDenied, "")
 	}
-	ctx, cancel := context.WithTimeout(raw.Context(), s.config.Limits.Session)
+	select {
+	case s.sessions <- struct{}{}:
+		defer func() { <-s.sessions }()
+	default:
+		s.metrics.overload("sessions")
+		return session.Later(raw, retryAfter)
+	}
+	ctx, cancel := context.WithTimeout(raw.Context(), time.Duration(s.settings.Limits.Session))
 	defer cancel()
-	stream := &boundedStream{Stream: raw, ctx: ctx}
-	peer, names, err := s.sessions.Accept(stream, from.State, from.own)
+	start := time.Now()
+	err := s.session(&boundedStream{Stream: raw, ctx: ctx}, from)
+	s.metrics.session(time.Since(start), err)
+	return err
+}
+
+// session runs one session under one policy.
+func (s *Server) session(stream session.Stream, from *connection) error {
+	ctx := stream.Context()
+	force := s.config.Policies.current.Load()
+	r := s.newRequest(from.remote, policy.WireSession, force)
+	accept := session.BrokerConfig{Quoter: s.config.Quoter, Verifier: force.trust.Verifier, Now: s.config.Now}
+	peer, names, err := accept.Accept(stream, from.State, from.own)
+	r.shown(peer.Binder, peer.Evidence, peer.Claims)
 	if err != nil {
-		s.logRefusal(from, err)
+		s.failed(ctx, r, err)
 		return status.Error(codes.PermissionDenied, "")
 	}
-	log := s.config.Logger.WithFields(peerFields(from.remote, peer.Claims))
-	workloads, err := s.match(peer.Claims, s.config.Now(), false)
+	workloads, err := force.policy.Match(peer.Claims, s.config.Now(), policy.WireSession)
 	if err != nil {
-		s.logRefusal(&connection{remote: from.remote, claims: peer.Claims}, err)
-		return session.Deny(stream, err, nil)
+		receipt := s.refuse(ctx, r, err)
+		return session.Deny(stream, err, (*session.Receipt)(receipt))
 	}
-	log.Info("peer accepted in a session")
-	secrets := make([]attest.Secret, len(names))
-	for i, name := range names {
-		secret, ok := s.release(workloads, name, log)
-		if !ok {
-			return session.Deny(stream, attest.Errorf(attest.CodeSecret, "looking up secret "+printable(name),
-				"Check the name, and which workloads may have the secret.", "there is none for this workload"), nil)
+	secrets, receipt, err := s.release(ctx, r, workloads, names)
+	switch {
+	case err == nil:
+	case attest.CodeOf(err) == attest.CodeUnreachable:
+		return status.Error(codes.Unavailable, err.Error())
+	default:
+		return session.Deny(stream, err, (*session.Receipt)(receipt))
+	}
+	defer func() {
+		for _, secret := range secrets {
+			secret.Wipe() // gRPC has its own copy, which is beyond reach
 		}
-		secrets[i] = secret
+	}()
+	return session.Release(stream, names, secrets, (*session.Receipt)(receipt))
+}
+
+// failed deals with a session that ended before the client was known. It is a refusal where the client has shown
+// evidence; else it went away, or the broker could not show its own.
+func (s *Server) failed(ctx context.Context, r *request, err error) {
+	switch {
+	case r.decision.Evidence != [32]byte{}:
+		s.refuse(ctx, r, err)
+	case errors.Is(err, io.EOF) || status.Code(errors.Unwrap(err)) == codes.Canceled:
+		r.log.Debugf("peer left a session: %v", err)
+	case attest.CodeOf(err) == attest.CodeAttester:
+		r.log.WithField("hint", attest.HintOf(err)).Errorf("no session without own evidence: %v", err)
+	default:
+		r.log.Infof("session failed: %v", err)
 	}
-	return session.Release(stream, names, secrets, nil)
 }
 
 // boundedStream is a stream whose reads end with a context of the broker's.
@@ -74,43 +117,4 @@ func (b *boundedStream) Recv() (*sessionpb.ClientMessage, error) {
 	case <-b.ctx.Done():
 		return nil, b.ctx.Err()
 	}
-}
-
-// Collateral finds the collateral of the broker's own evidence, for [session.QuoterOptions]: whatever verifying it
-// asks a source for. So only evidence that is genuine gets collateral.
-func Collateral(source dcap.Source, roots []*x509.Certificate, now func() time.Time) func(context.Context,
-	attest.Evidence) (*dcap.Collateral, error) {
-	own := &recorder{source: source}
-	verifier := dcap.NewVerifier(dcap.Config{Roots: roots, Source: own})
-	return func(ctx context.Context, evidence attest.Evidence) (*dcap.Collateral, error) {
-		if _, err := verifier.Verify(ctx, evidence, now()); err != nil {
-			return nil, err
-		}
-		return own.latest(), nil
-	}
-}
-
-// recorder remembers the collateral that a source gave last.
-type recorder struct {
-	source dcap.Source
-
-	mu   sync.Mutex
-	last *dcap.Collateral
-}
-
-// Collateral implements [dcap.Source].
-func (r *recorder) Collateral(ctx context.Context, request dcap.Request) (*dcap.Collateral, error) {
-	c, err := r.source.Collateral(ctx, request)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err == nil {
-		r.last = c
-	}
-	return c, err
-}
-
-func (r *recorder) latest() *dcap.Collateral {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.last
 }

@@ -6,8 +6,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
+	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,12 +19,14 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/attest/policy"
+	appraisal "github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/policy"
 )
 
 // Now is the present of the tests.
@@ -62,15 +67,15 @@ func Workload() sgx.ReportBody { return Enclave(0xaa, 1, 2) }
 func Broker() sgx.ReportBody { return Enclave(0xcc, 100, 3) }
 
 // WorkloadPolicy accepts Workload, by its measurement.
-func WorkloadPolicy() *policy.Policy {
+func WorkloadPolicy() *appraisal.Policy {
 	w := Workload()
-	return &policy.Policy{SGX: []policy.SGX{{MREnclave: w.MREnclave[:]}}}
+	return &appraisal.Policy{SGX: []appraisal.SGX{{MREnclave: w.MREnclave[:]}}}
 }
 
 // BrokerPolicy accepts Broker, by signer, product id and security version.
-func BrokerPolicy() *policy.Policy {
+func BrokerPolicy() *appraisal.Policy {
 	b := Broker()
-	return &policy.Policy{SGX: []policy.SGX{{MRSigner: b.MRSigner[:], ProductID: &b.ProductID, MinSVN: &b.SVN}}}
+	return &appraisal.Policy{SGX: []appraisal.SGX{{MRSigner: b.MRSigner[:], ProductID: &b.ProductID, MinSVN: &b.SVN}}}
 }
 
 // Verifier trusts a platform's root and has its collateral.
@@ -111,13 +116,79 @@ func Logger(w io.Writer) *logrus.Logger {
 	return log
 }
 
-// Secrets are copies of values.
-func Secrets(values map[string][]byte) *broker.Secrets {
+// Secrets keeps copies of values in memory.
+func Secrets(values map[string][]byte) *broker.Memory {
 	secrets := map[string]attest.Secret{}
 	for name, value := range values {
 		secrets[name] = attest.NewSecret(append([]byte(nil), value...))
 	}
-	return broker.NewSecrets(secrets)
+	return broker.NewMemory(secrets, Logger(io.Discard))
+}
+
+// Trust is in a platform, with its collateral.
+func Trust(t testing.TB, p *softsgx.Platform) *broker.Trust {
+	t.Helper()
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.RootCA().Raw})
+	trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, pccs.Stapled(p.Collateral()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trust
+}
+
+// Everything is a policy whose one workload, "demo", is [Workload], may use both wires and have every secret.
+func Everything(t testing.TB) *policy.Policy {
+	t.Helper()
+	peers, err := raconfig.Parse([]byte(`{"verify_mr_enclave":"on","verify_mr_signer":"off","verify_isv_prod_id":"off",
+		"verify_isv_svn":"off","verify_config_svn":"off","verify_enclave_debuggable":"on","sgx_mrs":[{"mr_enclave":"` +
+		strings.Repeat("aa", 32) + `","mr_signer":"","isv_prod_id":0,"isv_svn":0,"config_svn":0,"debuggable":false}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return policy.Occlum("demo", peers)
+}
+
+// Policy reads a policy from its text. What every policy needs and tests do not care for is added: a version and a
+// source of collateral, which is not used.
+func Policy(t testing.TB, text string) *policy.Policy {
+	t.Helper()
+	p, err := policy.Parse([]byte(PolicyText(1, text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// PolicyText is the text of a policy of this version: see [Policy].
+func PolicyText(version int, text string) string {
+	return fmt.Sprintf("version: %d\ntrust: {collateral: {directory: none}}\n%s\n", version, text)
+}
+
+// Policies hold a first policy, and trust what the first trusts whatever a later one says.
+func Policies(t testing.TB, trust *broker.Trust, first *policy.Policy, k broker.Keeper, log logrus.FieldLogger) *broker.Policies {
+	t.Helper()
+	p, err := broker.NewPolicies(context.Background(), broker.PoliciesConfig{
+		Trust:  func(policy.Trust) (*broker.Trust, error) { return trust, nil },
+		Keeper: k, Now: Clock, Logger: log,
+	}, first, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// Config is that of a broker in an enclave of a platform, which releases values as [Everything] says.
+func Config(t testing.TB, p *softsgx.Platform, values map[string][]byte, logTo io.Writer) broker.Config {
+	t.Helper()
+	keeper, log := Secrets(values), Logger(logTo)
+	return broker.Config{
+		Identity: Identity(t, p, Broker()),
+		Policies: Policies(t, Trust(t, p), Everything(t), keeper, log),
+		Keeper:   keeper,
+		Quoter:   Quoter(p, Broker()),
+		Now:      Clock,
+		Logger:   log,
+	}
 }
 
 // Listen starts a broker on a loopback port and stops it when the test ends.

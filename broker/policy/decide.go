@@ -129,6 +129,9 @@ func (p *Policy) Grant(peer []*Workload, secret string, at time.Time) (Grant, er
 	if len(peer) == 0 {
 		return Grant{Rule: "workloads"}, attest.Errorf(attest.CodeDenied, step, "", "the peer is no workload")
 	}
+	if strings.HasPrefix(secret, Reserved) {
+		return grantReserved(peer, secret)
+	}
 	if p.all {
 		return Grant{Workload: peer[0].name, Rule: peer[0].name}, nil
 	}
@@ -150,6 +153,17 @@ func (p *Policy) Grant(peer []*Workload, secret string, at time.Time) (Grant, er
 		}
 	}
 	return Grant{Workload: peer[i].name, Rule: key + ".workloads", Releases: s.Releases}, nil
+}
+
+// grantReserved gives the root key to other replicas of the broker, and nothing else of the broker's own to anybody.
+func grantReserved(peer []*Workload, secret string) (Grant, error) {
+	for _, w := range peer {
+		if secret == RootKey && w.Broker {
+			return Grant{Workload: w.name, Rule: "workloads." + w.name + ".broker"}, nil
+		}
+	}
+	return Grant{Workload: peer[0].name, Rule: "workloads." + peer[0].name + ".broker"}, attest.Errorf(attest.CodeDenied,
+		"deciding on secret", "Mark the workload by broker: true, if it is another replica.", "it is the broker's own")
 }
 
 // An Explanation is what a policy says about claims, rule by rule.

@@ -72,6 +72,8 @@ const (
 // Workload is a kind of peer.
 type Workload struct {
 	Wire string `yaml:"wire"`
+	// Broker is set where the workload is another replica of this broker: it may have the root key of the store.
+	Broker bool `yaml:"broker"`
 	// Versions are what it may be: any of them. A roll-out has two for a while.
 	Versions []Version `yaml:"versions"`
 
@@ -99,6 +101,13 @@ type Secret struct {
 	From      Time     `yaml:"from"`
 	Until     Time     `yaml:"until"`
 }
+
+// Reserved begins the names of what the broker keeps for itself. A policy does not name it, and "every secret" of
+// Occlum's files does not mean it.
+const Reserved = "sesame:"
+
+// RootKey is the name of the root key of the broker's store, which only a workload marked as a broker may have.
+const RootKey = Reserved + "root-key"
 
 // Time is a moment, written as RFC 3339 has it: 2026-12-31T23:59:59Z. The zero value means: none is named.
 type Time struct{ time.Time }

@@ -127,6 +127,22 @@ func TestASecretGoesToItsWorkloadsInItsTimeOnly(t *testing.T) {
 	}
 }
 
+func TestTheRootKeyGoesToOtherBrokersOnly(t *testing.T) {
+	text := strings.Replace(read(t), "  trust-domain:\n", "  replica:\n    broker: true\n    versions: [{sgx: [{mr_enclave: "+
+		strings.Repeat("55", 32)+"}]}]\n  trust-domain:\n", 1)
+	for _, p := range []*policy.Policy{parse(t, text), parse(t, read(t))} {
+		for measurement, want := range map[byte]bool{0x55: p.Workloads["replica"] != nil, 0x22: false} {
+			peer, _ := p.Match(enclave(measurement), now, policy.WireSession)
+			if _, err := p.Grant(peer, policy.RootKey, now); (err == nil) != want {
+				t.Errorf("%x: %v", measurement, err)
+			}
+			if _, err := p.Grant(peer, policy.Reserved+"other", now); err == nil {
+				t.Errorf("%x has another of the broker's own", measurement)
+			}
+		}
+	}
+}
+
 func TestExplainSaysEveryRuleAndDecidesAsTheBroker(t *testing.T) {
 	p := parse(t, read(t))
 	e := p.Explain(enclave(0x22), now, "")

@@ -26,6 +26,11 @@ type enclave struct{ attest.Attester }
 
 func (enclave) Close() error { return nil }
 
+// inEnclave is a place whose evidence open makes.
+func inEnclave(open func() (attester, error)) place {
+	return place{name: "occlum", enclave: true, open: open}
+}
+
 // folder is a complete one for a platform; its collateral stands in the folder collateral.
 func folder(t *testing.T, platform *softsgx.Platform) string {
 	t.Helper()
@@ -60,9 +65,8 @@ func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 	out, stdout := io.Pipe()
 	var stderr bytes.Buffer
 	c := command{
-		folder:       dir,
-		openAttester: func() (attester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil },
-		stdout:       stdout, stderr: &stderr,
+		folder: dir, stdout: stdout, stderr: &stderr,
+		place: inEnclave(func() (attester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil }),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -128,6 +132,7 @@ func TestItRefusesToStart(t *testing.T) {
 		"no collateral":   {[]string{"--collateral=", "a:1"}, nil, sound, 1, "hint: Set PCCS_URL"},
 		"bad collateral":  {[]string{"--collateral=ftp://x", "a:1"}, nil, sound, 1, "ftp"},
 		"no folder":       {[]string{"a:1"}, func(d string) string { return d + "/none" }, sound, 1, broker.PeersFile},
+		"policy option":   {[]string{"--policy=x", "a:1"}, nil, sound, 2, "policy"}, // the host must not choose it
 		"no device":       {[]string{"a:1"}, nil, openNothing, 1, "hint: "},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -137,7 +142,7 @@ func TestItRefusesToStart(t *testing.T) {
 				dir = test.folder(dir)
 			}
 			var stdout, stderr bytes.Buffer
-			c := command{folder: dir, openAttester: test.open, stdout: &stdout, stderr: &stderr}
+			c := command{folder: dir, place: inEnclave(test.open), stdout: &stdout, stderr: &stderr}
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()
 			if code := c.run(ctx, test.args, collateral); code != test.code {

@@ -31,15 +31,7 @@ func start(t *testing.T, s backendtest.Service, protocol grpcratls.Protocol) bac
 		Logger:   brokertest.Logger(s.Log),
 		Pause:    time.Millisecond,
 	}
-	server := broker.Config{
-		Identity:  brokertest.Identity(t, platform, brokertest.Broker()),
-		Verifier:  brokertest.Verifier(platform),
-		Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), Legacy: true, AllSecrets: true}},
-		Secrets:   brokertest.Secrets(s.Secrets),
-		Quoter:    brokertest.Quoter(platform, brokertest.Broker()),
-		Now:       brokertest.Clock,
-		Logger:    brokertest.Logger(s.Log),
-	}
+	server := brokertest.Config(t, platform, s.Secrets, s.Log)
 	switch s.Fault {
 	case backendtest.WrongPeer:
 		old := brokertest.Enclave(0xcc, 100, 2)
@@ -83,14 +75,9 @@ func TestTheNextServerIsAsked(t *testing.T) {
 	var log bytes.Buffer
 	platform := brokertest.Platform(t, softsgx.Options{})
 	config := func(product uint16) broker.Config {
-		return broker.Config{
-			Identity:  brokertest.Identity(t, platform, brokertest.Enclave(0xcc, product, 3)),
-			Verifier:  brokertest.Verifier(platform),
-			Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), Legacy: true, AllSecrets: true}},
-			Secrets:   brokertest.Secrets(map[string][]byte{"k": []byte("v")}),
-			Now:       brokertest.Clock,
-			Logger:    brokertest.Logger(&bytes.Buffer{}),
-		}
+		c := brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, &bytes.Buffer{})
+		c.Identity = brokertest.Identity(t, platform, brokertest.Enclave(0xcc, product, 3))
+		return c
 	}
 	down, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -168,15 +155,9 @@ func TestReplayedEvidenceIsRefusedByBothSides(t *testing.T) {
 		{"client replays", replaying{workload}, own, attest.CodeDenied},
 		{"broker replays", workload, replaying{own}, attest.CodeEvidence},
 	} {
-		address := brokertest.Listen(t, broker.Config{
-			Identity:  brokertest.Identity(t, platform, brokertest.Broker()),
-			Verifier:  brokertest.Verifier(platform),
-			Workloads: []broker.Workload{{Name: "demo", Policy: brokertest.WorkloadPolicy(), AllSecrets: true}},
-			Secrets:   brokertest.Secrets(map[string][]byte{"k": []byte("v")}),
-			Quoter:    session.NewQuoter(session.QuoterOptions{Attester: c.broker}),
-			Now:       brokertest.Clock,
-			Logger:    brokertest.Logger(io.Discard),
-		})
+		config := brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, io.Discard)
+		config.Quoter = session.NewQuoter(session.QuoterOptions{Attester: c.broker})
+		address := brokertest.Listen(t, config)
 		client, err := grpcratls.New(grpcratls.Config{
 			Servers: []string{address}, Protocol: grpcratls.SessionV1, Attester: c.workload,
 			Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock,

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/policy"
+)
+
+// policyName is the policy in the working folder.
+const policyName = "policy.yaml"
+
+func (c *command) checkCommand(usage func(error) error) *cobra.Command {
+	return &cobra.Command{
+		Use:   "check [POLICY]",
+		Short: "Say everything that is wrong with a policy, or with a folder of Occlum's two files",
+		Long: `check reads a policy as the broker would, and says everything that is wrong with it at once, with line numbers. POLICY
+is a file, or a folder with policy.yaml or with Occlum's dynamic_config.json and secret_config.json; the default is the
+working folder. Exit status 0: the broker would take it, 1: it would not, 2: wrong usage.`,
+		Example: "  keybroker check policy.yaml",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.MaximumNArgs(1)(cmd, args); err != nil {
+				return usage(err)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path := c.folder
+			if len(args) == 1 {
+				path = args[0]
+			}
+			info, err := os.Stat(path)
+			if err != nil {
+				return usage(err)
+			}
+			if info.IsDir() {
+				if _, err := os.Stat(filepath.Join(path, policyName)); err != nil {
+					return c.checkFolder(path)
+				}
+				path = filepath.Join(path, policyName)
+			}
+			text, err := readPolicyFile(path)
+			if err != nil {
+				return err
+			}
+			p, err := policy.Parse(text)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.stdout, "sound: version %d, %d workloads, %d secrets\n", p.Version, len(p.Workloads), len(p.Secrets))
+			return nil
+		},
+	}
+}
+
+func (c *command) checkFolder(path string) error {
+	folder, err := broker.ReadFolder(path)
+	if err != nil {
+		return err
+	}
+	defer folder.Wipe()
+	fmt.Fprintf(c.stdout, "sound: Occlum's files, %d secrets for every peer that they accept\n", len(folder.Secrets))
+	return nil
+}
+
+func readPolicyFile(path string) ([]byte, error) {
+	return readBounded(path, policy.MaxSize)
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading", Err: err}
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	if err != nil {
+		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading", Err: err}
+	}
+	return text, nil
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/broker"
+)
+
+// where is the place that this program is built for: "bare", "occlum" or "ego". The linker sets it, not an option: the
+// host writes the command line of a program in an enclave, and must not talk the program out of being in one.
+var where = "bare"
+
+// occlumDevice is where Occlum's LibOS makes quotes.
+const occlumDevice = "/dev/sgx"
+
+// attester is an [attest.Attester] that holds a device.
+type attester interface {
+	attest.Attester
+	io.Closer
+}
+
+// place is where the broker runs.
+type place struct {
+	name string
+	// enclave is set where the host is not trusted: policy and secrets do not come from files that it can edit.
+	enclave bool
+	// open opens what makes evidence; nil where there is none.
+	open func() (attester, error)
+}
+
+// findPlace is the place of a name. There are no others.
+func findPlace(name string) (place, error) {
+	switch name {
+	case "bare":
+		return place{name: name}, nil
+	case "occlum":
+		return place{name: name, enclave: true, open: func() (attester, error) { return openDevice(occlumDevice) }}, nil
+	case "ego":
+		if openEGo != nil {
+			return place{name: name, enclave: true, open: openEGo}, nil
+		}
+	}
+	return place{}, attest.Errorf(attest.CodeInternal, "finding the place", "Build with make.", "this program is built for %q", name)
+}
+
+func openDevice(path string) (attester, error) {
+	d, err := sgx.OpenDevice(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, attest.Errorf(attest.CodeAttester, "opening "+path,
+			"Start it in an Occlum instance (occlum run /bin/server ADDRESS); outside of one use the program that is built "+
+				"for it (bin/keybroker).", "there is none, and this program is built for Occlum")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// identity is what the broker shows, and what makes its evidence: nil outside an enclave.
+func (p place) identity(keyFile string, now func() time.Time, log logrus.FieldLogger) (broker.Identity, attester, error) {
+	if p.open == nil {
+		bare, err := broker.OpenBareIdentity(keyFile)
+		if err != nil {
+			return nil, nil, err
+		}
+		log.Warnf("this broker runs outside an enclave: it has no evidence, and whoever administers this machine can read "+
+			"its secrets. Clients pin its key: \"broker_key\": \"%x\"", bare.Pin())
+		return bare, nil, nil
+	}
+	a, err := p.open()
+	if err != nil {
+		return nil, nil, err
+	}
+	i, err := ratls.NewIdentity(a, ratls.Options{Now: now})
+	if err != nil {
+		return nil, nil, errors.Join(err, a.Close())
+	}
+	return i, a, nil
+}
+
+// checkSelf makes the first certificate, without which there is nothing to serve, and verifies it as a client will.
+// What a client would refuse is worth a warning now; collateral may still arrive later.
+func checkSelf(ctx context.Context, identity broker.Identity, trust *broker.Trust, now func() time.Time,
+	log logrus.FieldLogger) error {
+	certificate, err := identity.Certificate(ctx)
+	if err != nil {
+		return err
+	}
+	evidence, err := ratls.Evidence(certificate.Leaf.Raw)
+	if err != nil {
+		return attest.Errorf(attest.CodeAttester, "checking own evidence", "", "%w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, ratls.DefaultTimeout)
+	defer cancel()
+	claims, err := trust.VerifyOwn(ctx, evidence, now())
+	if err != nil {
+		log.WithField("hint", attest.HintOf(err)).Warnf("clients will refuse this broker's own evidence: %v", err)
+		return nil
+	}
+	fields := logrus.Fields{"tcb": claims.TCB.StatusName()}
+	if c := claims.SGX; c != nil {
+		fields["mr_enclave"], fields["mr_signer"] = hexOf(c.MREnclave), hexOf(c.MRSigner)
+		fields["product_id"], fields["svn"] = c.ProductID, c.SVN
+		if c.Debug() {
+			log.Warn("this is a debug enclave: the host reads its memory, secrets included")
+		}
+	}
+	log.WithFields(fields).Info("own evidence is genuine")
+	return nil
+}

@@ -1,0 +1,56 @@
+//go:build ego
+
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/edgelesssys/ego/enclave"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// openEGo opens the attester of EGo's runtime.
+var openEGo = func() (attester, error) {
+	if _, err := enclave.GetSelfReport(); err != nil {
+		return nil, attest.Errorf(attest.CodeAttester, "asking EGo's runtime",
+			"Build with ego-go, sign with ego sign, start with ego run; outside of EGo use bin/keybroker.", "%w", err)
+	}
+	return egoAttester{}, nil
+}
+
+type egoAttester struct{}
+
+// Type implements [attest.Attester].
+func (egoAttester) Type() attest.EvidenceType { return attest.SGX }
+
+// Close implements [io.Closer].
+func (egoAttester) Close() error { return nil }
+
+// Evidence implements [attest.Attester]. A remote report is an Open Enclave header (version 1, type 2 for a remote report,
+// size of the quote in 8 bytes, little-endian) and the quote.
+func (egoAttester) Evidence(_ context.Context, data attest.ReportData) (attest.Evidence, error) {
+	const step = "making evidence"
+	report, err := enclave.GetRemoteReport(data[:])
+	if err != nil {
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "Check the quoting service (aesmd, PCCS) of the host.", "%w", err)
+	}
+	quote, err := openEnclaveQuote(report)
+	if err != nil {
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
+	}
+	return attest.Evidence{Type: attest.SGX, Raw: quote}, nil
+}
+
+func openEnclaveQuote(report []byte) ([]byte, error) {
+	const header = 16
+	if len(report) < header || binary.LittleEndian.Uint32(report) != 1 || binary.LittleEndian.Uint32(report[4:]) != 2 {
+		return nil, fmt.Errorf("a report of %d bytes is not a remote report of Open Enclave", len(report))
+	}
+	if size := binary.LittleEndian.Uint64(report[8:]); size != uint64(len(report)-header) {
+		return nil, fmt.Errorf("the quote has %d bytes, but %d follow", size, len(report)-header)
+	}
+	return report[header:], nil
+}

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/clock"
+	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/policy"
+)
+
+func (c *command) logger() (*logrus.Logger, error) {
+	log := logrus.New()
+	log.SetOutput(c.stderr)
+	level, err := logrus.ParseLevel(c.logLevel)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeUsage, "reading --log-level", "", "%w", err)
+	}
+	log.SetLevel(level)
+	switch c.logFormat {
+	case "text":
+	case "json":
+		log.SetFormatter(&logrus.JSONFormatter{})
+	default:
+		return nil, attest.Errorf(attest.CodeUsage, "reading --log-format", "", "%q is neither text nor json", c.logFormat)
+	}
+	return log, nil
+}
+
+// begun is what the broker starts with.
+type begun struct {
+	policy  *policy.Policy
+	from    string // where the policy comes from
+	file    string // policy to follow; "" where none is followed
+	secrets map[string]attest.Secret
+}
+
+// begin reads policy and secrets.
+func (c *command) begin() (*begun, error) {
+	file := c.policyFile
+	if file == "" {
+		file = filepath.Join(c.folder, policyName)
+		if _, err := os.Stat(file); err != nil {
+			folder, err := broker.ReadFolder(c.folder)
+			if err != nil {
+				return nil, err
+			}
+			return &begun{policy: folder.Policy, from: "Occlum's files", secrets: folder.Secrets}, nil
+		}
+	}
+	text, err := readPolicyFile(file)
+	if err != nil {
+		return nil, err
+	}
+	b := &begun{from: "file " + file, secrets: map[string]attest.Secret{}}
+	if b.policy, err = policy.Parse(text); err != nil {
+		return nil, err
+	}
+	if !c.place.enclave {
+		b.file = file
+	}
+	secrets := c.secretsFile
+	if c.place.enclave {
+		secrets = filepath.Join(c.folder, broker.SecretsFile)
+	}
+	if secrets == "" {
+		return nil, attest.Errorf(attest.CodeConfig, "finding secrets", "Name a file with --secrets.", "no secrets are named")
+	}
+	content, err := readBounded(secrets, 16<<20)
+	if err != nil {
+		return nil, err
+	}
+	b.secrets, err = broker.ParseSecrets(content)
+	return b, err
+}
+
+func (c *command) serve(ctx context.Context, address string) error {
+	log, err := c.logger()
+	if err != nil {
+		return err
+	}
+	host, err := clock.Built(time.Now, buildTime)
+	if err != nil {
+		return attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
+	}
+	first, err := c.begin()
+	if err != nil {
+		return err
+	}
+	keeper := broker.NewMemory(first.secrets, log)
+	defer keeper.Wipe()
+	log.Warn("secrets, release counts and decisions are kept in memory: there is no release log beyond these lines")
+	policies, err := c.policies(ctx, first, keeper, host.Now, log)
+	if err != nil {
+		return err
+	}
+	defer func() { policies.Trust().Close() }()
+	metrics := broker.NewMetrics()
+	config := broker.Config{Policies: policies, Keeper: keeper, Now: host.Now, Metrics: metrics, Logger: log}
+	identity, own, err := c.place.identity(filepath.Join(c.folder, c.keyFile), host.Now, log)
+	if err != nil {
+		return err
+	}
+	config.Identity = identity
+	if own != nil {
+		defer own.Close()
+		if err := checkSelf(ctx, identity, policies.Trust(), host.Now, log); err != nil {
+			return err
+		}
+		quotes := first.policy.Broker.Quotes
+		config.Quoter = session.NewQuoter(session.QuoterOptions{
+			Attester: own, Collateral: policies.Collateral, Window: time.Duration(*quotes.Window), Size: quotes.Size,
+		})
+	}
+	server, err := broker.New(config)
+	if err != nil {
+		return err
+	}
+	return c.listen(ctx, address, server, func(ctx context.Context) { c.follow(ctx, first, policies, log) }, log, policies)
+}
+
+// listen opens the ports and serves until ctx ends. beside runs meanwhile.
+func (c *command) listen(ctx context.Context, address string, server *broker.Server, beside func(context.Context),
+	log *logrus.Logger, policies *broker.Policies) error {
+	listener, err := listenOn(ctx, address)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if c.http != "" {
+		operators, err := listenOn(ctx, c.http)
+		if err != nil {
+			_ = listener.Close()
+			return err
+		}
+		h := &http.Server{Handler: server.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+			WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+		wg.Go(func() {
+			if err := h.Serve(operators); !errors.Is(err, http.ErrServerClosed) {
+				log.Errorf("serving HTTP: %v", err)
+			}
+		})
+		defer func() { _ = h.Close() }()
+	}
+	following, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { beside(following) })
+	p := policies.Current()
+	log.WithFields(logrus.Fields{"policy": p.Version, "workloads": len(p.Workloads), "place": c.place.name}).Info("serving session v1")
+	if p.Legacy() {
+		log.Warn("serving the legacy wire GRPC-RATLS, too, which proves no freshness")
+	}
+	fmt.Fprintf(c.stdout, "Server listening on %s\n", address)
+	notify(daemon.SdNotifyReady)
+	go func() {
+		<-ctx.Done()
+		notify(daemon.SdNotifyStopping)
+	}()
+	return server.Serve(ctx, listener)
+}
+
+func listenOn(ctx context.Context, address string) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeConfig, "listening on "+address,
+			"Write HOST:PORT, and see whether another program has the port.", "%w", err)
+	}
+	return l, nil
+}
+
+// policies puts the first policy in force.
+func (c *command) policies(ctx context.Context, first *begun, keeper broker.Keeper, now func() time.Time, log *logrus.Logger) (
+	*broker.Policies, error) {
+	config := broker.PoliciesConfig{
+		Trust:  func(t policy.Trust) (*broker.Trust, error) { return c.trust(t, now, log) },
+		Keeper: keeper, Pinned: c.place.enclave, Now: now, Logger: log,
+	}
+	if key := first.policy.Broker.PolicyKey; key != "" {
+		var err error
+		if config.Key, err = note.NewVerifier(key); err != nil {
+			return nil, attest.Errorf(attest.CodeConfig, "reading policy_key", "", "%w", err)
+		}
+	}
+	return broker.NewPolicies(ctx, config, first.policy, first.from)
+}
+
+// follow keeps the policy up to date until ctx ends.
+func (c *command) follow(ctx context.Context, first *begun, policies *broker.Policies, log *logrus.Logger) {
+	f := broker.Follower{Now: c.hangup, Ticks: c.ticks, Reloading: reloading, Logger: log}
+	var begin []byte
+	switch {
+	case c.signedPolicy != "":
+		f.Read = func() ([]byte, error) { return readPolicyFile(c.signedPolicy) }
+		f.Replace = policies.ReplaceSigned
+		if text, err := f.Read(); err == nil { // a missing one is the follower's to complain of
+			_ = f.Replace(ctx, text)
+			begin = text
+		}
+	case first.file != "":
+		begin = first.policy.Text()
+		f.Read = func() ([]byte, error) { return readPolicyFile(first.file) }
+		f.Replace = func(ctx context.Context, text []byte) error {
+			if bytes.Equal(text, policies.Current().Text()) {
+				log.Info("the policy is as it was")
+				return nil
+			}
+			return policies.Replace(ctx, text, "file "+first.file)
+		}
+	default:
+		f.Read = func() ([]byte, error) { return nil, nil }
+		f.Replace = func(context.Context, []byte) error { return nil }
+	}
+	f.Run(ctx, begin)
+}
+
+// trust makes what verifies evidence. Collateral is signed, so that a source that the host names can withhold it but not
+// forge it.
+func (c *command) trust(t policy.Trust, now func() time.Time, log *logrus.Logger) (*broker.Trust, error) {
+	if c.collateral != "" {
+		t.Collateral = policy.Collateral{Directory: c.collateral}
+		if strings.Contains(c.collateral, "://") {
+			t.Collateral = policy.Collateral{URL: c.collateral, AllowHTTP: true}
+		}
+	}
+	if t.Collateral.URL == "" && t.Collateral.Directory == "" {
+		return nil, attest.Errorf(attest.CodeConfig, "finding collateral",
+			"Set PCCS_URL, or give --collateral with a PCCS address or a folder.", "no source is named")
+	}
+	if strings.HasPrefix(t.Collateral.URL, "http://") {
+		log.Warn("collateral comes over http: who is on the way sees which platforms are asked for and can withhold it")
+	}
+	roots, err := t.RootCertificates()
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeConfig, "reading trust.roots", "", "%w", err)
+	}
+	for _, root := range roots {
+		log.Warnf("trusting %s instead of Intel's root, because the policy says so: this is not for production", root.Subject)
+	}
+	source, err := broker.OpenSource(t, now)
+	if err != nil {
+		return nil, err
+	}
+	return broker.NewTrust(t, source)
+}
+
+// notify tells systemd, where it is there.
+func notify(state string) { _, _ = daemon.SdNotify(false, state) }
+
+// reloading tells systemd that a reload begins or has ended.
+func reloading(begins bool) {
+	if !begins {
+		notify(daemon.SdNotifyReady)
+		return
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err == nil {
+		notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/1000))
+	}
+}
