@@ -13,7 +13,7 @@ import (
 
 const (
 	chunkNodes    = 16 // decrypted by one goroutine in one go
-	parallelNodes = 24 // reads of this many nodes use all cores
+	parallelNodes = 96 // reads of this many nodes use all cores
 	dataCache     = 256
 )
 
@@ -23,28 +23,18 @@ type Reader struct {
 	*Codec
 	tree    *cache
 	data    *cache
-	buffers chan []byte
+	buffers *buffers
 	files   atomic.Uint64
 }
 
 // NewReader returns a reader that keeps up to mhtCache verified MHT nodes, 4 KiB each; one of them covers 384 KiB
 // of content.
 func NewReader(c *Codec, mhtCache int) *Reader {
-	r := &Reader{Codec: c, tree: newCache(mhtCache), data: newCache(dataCache)}
-	r.buffers = make(chan []byte, min(32, max(16, 4*runtime.GOMAXPROCS(0))))
-	for range cap(r.buffers) {
-		r.buffers <- nil
+	limit := min(32, max(16, 4*runtime.GOMAXPROCS(0)))
+	return &Reader{
+		Codec: c, tree: newCache(mhtCache), data: newCache(dataCache),
+		buffers: newBuffers(limit, chunkNodes*NodeSize+tagSize),
 	}
-	return r
-}
-
-// buffer waits for one of the chunk buffers. Its owner must not wait for another one.
-func (r *Reader) buffer() []byte {
-	b := <-r.buffers
-	if b == nil {
-		b = make([]byte, chunkNodes*NodeSize+tagSize)
-	}
-	return b
 }
 
 // File is an open protected file. It is safe for concurrent use.
@@ -64,8 +54,8 @@ func (r *Reader) Open(src io.ReaderAt, length int64, name string) (*File, error)
 	if length < NodeSize || length%NodeSize != 0 {
 		return nil, fmt.Errorf("%w: %d bytes are not a number of nodes", ErrMalformed, length)
 	}
-	node := r.buffer()
-	defer func() { r.buffers <- node }()
+	node := r.buffers.get()
+	defer r.buffers.put(node)
 	if err := readFull(src, node[:NodeSize], 0); err != nil {
 		return nil, err
 	}
@@ -257,8 +247,8 @@ func (f *File) readChunk(c chunk) error {
 	if err != nil {
 		return err
 	}
-	buf := f.r.buffer()
-	defer func() { f.r.buffers <- buf }()
+	buf := f.r.buffers.get()
+	defer f.r.buffers.put(buf)
 	if err := readFull(f.src, buf[:count*NodeSize], dataPosition(first)*NodeSize); err != nil {
 		return err
 	}
@@ -302,8 +292,8 @@ func (f *File) mht(m int64) ([]byte, error) {
 		}
 		entry = parent[(mhtData+(m-1)%mhtChildren)*entrySize:][:entrySize]
 	}
-	buf := f.r.buffer()
-	defer func() { f.r.buffers <- buf }()
+	buf := f.r.buffers.get()
+	defer f.r.buffers.put(buf)
 	if err := readFull(f.src, buf[:NodeSize], mhtPosition(m)*NodeSize); err != nil {
 		return nil, err
 	}

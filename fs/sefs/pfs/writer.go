@@ -34,15 +34,12 @@ type Writer struct {
 	mu      sync.Mutex // of rand
 	rand    io.Reader
 	derive  []byte // key of the reproducible mode's node keys, or nil
-	buffers chan []byte
+	buffers *buffers
 }
 
 // NewWriter returns a writer of files of the codec.
 func NewWriter(c *Codec, o WriterOptions) (*Writer, error) {
-	w := &Writer{Codec: c, rand: o.Rand, buffers: make(chan []byte, o.Buffers)}
-	for range o.Buffers {
-		w.buffers <- nil
-	}
+	w := &Writer{Codec: c, rand: o.Rand, buffers: newBuffers(o.Buffers, segmentSize+tagSize)}
 	if o.Reproducible && c.Encrypted() {
 		var err error
 		if w.derive, err = hkdf.Key(sha256.New, c.key[:], nil, "repro", sha256.Size); err != nil {
@@ -50,14 +47,6 @@ func NewWriter(c *Codec, o WriterOptions) (*Writer, error) {
 		}
 	}
 	return w, nil
-}
-
-func (w *Writer) buffer() []byte {
-	b := <-w.buffers
-	if b == nil {
-		b = make([]byte, segmentSize+tagSize)
-	}
-	return b
 }
 
 // Target is where a protected file is written. It is new: what has not been written reads as zeros or not at all.
@@ -134,10 +123,10 @@ func readBlock(src io.Reader, p []byte) (int, error) {
 func (o *output) writeSegments(ctx context.Context, src io.Reader) (size int64, err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	for m := int64(0); gctx.Err() == nil; m++ {
-		buf := o.w.buffer()
+		buf := o.w.buffers.get()
 		n, err := readBlock(src, buf[NodeSize:segmentSize])
 		if err != nil || n == 0 {
-			o.w.buffers <- buf
+			o.w.buffers.put(buf)
 			if err != nil {
 				_ = g.Wait()
 				return 0, err
@@ -146,7 +135,7 @@ func (o *output) writeSegments(ctx context.Context, src io.Reader) (size int64, 
 		}
 		size += int64(n)
 		g.Go(func() error {
-			defer func() { o.w.buffers <- buf }()
+			defer o.w.buffers.put(buf)
 			return o.writeSegment(m, buf, n)
 		})
 		if n < mhtData*NodeSize {
