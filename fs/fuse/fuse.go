@@ -83,12 +83,12 @@ type Options struct {
 type Owner struct{ UID, GID uint32 }
 
 const (
-	// requestSize is the largest read the kernel may ask for: enough for all cores to share in decrypting it.
-	requestSize = 1 << 20
+	// requestSize is the largest read the kernel may ask for. One core decrypts it; read-ahead has several under way.
+	requestSize = 256 << 10
 	// readAhead is what the kernel may fetch before it is asked for, so that it decrypts while the reader works.
 	readAhead = 2 << 20
 	// background bounds the requests of read-ahead that are under way, and so this process's memory.
-	background = 8
+	background = 16
 )
 
 // Server is a mount that is being served.
