@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,9 @@ Its MAC, printed when it is made, stands for everything in it; reading asks for 
 exchanged volume would go unnoticed. An integrity-only volume is no protection against somebody who chooses its
 content, MAC or not.`,
 	}
+	var headroom []byte
+	cmd.PersistentPreRun = func(*cobra.Command, []string) { headroom = make([]byte, garbageHeadroom) }
+	cmd.PersistentPostRun = func(*cobra.Command, []string) { runtime.KeepAlive(headroom) }
 	cmd.AddCommand(
 		volumeCreateCommand(),
 		volumeListCommand(),
@@ -40,6 +44,12 @@ content, MAC or not.`,
 	)
 	return cmd
 }
+
+// garbageHeadroom is how many bytes are allocated and never touched, so that they take no memory. The garbage collector
+// starts when the heap has grown by its own size, and so waits for as much more garbage. Each 4 KiB of a volume have a
+// key of their own, and what the cipher prepares from it is garbage after one use: in the small heap of these commands
+// the collector would be as busy as the cipher.
+const garbageHeadroom = 16 << 20
 
 // volumeFlags say which volume the reading commands expect.
 type volumeFlags struct {
