@@ -22,6 +22,9 @@ func (c *cost) best(measured cost) {
 
 func (c cost) plus(other cost) cost { return cost{c.wall + other.wall, c.cpu + other.cpu} }
 
+// shared is the cost if the cores shared the work evenly.
+func (c cost) shared(cores int) cost { return cost{c.wall / time.Duration(cores), c.cpu} }
+
 // measure returns what f costs this process and, if it is not 0, another one.
 func measure(server int, f func() error) (cost, error) {
 	wall, cpu := time.Now(), cpuTime(server)
