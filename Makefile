@@ -18,14 +18,10 @@ BUILD_TIME  = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 # Programs that run inside the LibOS are built with the patched Go runtime (package init/goruntime says why).
 OVERLAY     = build/overlay/overlay.json
 LIBOS_FLAGS = -trimpath -overlay $(OVERLAY) -buildmode=pie -ldflags "-s -w -I $(INTERPRETER) \
-<<<<<<< HEAD
-              -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.buildTime=$(BUILD_TIME)"
+              -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.where=occlum -X main.buildTime=$(BUILD_TIME)"
 # go replaces no files of a toolchain in the module cache (GOTOOLCHAIN): the overlay is then for a link to it.
 LIBOS_GO    = $(shell test -e build/overlay/goroot && \
               echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
-=======
-              -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.where=occlum -X main.buildTime=$(BUILD_TIME)"
->>>>>>> 52e4bf6 (broker: decisions by one policy, kept by a keeper; cmd/keybroker: policy files, and outside of enclaves)
 PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
 .PHONY: build demo test lint bench fuzz deps clean model
