@@ -60,7 +60,7 @@ func podStageCommand() *cobra.Command {
 		Short: "Copy directories of the image to where this pod alone writes",
 		Long: `stage copies directories. Occlum opens its volumes for writing and locks them, so each pod needs its own copy;
 an init container makes it, in an emptyDir.`,
-		Example: "  sesame pod stage model /stage/model run /stage/run",
+		Example: "  sesame pod stage . /stage",
 		Args: usageArgs(func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || len(args)%2 != 0 {
 				return attest.Errorf(attest.CodeUsage, "", "", "want pairs of directories")

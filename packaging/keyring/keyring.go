@@ -42,6 +42,8 @@ const (
 	ModelKey       = "model_key"           // opens the model volume; the secret of this name
 	SSLConfig      = "ssl_config"          // key and certificate as TensorFlow Serving reads them; the secret of this name
 	Certificate    = "server.crt"          // the certificate alone, for clients
+	AdminKey       = "admin.key"           // the administrator's key for the broker's admin channel
+	AdminCert      = "admin.crt"           // its certificate, which the broker's measured config names as a root
 	record         = "keyring.txt"         // what was made, and when
 )
 
@@ -89,12 +91,12 @@ func check(dir string) (*Ring, error) {
 
 // files are all files that a folder must have.
 func files() []string {
-	return []string{BrokerSigner, WorkloadSigner, ImageKey, ModelKey, SSLConfig, Certificate}
+	return []string{BrokerSigner, WorkloadSigner, ImageKey, ModelKey, SSLConfig, Certificate, AdminKey, AdminCert}
 }
 
 // Make fills a folder that has no record of an earlier one, keeping files that somebody has put there, and reports
-// which files it made. A folder with a record is only checked. A certificate and its ssl_config belong together:
-// only one of them is an error.
+// which files it made. A folder with a record is only checked. A certificate and its key belong together: only one of
+// them is an error.
 func Make(dir string, o Options) (ring *Ring, made []string, err error) {
 	before, err := readRecord(dir)
 	if err != nil {
@@ -107,9 +109,11 @@ func Make(dir string, o Options) (ring *Ring, made []string, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, err
 	}
-	if have(dir, SSLConfig) != have(dir, Certificate) {
-		return nil, nil, attest.Errorf(attest.CodeConfig, "making the keys", "Add the other one, or remove both.",
-			"%s has only one of %s and %s", dir, SSLConfig, Certificate)
+	for key, certificate := range certificates {
+		if have(dir, key) != have(dir, certificate) {
+			return nil, nil, attest.Errorf(attest.CodeConfig, "making the keys", "Add the other one, or remove both.",
+				"%s has only one of %s and %s", dir, key, certificate)
+		}
 	}
 	for _, item := range []struct {
 		file string
@@ -120,6 +124,7 @@ func Make(dir string, o Options) (ring *Ring, made []string, err error) {
 		{ImageKey, makeVolumeKey(ImageKey)},
 		{ModelKey, makeVolumeKey(ModelKey)},
 		{SSLConfig, makeIdentity},
+		{AdminKey, makeAdmin},
 	} {
 		if have(dir, item.file) {
 			continue
@@ -135,6 +140,9 @@ func Make(dir string, o Options) (ring *Ring, made []string, err error) {
 	ring, err = check(dir)
 	return ring, made, err
 }
+
+// certificates are the files that are made together with a key.
+var certificates = map[string]string{SSLConfig: Certificate, AdminKey: AdminCert}
 
 func have(dir, file string) bool {
 	_, err := os.Stat(filepath.Join(dir, file))
@@ -158,7 +166,8 @@ func writeRecord(dir string, made []string, now time.Time) error {
 	text.WriteString(recordHead)
 	for _, file := range files() {
 		how := "given"
-		if slices.Contains(made, file) || file == Certificate && slices.Contains(made, SSLConfig) {
+		together := slices.ContainsFunc(made, func(key string) bool { return certificates[key] == file })
+		if slices.Contains(made, file) || together {
 			how = "made"
 		}
 		fmt.Fprintf(&text, "%s %s %s\n", file, how, now.UTC().Format(time.RFC3339))
@@ -294,19 +303,9 @@ func makeIdentity(dir string, o Options) error {
 	if len(o.Names) == 0 || o.Lifetime <= 0 {
 		return errors.New("a certificate needs a name and a lifetime")
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		return err
-	}
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: o.Names[0]},
-		NotBefore: o.Now.Add(-time.Hour), NotAfter: o.Now.Add(o.Lifetime),
-		// Clients pin it as their only root, so it is an authority for itself.
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
+		Subject:     pkix.Name{CommonName: o.Names[0]},
+		NotAfter:    o.Now.Add(o.Lifetime),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	for _, n := range o.Names {
@@ -316,20 +315,58 @@ func makeIdentity(dir string, o Options) error {
 			template.DNSNames = append(template.DNSNames, n)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	key, certificate, err := selfSigned(template, o.Now)
 	if err != nil {
 		return err
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	if err := write(dir, SSLConfig, 0o600, TensorFlowServing(private, certificate)); err != nil {
+	if err := write(dir, SSLConfig, 0o600, TensorFlowServing(key, certificate)); err != nil {
 		return err
 	}
 	return write(dir, Certificate, 0o644, certificate)
+}
+
+// adminLifetime is how long the first administrator's certificate is good for. It is measured into the broker, so a
+// new one is a new build.
+const adminLifetime = 3 * 365 * 24 * time.Hour
+
+// makeAdmin makes the first administrator's certificate, which is its own root.
+func makeAdmin(dir string, o Options) error {
+	key, certificate, err := selfSigned(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: "administrator"},
+		NotAfter:    o.Now.Add(adminLifetime),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, o.Now)
+	if err != nil {
+		return err
+	}
+	if err := write(dir, AdminKey, 0o600, key); err != nil {
+		return err
+	}
+	return write(dir, AdminCert, 0o644, certificate)
+}
+
+// selfSigned makes a P-256 key and a certificate that is its own authority: whoever pins it needs no other root.
+func selfSigned(template *x509.Certificate, now time.Time) (keyPEM, certificatePEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	if template.SerialNumber, err = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120)); err != nil {
+		return nil, nil, err
+	}
+	template.NotBefore = now.Add(-time.Hour)
+	template.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign
+	template.IsCA, template.BasicConstraintsValid = true, true
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, nil, err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
 
 // TensorFlowServing is the file for --ssl_config_file: SSLConfig of tensorflow_serving/config/ssl_config.proto as

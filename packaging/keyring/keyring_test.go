@@ -32,7 +32,7 @@ func TestKeysAreMadeOnceAndALossIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Join(made, " ") != strings.Join([]string{BrokerSigner, WorkloadSigner, ModelKey, SSLConfig}, " ") {
+	if strings.Join(made, " ") != strings.Join([]string{BrokerSigner, WorkloadSigner, ModelKey, SSLConfig, AdminKey}, " ") {
 		t.Errorf("made %v", made)
 	}
 	before := make(map[string]string)
@@ -41,7 +41,7 @@ func TestKeysAreMadeOnceAndALossIsAnError(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if file != Certificate && info.Mode() != 0o600 {
+		if file != Certificate && file != AdminCert && info.Mode() != 0o600 {
 			t.Errorf("%s has mode %v", file, info.Mode())
 		}
 		text, err := os.ReadFile(ring.Path(file))

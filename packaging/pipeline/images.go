@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/packaging/keyring"
+	"github.com/sesame-init/sesame/packaging/occlumcheck"
 	"github.com/sesame-init/sesame/packaging/ociimage"
 )
 
@@ -53,6 +55,9 @@ func (p *Pipeline) programsLayer(simulator bool) ([]ociimage.Entry, error) {
 	var layer []ociimage.Entry
 	for _, name := range names {
 		e, err := ociimage.File(p.program(name), "/usr/local/bin/"+name)
+		if err == nil {
+			err = static(p.program(name))
+		}
 		if err != nil {
 			return nil, attest.Errorf(attest.CodeConfig, "packing the programs", "Run make build.", "%w", err)
 		}
@@ -60,6 +65,19 @@ func (p *Pipeline) programsLayer(simulator bool) ([]ociimage.Entry, error) {
 	}
 	// What programs expect of any system; the mode of /tmp needs no sticky bit where one user runs.
 	return append(layer, ociimage.Entry{Path: "/tmp", Mode: fs.ModeDir | 0o777}), nil
+}
+
+// static makes sure that a program runs in an image that has no loader.
+func static(program string) error {
+	f, err := elf.Open(program)
+	if err != nil {
+		return fmt.Errorf("%s: %w", program, err)
+	}
+	defer f.Close()
+	if loader := occlumcheck.Interpreter(f); loader != "" {
+		return fmt.Errorf("%s needs the loader %s: it is not built with CGO_ENABLED=0", program, loader)
+	}
+	return nil
 }
 
 // enclave is the image of one of the two enclaves.

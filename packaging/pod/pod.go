@@ -32,7 +32,7 @@ import (
 
 // Stage copies a directory of the image to a place where this pod alone writes. Occlum opens its volumes for writing
 // and locks them, so that two pods cannot share one. dst may exist; what is in it stays, except files of the same
-// name.
+// name. A link that is there already is an error.
 func Stage(src, dst string) error {
 	return filepath.WalkDir(src, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -48,6 +48,12 @@ func Stage(src, dst string) error {
 			return os.MkdirAll(to, 0o755)
 		case 0:
 			return copyFile(file, to)
+		case fs.ModeSymlink: // Occlum's build links its programs
+			target, err := os.Readlink(file)
+			if err != nil {
+				return err
+			}
+			return os.Symlink(target, to)
 		default:
 			return fmt.Errorf("staging %s: it is a %s", file, d.Type())
 		}
