@@ -75,12 +75,13 @@ fuzz:
 	  done; done
 
 # Debian packages by what they provide: a C compiler for the race detector and the probe, musl's loader for the
-# initfs, FUSE for ordinary users.
+# initfs, FUSE for ordinary users, podman for a mount in a container.
 deps:
 	@missing=; \
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	test -e $(INTERPRETER) && command -v musl-gcc >/dev/null || missing="$$missing musl-tools"; \
 	command -v fusermount3 >/dev/null || missing="$$missing fuse3"; \
+	command -v podman >/dev/null || missing="$$missing podman"; \
 	command -v swtpm >/dev/null && command -v swtpm_setup >/dev/null || missing="$$missing swtpm swtpm-tools"; \
 	test -z "$$missing" && exit 0; \
 	echo "installing Debian packages:$$missing"; \

@@ -55,6 +55,38 @@ func TestMountWithoutRightsUsesFusermount(t *testing.T) {
 	runElsewhere(t, cmd)
 }
 
+// TestMountInAContainer mounts in a container that has the device, the capability, and the limits of a container
+// otherwise. Its root is empty but for the test and the libraries of the machine.
+func TestMountInAContainer(t *testing.T) {
+	testenv.FUSE(t)
+	testenv.Root(t)
+	podman := testenv.Program(t, "podman", "podman", "podman")
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root")
+	for _, name := range []string{"usr", "tmp", "proc", "dev", "sys", "etc"} {
+		if err := os.MkdirAll(filepath.Join(root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"bin", "lib", "lib64"} {
+		if err := os.Symlink("usr/"+name, filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyProgram(t, filepath.Join(root, "test"))
+	run := func(tests string) *exec.Cmd {
+		return exec.Command(podman, "--root", filepath.Join(dir, "storage"), "--runroot", filepath.Join(dir, "run"),
+			"--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none",
+			"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
+			"--cap-add", "SYS_ADMIN", "--device", "/dev/fuse", "-v", "/usr:/usr:ro", "--rootfs", root,
+			"/test", "-test.v", "-test.run", tests)
+	}
+	if out, err := run("^$").CombinedOutput(); err != nil {
+		testenv.Missing(t, "podman", "it cannot run a container: "+err.Error()+" "+string(out))
+	}
+	runElsewhere(t, run(elsewhere))
+}
+
 func copyProgram(t *testing.T, name string) {
 	t.Helper()
 	in, err := os.Open("/proc/self/exe")
