@@ -124,7 +124,7 @@ func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, c
 	if err != nil {
 		return nil, busy(stream, err)
 	}
-	if err := c.verifyBroker(ctx, &b, shown.GetEvidence()); err != nil {
+	if err := c.verifyBroker(ctx, &b, Broker, shown.GetEvidence()); err != nil {
 		return nil, err
 	}
 	request, err := c.request(ctx, &b, names)
@@ -192,7 +192,7 @@ func busy(stream clientStream, err error) error {
 }
 
 // verifyBroker decides whether the broker may learn who we are and what we want.
-func (c ClientConfig) verifyBroker(ctx context.Context, b *Binding, shown *sessionpb.BrokerEvidence) error {
+func (c ClientConfig) verifyBroker(ctx context.Context, b *Binding, r Role, shown *sessionpb.BrokerEvidence) error {
 	fail := func(err error) error { return attest.Errorf(attest.CodeEvidence, stepVerify, "", "%w", err) }
 	if shown == nil {
 		return fail(errors.New("it has shown no evidence"))
@@ -203,7 +203,7 @@ func (c ClientConfig) verifyBroker(ctx context.Context, b *Binding, shown *sessi
 	if bare := shown.GetEvidence().GetType() == noEvidence; bare || c.BrokerKey != nil {
 		return c.verifyKey(b, bare)
 	}
-	evidence, bound, err := decodeEvidence(shown.GetEvidence(), Broker, b.Leaf(Broker))
+	evidence, bound, err := decodeEvidence(shown.GetEvidence(), Broker, b.Leaf(r))
 	if err != nil {
 		return fail(err)
 	}
@@ -220,6 +220,19 @@ func (c ClientConfig) verifyBroker(ctx context.Context, b *Binding, shown *sessi
 		return &attest.Error{Code: attest.CodeOf(err), Step: stepVerify, Err: err}
 	}
 	return nil
+}
+
+// VerifyProof decides whether the broker at the other end of a connection is the wanted one, by what
+// [BrokerConfig.Prove] has made for this nonce of the client's, 32 random bytes that are used once. own is the
+// certificate that the client has shown. Attester is not used.
+func (c ClientConfig) VerifyProof(ctx context.Context, cs tls.ConnectionState, own *x509.Certificate,
+	nonce [NonceSize]byte, shown *sessionpb.BrokerEvidence) error {
+	b, err := binding(cs, own, Client)
+	if err != nil {
+		return attest.Errorf(attest.CodeEvidence, stepVerify, "", "%w", err)
+	}
+	b.ClientNonce = nonce
+	return c.verifyBroker(ctx, &b, Prover, shown)
 }
 
 // verifyKey decides by the broker's key alone. The connection has proved that the broker holds it.
@@ -296,14 +309,15 @@ func denied(d *sessionpb.Denial) error {
 	if attest.Code(d.GetCode()) == attest.CodeSecret {
 		code = attest.CodeSecret
 	}
-	hint := clean(d.GetHint())
+	hint := Printable(d.GetHint())
 	if hint == "" {
 		hint = "The broker's log says why."
 	}
-	return attest.Errorf(code, "asking for secrets", hint, "the broker answers: %s", clean(d.GetReason()))
+	return attest.Errorf(code, "asking for secrets", hint, "the broker answers: %s", Printable(d.GetReason()))
 }
 
-func clean(s string) string {
+// Printable is a text of the other side, bounded and without what a terminal would act on.
+func Printable(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '

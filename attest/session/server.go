@@ -103,23 +103,48 @@ func checkNames(names []string) error {
 
 // show sends the broker's evidence for this session.
 func (c BrokerConfig) show(ctx context.Context, stream Stream, b *Binding) error {
-	const step = "showing own evidence"
+	shown, err := c.evidence(ctx, b, Broker)
+	if err != nil {
+		return err
+	}
+	err = stream.Send(&sessionpb.BrokerMessage{Message: &sessionpb.BrokerMessage_Evidence{Evidence: shown}})
+	if err != nil {
+		return attest.Errorf(attest.CodeUnreachable, stepShow, "", "%w", err)
+	}
+	return nil
+}
+
+const stepShow = "showing own evidence"
+
+// evidence makes a nonce and the broker's evidence for a connection, as the leaf of a role.
+func (c BrokerConfig) evidence(ctx context.Context, b *Binding, r Role) (*sessionpb.BrokerEvidence, error) {
 	if _, err := io.ReadFull(rand.Reader, b.BrokerNonce[:]); err != nil {
-		return attest.Errorf(attest.CodeInternal, step, "", "making a nonce: %w", err)
+		return nil, attest.Errorf(attest.CodeInternal, stepShow, "", "making a nonce: %w", err)
 	}
 	shown := &sessionpb.BrokerEvidence{Nonce: b.BrokerNonce[:], Evidence: &sessionpb.Evidence{Type: noEvidence}}
 	if c.Quoter != nil {
-		made, err := c.Quoter.quote(ctx, b.Leaf(Broker))
+		made, err := c.Quoter.quote(ctx, b.Leaf(r))
 		if err != nil {
-			return &attest.Error{Code: attest.CodeAttester, Step: step, Err: err}
+			return nil, &attest.Error{Code: attest.CodeAttester, Step: stepShow, Err: err}
 		}
 		shown.Evidence, shown.Collateral = encodeEvidence(made.evidence, made.proof), encodeCollateral(made.collateral)
 	}
-	err := stream.Send(&sessionpb.BrokerMessage{Message: &sessionpb.BrokerMessage_Evidence{Evidence: shown}})
-	if err != nil {
-		return attest.Errorf(attest.CodeUnreachable, step, "", "%w", err)
+	return shown, nil
+}
+
+// Prove makes the broker's evidence for a connection that carries another protocol than sessions, on which the broker
+// has shown the certificate own and the client another one. nonce is the client's. [ClientConfig.VerifyProof] is the
+// other side.
+func (c BrokerConfig) Prove(ctx context.Context, cs tls.ConnectionState, own *x509.Certificate, nonce []byte) (
+	*sessionpb.BrokerEvidence, error) {
+	b, err := binding(cs, own, Broker)
+	if err == nil {
+		err = setNonce(&b.ClientNonce, nonce)
 	}
-	return nil
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeEvidence, stepShow, "", "%w", err)
+	}
+	return c.evidence(ctx, &b, Prover)
 }
 
 // Release sends secrets in the order in which they were asked for. receipt may be nil.
@@ -134,7 +159,7 @@ func Release(stream Stream, names []string, secrets []attest.Secret, receipt *Re
 // Deny tells a client whose evidence is genuine why it gets nothing. receipt may be nil.
 func Deny(stream Stream, reason error, receipt *Receipt) error {
 	d := &sessionpb.Denial{
-		Code: string(attest.CodeOf(reason)), Reason: clean(reason.Error()), Hint: clean(attest.HintOf(reason)),
+		Code: string(attest.CodeOf(reason)), Reason: Printable(reason.Error()), Hint: Printable(attest.HintOf(reason)),
 	}
 	return stream.Send(&sessionpb.BrokerMessage{Message: &sessionpb.BrokerMessage_Result{
 		Result: &sessionpb.Result{Denial: d, Receipt: encodeReceipt(receipt)}}})

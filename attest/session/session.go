@@ -52,6 +52,9 @@ type Role byte
 const (
 	Client Role = 'C'
 	Broker Role = 'B'
+	// Prover is the broker on a connection that carries another protocol. Its leaves share quotes with those of Broker,
+	// so the report data of both has the role Broker.
+	Prover Role = 'P'
 )
 
 const (

@@ -1,0 +1,363 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/broker/admin"
+	"github.com/sesame-init/sesame/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/broker/releaselog"
+)
+
+func logCommand() *cobra.Command {
+	link := &brokerLink{}
+	cmd := &cobra.Command{
+		Use:   "log",
+		Short: "Read and verify a key broker's release log",
+		Long:  "The log has an entry for every release, refusal and change: who got what, when, and why." + linkHelp,
+	}
+	link.flags(cmd)
+	cmd.AddCommand(logListCommand(link), logVerifyCommand(link), logProveCommand(link))
+	return cmd
+}
+
+const stepLog = "verifying release log"
+
+func notGenuine(err error) error {
+	return attest.Errorf(attest.CodeEvidence, stepLog, "Keep both checkpoints: together they prove it. Ask who can write to the store.", "%w", err)
+}
+
+// readLog reads entries from an index on, at most limit (0: all), that one checkpoint covers.
+func readLog(ctx context.Context, c *admin.Client, from int64, limit int64, key string, each func(int64, []byte) error) (
+	signed []byte, checkpoint releaselog.Checkpoint, err error) {
+	for at := from; ; {
+		page, err := c.ReadLog(ctx, &adminpb.ReadLogRequest{From: at, Limit: 256})
+		if err != nil {
+			return nil, checkpoint, err
+		}
+		if signed == nil {
+			signed = page.GetCheckpoint()
+			if checkpoint, err = releaselog.Open(signed, key); err != nil {
+				return nil, checkpoint, notGenuine(err)
+			}
+		}
+		for _, entry := range page.GetEntries() {
+			if at >= checkpoint.Size || limit > 0 && at-from >= limit {
+				return signed, checkpoint, nil
+			}
+			if err := each(at, entry); err != nil {
+				return nil, checkpoint, err
+			}
+			at++
+		}
+		if at >= checkpoint.Size || limit > 0 && at-from >= limit {
+			return signed, checkpoint, nil
+		}
+		if len(page.GetEntries()) == 0 {
+			return nil, checkpoint, notGenuine(fmt.Errorf("the broker has signed %d entries, and does not show entry %d", checkpoint.Size, at))
+		}
+	}
+}
+
+// logKey is the log's public key: the pinned one, or what the broker says, with a warning.
+func (l *brokerLink) logKey(ctx context.Context, c *admin.Client, stderr io.Writer) (string, error) {
+	if l.LogKey != "" {
+		return l.LogKey, nil
+	}
+	reply, err := c.Status(ctx, &adminpb.StatusRequest{})
+	if err != nil {
+		return "", err
+	}
+	if reply.GetLogKey() == "" {
+		return "", attest.Errorf(attest.CodeDenied, stepLog, "Unlock it first: sesame rootkey unlock.", "%s", reply.GetLocked())
+	}
+	fmt.Fprintf(stderr, "no log key is pinned; the broker's is %s (keep it as log_key in the context file)\n", reply.GetLogKey())
+	return reply.GetLogKey(), nil
+}
+
+func logListCommand(link *brokerLink) *cobra.Command {
+	var asJSON bool
+	var from, limit int64
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "Show entries, the oldest first",
+		Long:  "With --json every line is one entry exactly as it is hashed, so that log verify --entries can verify a saved list.",
+		Example: `  sesame log list
+  sesame log list --json --limit 0 > entries.jsonl`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return link.with(cmd, func(ctx context.Context, c *admin.Client) error {
+				key, err := link.logKey(ctx, c, cmd.ErrOrStderr())
+				if err != nil {
+					return err
+				}
+				out := bufio.NewWriter(cmd.OutOrStdout())
+				defer out.Flush()
+				w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+				if !asJSON {
+					fmt.Fprintln(w, "ENTRY\tTIME\tKIND\tWHO\tWHAT\tWHY")
+				}
+				_, _, err = readLog(ctx, c, from, limit, key, func(index int64, text []byte) error {
+					if asJSON {
+						_, err := fmt.Fprintf(out, "%s\n", text)
+						return err
+					}
+					e, err := releaselog.Parse(text)
+					if err != nil {
+						return notGenuine(err)
+					}
+					_, err = fmt.Fprintln(w, strconv.FormatInt(index, 10)+"\t"+entryLine(e))
+					return err
+				})
+				return errors.Join(err, w.Flush())
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print entries as they are")
+	cmd.Flags().Int64Var(&from, "from", 0, "first entry")
+	cmd.Flags().Int64Var(&limit, "limit", 1000, "most entries; 0 is all")
+	return cmd
+}
+
+func entryLine(e *releaselog.Entry) string {
+	who, why := e.Workload, e.Reason
+	if who == "" {
+		who = "unknown"
+	}
+	who += " at " + e.Peer
+	var what []string
+	for _, s := range e.Secrets {
+		name := s.Name
+		if s.Version != "" {
+			name += "@" + s.Version
+		}
+		what = append(what, name)
+		if why == "" {
+			why = s.Rule
+		}
+	}
+	if e.Admin != nil {
+		who, what, why = e.Admin.By, []string{e.Admin.Action}, e.Admin.Detail
+	}
+	if e.Unrecorded > 0 {
+		why += fmt.Sprintf(" (and %d refusals before it that are not recorded)", e.Unrecorded)
+	}
+	return strings.Join([]string{e.Time, string(e.Kind), who, strings.Join(what, ", "), why}, "\t")
+}
+
+func logVerifyCommand(link *brokerLink) *cobra.Command {
+	var since, save, entries, checkpoint string
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Verify the whole log, or that it continues an older checkpoint",
+		Long: `Without --since all entries are read and hashed, and must be what the broker has signed. With --since the broker must
+prove that its log continues that checkpoint; entries are not read. --save keeps the new checkpoint for the next time:
+only somebody who compares with what he has kept notices that an older state of the store was put back.
+
+--entries and --checkpoint verify what was saved, without a broker; that needs --log-key.`,
+		Example: `  sesame log verify --save checkpoint
+  sesame log verify --since checkpoint --save checkpoint
+  sesame log verify --entries entries.jsonl --checkpoint checkpoint --log-key sesame-broker/…`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if (entries == "") != (checkpoint == "") || entries != "" && since != "" {
+				return usage("See "+cmd.CommandPath()+" -h.", "--entries goes with --checkpoint, and without --since")
+			}
+			out := cmd.OutOrStdout()
+			if entries != "" {
+				return verifySaved(out, link, entries, checkpoint)
+			}
+			return link.with(cmd, func(ctx context.Context, c *admin.Client) error {
+				key, err := link.logKey(ctx, c, cmd.ErrOrStderr())
+				if err != nil {
+					return err
+				}
+				var signed []byte
+				if since != "" {
+					signed, err = verifySince(ctx, out, c, since, key)
+				} else {
+					signed, err = verifyWhole(ctx, out, c, key)
+				}
+				if err == nil && save != "" {
+					err = os.WriteFile(save, signed, 0o644)
+				}
+				return err
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&since, "since", "", "file with an older checkpoint")
+	f.StringVar(&save, "save", "", "file for the checkpoint that was verified")
+	f.StringVar(&entries, "entries", "", "file with entries, of log list --json --limit 0")
+	f.StringVar(&checkpoint, "checkpoint", "", "file with the checkpoint of --entries")
+	return cmd
+}
+
+func verifyWhole(ctx context.Context, out io.Writer, c *admin.Client, key string) ([]byte, error) {
+	var tree releaselog.Recomputed
+	signed, checkpoint, err := readLog(ctx, c, 0, 0, key, func(_ int64, text []byte) error { return addEntry(&tree, text) })
+	if err == nil {
+		err = verdictOf(out, &tree, checkpoint)
+	}
+	return signed, err
+}
+
+func addEntry(tree *releaselog.Recomputed, text []byte) error {
+	if _, err := releaselog.Parse(text); err != nil {
+		return notGenuine(fmt.Errorf("entry %d: %w", tree.Size(), err))
+	}
+	return tree.Add(text)
+}
+
+func verdictOf(out io.Writer, tree *releaselog.Recomputed, c releaselog.Checkpoint) error {
+	if err := tree.Check(c); err != nil {
+		return notGenuine(err)
+	}
+	_, err := fmt.Fprintf(out, "all %d entries are those that %s has signed\n", c.Size, c.Origin)
+	return err
+}
+
+func verifySaved(out io.Writer, link *brokerLink, entries, checkpoint string) error {
+	if err := link.complete(); err != nil {
+		return err
+	}
+	if link.LogKey == "" {
+		return usage("It is printed by the broker at its start, and by sesame rootkey list.", "--log-key is missing")
+	}
+	signed, err := readBounded(checkpoint)
+	if err != nil {
+		return usage("", "%w", err)
+	}
+	c, err := releaselog.Open(signed, link.LogKey)
+	if err != nil {
+		return notGenuine(err)
+	}
+	f, err := os.Open(entries)
+	if err != nil {
+		return usage("", "%w", err)
+	}
+	defer f.Close()
+	var tree releaselog.Recomputed
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, releaselog.MaxEntry+1)
+	for tree.Size() < c.Size && lines.Scan() {
+		if err := addEntry(&tree, lines.Bytes()); err != nil {
+			return err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return notGenuine(err)
+	}
+	return verdictOf(out, &tree, c)
+}
+
+func verifySince(ctx context.Context, out io.Writer, c *admin.Client, since, key string) ([]byte, error) {
+	text, err := readBounded(since)
+	if err != nil {
+		return nil, usage("", "%w", err)
+	}
+	old, err := releaselog.Open(text, key)
+	if err != nil {
+		return nil, notGenuine(err)
+	}
+	page, err := c.ReadLog(ctx, &adminpb.ReadLogRequest{From: old.Size, Limit: 1})
+	if err != nil {
+		return nil, err
+	}
+	signed, hashes := page.GetCheckpoint(), tlog.TreeProof(nil)
+	head, err := releaselog.Open(signed, key)
+	if err != nil {
+		return nil, notGenuine(err)
+	}
+	if old.Size > 0 && head.Size > old.Size {
+		reply, err := c.ProveConsistency(ctx, &adminpb.ProveConsistencyRequest{Old: old.Size})
+		if err != nil {
+			return nil, err
+		}
+		signed = reply.GetCheckpoint()
+		if head, err = releaselog.Open(signed, key); err != nil {
+			return nil, notGenuine(err)
+		}
+		if hashes, err = hashesOf(reply.GetProof()); err != nil {
+			return nil, notGenuine(err)
+		}
+	}
+	if err := head.CheckConsistency(old, hashes); err != nil {
+		return nil, notGenuine(err)
+	}
+	_, err = fmt.Fprintf(out, "the log of %d entries continues the one of %d\n", head.Size, old.Size)
+	return signed, err
+}
+
+func hashesOf(raw [][]byte) (hashes []tlog.Hash, err error) {
+	for _, h := range raw {
+		if len(h) != tlog.HashSize || len(hashes) > 128 {
+			return nil, errors.New("the proof is malformed")
+		}
+		hashes = append(hashes, tlog.Hash(h))
+	}
+	return hashes, nil
+}
+
+// proofReport is what log prove prints.
+type proofReport struct {
+	Index      uint64   `json:"index"`
+	Entry      string   `json:"entry"` // as it is hashed
+	Checkpoint string   `json:"checkpoint"`
+	Proof      []string `json:"proof"` // base64
+}
+
+func logProveCommand(link *brokerLink) *cobra.Command {
+	return &cobra.Command{
+		Use:   "prove INDEX",
+		Short: "Print an entry with the proof that the signed log has it, as JSON",
+		Long: `The proof is verified before it is printed. It convinces anybody who has the log's key: SHA-256(0x00 ‖ entry) is the
+leaf INDEX of the tree (RFC 9162, 2.1.3.2) whose root the checkpoint signs.`,
+		Example: "  sesame log prove 17",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			index, err := strconv.ParseInt(args[0], 10, 64)
+			if err != nil || index < 0 {
+				return usage("", "%q is not the number of an entry", args[0])
+			}
+			return link.with(cmd, func(ctx context.Context, c *admin.Client) error {
+				key, err := link.logKey(ctx, c, cmd.ErrOrStderr())
+				if err != nil {
+					return err
+				}
+				r, err := c.ProveEntry(ctx, &adminpb.ProveEntryRequest{Index: index})
+				if err != nil {
+					return err
+				}
+				head, err := releaselog.Open(r.GetCheckpoint(), key)
+				if err != nil {
+					return notGenuine(err)
+				}
+				hashes, err := hashesOf(r.GetProof())
+				if err == nil {
+					err = head.CheckInclusion(hashes, index, r.GetEntry())
+				}
+				if err != nil {
+					return notGenuine(err)
+				}
+				report := proofReport{Index: r.GetIndex(), Entry: string(r.GetEntry()), Checkpoint: string(r.GetCheckpoint())}
+				for _, h := range r.GetProof() {
+					report.Proof = append(report.Proof, base64.StdEncoding.EncodeToString(h))
+				}
+				return writeIndented(cmd.OutOrStdout(), report)
+			})
+		},
+	}
+}
