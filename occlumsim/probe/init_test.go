@@ -2,7 +2,6 @@ package probe
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -22,13 +21,12 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
-	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/init/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/testenv"
@@ -180,19 +178,29 @@ func servePCCS(t *testing.T, p *softsgx.Platform) {
 }
 
 // serveSecrets is a broker that gives them to the workload with a measurement.
-func serveSecrets(t *testing.T, p *softsgx.Platform, mrEnclave []byte, secrets map[string][]byte) {
+func serveSecrets(t *testing.T, p *softsgx.Platform, mrEnclave string, secrets map[string][]byte) {
 	t.Helper()
 	identity, err := ratls.NewIdentity(p.Attester(brokertest.Broker()), ratls.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := broker.New(broker.Config{
-		Identity: identity,
-		Verifier: dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: pccs.Stapled(p.Collateral())}),
-		Workloads: []broker.Workload{{Name: "workload", Legacy: true, AllSecrets: true,
-			Policy: &policy.Policy{SGX: []policy.SGX{{MREnclave: mrEnclave}}}}},
-		Secrets: brokertest.Secrets(secrets), Logger: brokertest.Logger(io.Discard),
-	})
+	peers, err := raconfig.Parse([]byte(`{"verify_mr_enclave": "on", "verify_mr_signer": "off", "verify_isv_prod_id": "off",
+		"verify_isv_svn": "off", "verify_config_svn": "off", "verify_enclave_debuggable": "on",
+		"sgx_mrs": [{"mr_enclave": "` + mrEnclave + `", "mr_signer": "", "isv_prod_id": 0, "isv_svn": 0, "config_svn": 0,
+			"debuggable": false}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper, log := brokertest.Secrets(secrets), brokertest.Logger(io.Discard)
+	policies, err := broker.NewPolicies(t.Context(), broker.PoliciesConfig{
+		Trust:  func(policy.Trust) (*broker.Trust, error) { return brokertest.Trust(t, p), nil },
+		Keeper: keeper, Now: time.Now, Logger: log,
+	}, policy.Occlum("workload", peers), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := broker.New(broker.Config{Identity: identity, Policies: policies, Keeper: keeper,
+		Quoter: brokertest.Quoter(p, brokertest.Broker()), Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,10 +294,7 @@ func TestInitBootsThroughGRPCRATLSEveryTime(t *testing.T) {
 	in := initInstance(t, buildInit(t, true, overlay.Hunks()...),
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: platform.RootCA().Raw}))
 	_, printed, _ := in.run(t, in.dir, "print", "mrenclave")
-	mrEnclave, err := hex.DecodeString(strings.TrimSpace(printed))
-	if err != nil {
-		t.Fatal(err)
-	}
+	mrEnclave := strings.TrimSpace(printed)
 	servePCCS(t, platform)
 	serveSecrets(t, platform, mrEnclave, map[string][]byte{
 		"image_key": []byte(keyText(in.key)), "model_key": []byte(keyText(in.volumeKey)),
@@ -298,7 +303,7 @@ func TestInitBootsThroughGRPCRATLSEveryTime(t *testing.T) {
 	start := time.Now()
 	for n := range *boots {
 		status, stdout, stderr := in.run(t, in.dir, "run", "--platform", dir, "/bin/app")
-		ok := status == 0 && strings.Contains(stderr, "mrenclave="+hex.EncodeToString(mrEnclave))
+		ok := status == 0 && strings.Contains(stderr, "mrenclave="+mrEnclave)
 		for _, want := range []string{"app\t/\t2\n", "arg\tpinned\n", "file\t/mnt/weights\t0\n", "file\t/run/secrets/made\t0\n"} {
 			ok = ok && strings.Contains(stdout, want)
 		}
