@@ -41,7 +41,6 @@ func (b *broker) block() (string, any, error) {
 	}, err
 }
 
-// occlumShape is what stands in init's config in Occlum's own shape.
 func (b *broker) occlumShape() (map[string]any, error) {
 	signer, err := signerOf(b.demo.path("broker.pem"))
 	return map[string]any{

@@ -184,7 +184,7 @@ func (d *demo) writeInitConfig(file, timeout string) error {
 		},
 	}
 	if d.occlumShape {
-		shape, err := d.service.(*broker).occlumShape()
+		shape, err := d.service.(occlumService).occlumShape()
 		if err != nil {
 			return err
 		}

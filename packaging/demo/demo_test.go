@@ -47,6 +47,18 @@ func TestMainJob(t *testing.T) {
 			}
 		})
 	}
+	for name, change := range map[string]func(*demo){
+		"AECS, generation A":    func(d *demo) { d.wire = "legacy" },
+		"AECS, Occlum's config": func(d *demo) { d.wire, d.occlumShape = "legacy", true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDemo(t, "aecs")
+			change(d)
+			if err := d.run(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 	for _, backend := range serviceWords() {
 		if backend == "grpc-ratls" {
 			continue

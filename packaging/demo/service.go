@@ -31,7 +31,14 @@ type service interface {
 func newServices(d *demo) map[string]service {
 	return map[string]service{
 		"grpc-ratls": &broker{demo: d, instance: "broker"},
+		"aecs":       newAECS(d),
 	}
+}
+
+// An occlumService is a service that one of Occlum's own inits speaks with, so that its config has a shape for it.
+type occlumService interface {
+	// occlumShape is what stands in init's config in Occlum's own shape.
+	occlumShape() (map[string]any, error)
 }
 
 func serviceWords() []string {
