@@ -66,7 +66,7 @@ func DemoSecrets(now time.Time) ([]*wire.EnclaveSecret, error) {
 	if err != nil {
 		return nil, err
 	}
-	items := []*wire.EnclaveKvPair{{Key: "config1", Value: "value1"}, {Key: "config2", Value: "value2"}}
+	items := []*wire.EnclaveKvPair{{Key: "id", Value: "12345678"}, {Key: "nonce", Value: "1234567890abcdef"}}
 	texts := make(map[string]string)
 	for name, m := range map[string]proto.Message{
 		"keypair":       &wire.AsymmetricKeyPair{PrivateKey: private, PublicKey: public},
@@ -96,6 +96,9 @@ func DemoSecrets(now time.Time) ([]*wire.EnclaveSecret, error) {
 	} {
 		s := Secret(DemoService, "secret-my-"+d.name, texts[d.name], &wire.UnifiedAttestationAttributes{StrMinIsvsvn: "0"})
 		s.Spec.Type, s.Spec.Share, s.Spec.Params = d.kind, d.share, d.params
+		if d.share == "private" {
+			s.Spec.Readonly = "false"
+		}
 		secrets = append(secrets, s)
 	}
 	return secrets, nil
