@@ -31,9 +31,6 @@ type identity struct {
 // attest makes a key, and a report of evidence that binds it.
 func (c *Client) attest(ctx context.Context) (*identity, error) {
 	const step = "making evidence"
-	if err := ctx.Err(); err != nil {
-		return nil, attest.Errorf(attest.CodeUnreachable, step, "Raise the timeout.", "%w", err)
-	}
 	key, err := c.config.NewKey()
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
@@ -42,7 +39,10 @@ func (c *Client) attest(ctx context.Context) (*identity, error) {
 	var userData [uar.UserDataSize]byte
 	copy(userData[:], c.config.UserData)
 	evidence, err := c.config.Attester.Evidence(ctx, uar.Data(userData, text))
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return nil, attest.Errorf(attest.CodeUnreachable, step, "Raise the timeout: it ended before any server was asked.", "%w", ctx.Err())
+	case err != nil:
 		return nil, &attest.Error{Code: attest.CodeAttester, Step: step, Err: err}
 	}
 	var collateral *wire.SgxQlQveCollateral
