@@ -50,6 +50,7 @@ func newRootCommand() *cobra.Command {
 		occlumCommand(),
 		packageCommand(),
 		podCommand(),
+		policyCommand(),
 		predictCommand(),
 		quoteCommand(),
 		rootkeyCommand(),
