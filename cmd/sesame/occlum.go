@@ -48,7 +48,7 @@ With at least one error the exit status is 1; warnings alone leave it 0.`,
 			return printFindings(cmd.OutOrStdout(), found, asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&o.OcclumLibc, "occlum-libc", "", "compare C libraries with those that Occlum installed in `DIR`")
+	cmd.Flags().StringVar(&o.OcclumLibc, "occlum-libc", "", "compare C libraries with those that Occlum installed in `DIR`, or a list of\ntheir hashes as sha256sum prints it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the findings as JSON")
 	return cmd
 }

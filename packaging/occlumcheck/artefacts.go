@@ -12,7 +12,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -156,66 +155,6 @@ func (i *inspection) volumes() error {
 		}
 	}
 	return nil
-}
-
-// libcName matches C libraries, their loaders and the libraries that make threads or system calls for them.
-var libcName = regexp.MustCompile(`^(ld-musl-x86_64|ld-linux-x86-64|ld-[0-9.]+|libc|libc-[0-9.]+|libpthread(-[0-9.]+)?)\.so(\.[0-9]+)*$`)
-
-// IsLibc reports whether a file of this base name is a C library, a loader, or a library that makes threads or system
-// calls for them.
-func IsLibc(name string) bool { return libcName.MatchString(name) }
-
-// libraries looks for C libraries that are not Occlum's: their clone and system calls are not the LibOS's.
-func (i *inspection) libraries() error {
-	var known map[[32]byte]bool
-	if i.o.OcclumLibc != "" {
-		known = make(map[[32]byte]bool)
-		err := eachLibc(i.o.OcclumLibc, func(_ string, text []byte) { known[sha256.Sum256(text)] = true })
-		if err != nil {
-			return err
-		}
-		if len(known) == 0 {
-			return fmt.Errorf("%s holds no C library", i.o.OcclumLibc)
-		}
-	}
-	for _, root := range []string{"initfs", "image"} {
-		base := filepath.Join(i.dir, root)
-		if !i.exists(root) {
-			continue
-		}
-		err := eachLibc(base, func(name string, text []byte) {
-			field := root + strings.TrimPrefix(name, base)
-			const consequence = ", whose threads and system calls are not those of the LibOS"
-			const write = "copy the file that Occlum ships (copy_bom does)"
-			switch {
-			case known != nil && !known[sha256.Sum256(text)]:
-				i.error(field, "is not one of Occlum's C libraries"+consequence, write)
-			case known != nil:
-			case bytes.Contains(text, []byte("(Debian GLIBC")), bytes.Contains(text, []byte("(Ubuntu GLIBC")):
-				i.error(field, "is a distribution's C library"+consequence, write)
-			case !bytes.Contains(text, []byte("occlum")):
-				i.warn(field, "has no sign of being Occlum's build of the C library",
-					"compare it with Occlum's own files by --occlum-libc DIR")
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func eachLibc(dir string, see func(name string, text []byte)) error {
-	return filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() || !IsLibc(path.Base(name)) {
-			return err
-		}
-		text, err := readProgram(name)
-		if err == nil && bytes.HasPrefix(text, []byte(elf.ELFMAG)) {
-			see(name, text)
-		}
-		return err
-	})
 }
 
 // defaultSigner is MRSIGNER of the key that every copy of Occlum holds (etc/template/Enclave.pem).

@@ -23,9 +23,9 @@ import (
 
 // Options for [Instance].
 type Options struct {
-	// OcclumLibc is a directory with the C libraries and loaders that Occlum ships, at any depth. Every libc in
-	// the instance must be one of these files. Where it is empty the check knows only the signs that
-	// distributions leave in theirs.
+	// OcclumLibc is a directory with the C libraries and loaders that Occlum ships, at any depth, or a file with
+	// their SHA-256 as sha256sum prints them. Every libc in the instance must be one of these. Where it is empty
+	// the check tells a stock library by how it starts threads.
 	OcclumLibc string
 }
 

@@ -6,9 +6,11 @@
 //
 // # Limits
 //
-// No finding does not mean safe: the checks know Occlum's rules and Sesame's, not the application. Whether a C
-// library is Occlum's build can be told for certain only with the directory of Occlum's own files
-// ([Options.OcclumLibc]). Only the built enclave file says who signed it, so before "occlum build" the default
+// No finding does not mean safe: the checks know Occlum's rules and Sesame's, not the application. A C library is
+// told to be a stock one by the machine code that starts its threads, which is what fails in the LibOS; a library
+// that starts none, such as glibc's loader, by words in it. That a file is the very one that Occlum ships can be told
+// only with Occlum's own files or their hashes ([Options.OcclumLibc]); none are built in, for none were to be had.
+// Only the built enclave file says who signed it, so before "occlum build" the default
 // signing key goes unnoticed.
 //
 // The rules about programs are those of the LibOS's loader and memory in Occlum 0.31.

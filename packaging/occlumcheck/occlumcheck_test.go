@@ -2,10 +2,12 @@ package occlumcheck
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"debug/elf"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -207,6 +209,9 @@ const occlumJSON = `{
 	]
 }`
 
+// occlumLibc is how a thread begins in Occlum's musl.
+const occlumLibc = "\x48\x8b\x7c\x24\x10\x48\x8b\x4c\x24\x08\xff\xd1"
+
 const initJSON = `{
 	"backend": "grpc-ratls",
 	"grpc_ratls": {
@@ -269,11 +274,11 @@ func newInstance(t *testing.T) string {
 		"init_ra_conf.json":                        initJSON,
 		"initfs/etc/init_ra_conf.json":             initJSON,
 		"initfs/bin/init":                          string(program),
-		"initfs" + loader:                          string(program) + "occlum",
+		"initfs" + loader:                          string(program) + occlumLibc,
 		"initfs/etc/ssl/certs/ca-certificates.crt": "-----BEGIN CERTIFICATE-----\n",
 		"initfs/etc/image_config.json":             `{"image_type":"encrypted"}`,
 		"image/bin/tensorflow_model_server":        string(program),
-		"image" + loader:                           string(program) + "occlum",
+		"image" + loader:                           string(program) + occlumLibc,
 		"image/opt/tensorflow_model_server":        string(program) + " the real one",
 		"models/resnet/metadata":                   volume(0),
 		"build/mount/__ROOT/metadata":              volume(0),
@@ -446,7 +451,13 @@ func TestInstanceNamesEveryBadSetting(t *testing.T) {
 		{"a volume without encryption", file("models/resnet/metadata", volume(1)), Error, "volumes[0].source", "not encrypted"},
 		{"no volume", gone("models"), Warning, "volumes[0].source", "no volume"},
 		{"a distribution's libc", file("image/lib/libc.so.6", "\x7fELF GNU C Library (Debian GLIBC 2.36-9)"), Error,
-			"image/lib/libc.so.6", "distribution"},
+			"image/lib/libc.so.6", "stock"},
+		{"a musl that anybody built", file("image"+loader, "\x7fELF \x0f\x05\x85\xc0\x75\x0a\x31\xed\x5f\x41\xff\xd1"), Error,
+			"image" + loader, "stock"},
+		{"a stock libc in a simulated instance", func(t *testing.T, dir string) {
+			write(t, filepath.Join(dir, ".sgx_mode"), "SIM\n")
+			write(t, filepath.Join(dir, "image/lib/libc.so.6"), "\x7fELF GNU C Library (Debian GLIBC 2.36-9)")
+		}, Warning, "image/lib/libc.so.6", "stock"},
 		{"a libc of unknown origin", file("image"+loader, "\x7fELF musl libc"), Warning, "image" + loader, "no sign"},
 		{"a stale image type", file("initfs/etc/image_config.json", `{"image_type":"integrity-only"}`), Error,
 			"image_config.json", "stale"},
@@ -499,8 +510,49 @@ func TestLibcIsComparedWithOcclumsOwn(t *testing.T) {
 	if found, err := Instance(dir, Options{OcclumLibc: own}); err != nil || !found.Failed() {
 		t.Errorf("another file: found %v, error %v", found, err)
 	}
+	// A list of hashes does as well.
+	list := filepath.Join(t.TempDir(), "hashes")
+	write(t, list, fmt.Sprintf("# Occlum's\n%x  lib/libc.so\n", sha256.Sum256(b)))
+	found, err := Instance(dir, Options{OcclumLibc: list})
+	if err != nil || len(found) != 1 || found[0].Field != "image"+loader {
+		t.Errorf("a list of hashes: found %v, error %v", found, err)
+	}
+	write(t, list, "deadbeef  lib/libc.so\n")
+	if _, err := Instance(dir, Options{OcclumLibc: list}); err == nil {
+		t.Error("a malformed list was taken")
+	}
 	if _, err := Instance(dir, Options{OcclumLibc: t.TempDir()}); err == nil {
 		t.Error("an empty directory was taken for Occlum's libraries")
+	}
+}
+
+// TestOriginOfLibrariesIsToldByHowTheyStartThreads looks at the libraries of this machine, which are nobody's but the
+// distribution's, and at code as Occlum's sources assemble to it.
+func TestOriginOfLibrariesIsToldByHowTheyStartThreads(t *testing.T) {
+	for _, name := range []string{loader, "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			testenv.Missing(t, "musl", err.Error())
+		}
+		if got := originOf(text); got != stockBuild {
+			t.Errorf("%s: origin %d, want that of a stock library", name, got)
+		}
+		// A string says little: what starts threads as Linux does, does so under any name.
+		if name != "/lib64/ld-linux-x86-64.so.2" && originOf(append(text, "occlum"...)) != stockBuild {
+			t.Errorf("%s: a word made it Occlum's", name)
+		}
+		if originOf(append(text, occlumLibc...)) != occlumBuild {
+			t.Errorf("%s with Occlum's own start of threads is not Occlum's", name)
+		}
+	}
+	const glibc = "\x48\x8b\x7c\x24\x10\x48\x8b\x4c\x24\x08\x48\x83\xe4\xf0\xff\xd1"
+	for text, want := range map[string]origin{
+		glibc: occlumBuild, occlumLibc: occlumBuild, "\x7fELF __occlum_entry": occlumBuild, "\x7fELF": unknownOrigin,
+		occlumLibc[:len(occlumLibc)-1]: unknownOrigin,
+	} {
+		if got := originOf([]byte(text)); got != want {
+			t.Errorf("%x: origin %d, want %d", text, got, want)
+		}
 	}
 }
 
