@@ -18,6 +18,10 @@ import (
 // libcName matches C libraries, their loaders and the libraries that make threads or system calls for them.
 var libcName = regexp.MustCompile(`^(ld-musl-x86_64|ld-linux-x86-64|ld-[0-9.]+|libc|libc-[0-9.]+|libpthread(-[0-9.]+)?)\.so(\.[0-9]+)*$`)
 
+// IsLibc reports whether a file of this base name is a C library, a loader, or a library that makes threads or system
+// calls for them.
+func IsLibc(name string) bool { return libcName.MatchString(name) }
+
 // How a new thread begins, as machine code; ?? is any byte. A library that starts threads has one of these.
 var (
 	// In Occlum's musl and glibc (src/thread/occlum/clone.s, sysdeps/unix/sysv/linux/x86_64/clone.S) the LibOS enters
@@ -214,7 +218,7 @@ func readHashes(name string, known map[[32]byte]bool) error {
 
 func eachLibc(dir string, see func(name string, text []byte)) error {
 	return filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() || !libcName.MatchString(path.Base(name)) {
+		if err != nil || !d.Type().IsRegular() || !IsLibc(path.Base(name)) {
 			return err
 		}
 		text, err := readProgram(name)
