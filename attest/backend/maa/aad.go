@@ -1,8 +1,11 @@
 package maa
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -23,10 +26,15 @@ type AAD struct {
 	// File holds the federated token, the client secret or the access token. It is read anew for every request,
 	// as its content may rotate.
 	File string `json:"file,omitempty"`
-	// Authority is the token service, default https://login.microsoftonline.com/.
+	// Authority is the token service, default https://login.microsoftonline.com/. It is measured and never the
+	// host's to choose: credentials go there.
 	Authority string `json:"authority,omitempty"`
 	// Metadata is the address of the instance metadata service, default http://169.254.169.254.
 	Metadata string `json:"metadata,omitempty"`
+
+	// Credential counts where File is empty: what the file would hold, for environments that see no files of the
+	// host, such as Occlum's init.
+	Credential attest.Secret `json:"-"`
 }
 
 const (
@@ -39,7 +47,11 @@ const (
 // validate reports what is missing.
 func (a *AAD) validate() error {
 	missing := func(key string) error {
-		return attest.Errorf(attest.CodeConfig, "reading maa.aad", "Fill in the key.", "%s is missing for mode %q", key, a.Mode)
+		return attest.Errorf(attest.CodeConfig, "reading maa.aad", "Fill in the key, or let the host give it by the environment variable "+
+			"that init's manual names.", "%s is missing for mode %q", key, a.Mode)
+	}
+	if u, err := url.Parse(a.Authority); err != nil || a.Authority != "" && (u.Scheme != "https" || u.Host == "") {
+		return attest.Errorf(attest.CodeConfig, "reading maa.aad", "Write https://host/.", "authority is %q", a.Authority)
 	}
 	switch a.Mode {
 	case "managed-identity":
@@ -56,47 +68,31 @@ func (a *AAD) validate() error {
 		return attest.Errorf(attest.CodeConfig, "reading maa.aad",
 			`Write "workload-identity", "managed-identity", "client-secret" or "token".`, "mode is %q", a.Mode)
 	}
-	if a.File == "" {
+	if a.File == "" && a.Credential.Len() == 0 {
 		return missing("file")
 	}
 	return nil
 }
 
-// accessToken gets a token for resource, "https://vault.azure.net" or "https://managedhsm.azure.net".
-func (b *Backend) accessToken(ctx context.Context, resource string) (attest.Secret, error) {
+// accessToken gets a token for the vault.
+func (b *Backend) accessToken(ctx context.Context) (attest.Secret, error) {
 	a := &b.config.AAD
 	if a.Mode == "token" {
-		return readCredential(a.File)
+		return a.credential()
 	}
-	c := call{advise: func(int, serviceError) (attest.Code, string) {
-		return attest.CodeDenied, "Check tenant, client id and credential of maa.aad, and that the identity exists."
-	}}
+	c := call{service: "the identity service", advise: adviseIdentity}
 	if a.Mode == "managed-identity" {
-		query := url.Values{"api-version": {"2018-02-01"}, "resource": {resource}}
-		if a.ClientID != "" {
-			query.Set("client_id", a.ClientID)
-		}
-		c.method, c.url = http.MethodGet, withDefault(a.Metadata, defaultMetadata)+"/metadata/identity/oauth2/token?"+query.Encode()
-		c.header = http.Header{"Metadata": {"true"}}
+		c.managedIdentity(a, b.config.Resource)
 	} else {
-		credential, err := readCredential(a.File)
+		credential, err := a.credential()
 		if err != nil {
 			return attest.Secret{}, err
 		}
 		defer credential.Wipe()
-		form := url.Values{"grant_type": {"client_credentials"}, "client_id": {a.ClientID}, "scope": {resource + "/.default"}}
-		if a.Mode == "workload-identity" {
-			form.Set("client_assertion_type", assertionType)
-			form.Set("client_assertion", string(credential.Expose()))
-		} else {
-			form.Set("client_secret", string(credential.Expose()))
-		}
-		authority := strings.TrimSuffix(withDefault(a.Authority, defaultAuthority), "/")
-		c.method, c.url = http.MethodPost, authority+"/"+url.PathEscape(a.Tenant)+"/oauth2/v2.0/token"
-		c.header = http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
-		c.body = []byte(form.Encode())
+		c.clientCredentials(a, b.config.Resource, credential)
+		defer clear(c.body)
 	}
-	body, err := b.service("the identity service").do(ctx, c)
+	body, err := b.config.Network.do(ctx, c)
 	if err != nil {
 		return attest.Secret{}, err
 	}
@@ -111,25 +107,74 @@ func (b *Backend) accessToken(ctx context.Context, resource string) (attest.Secr
 	return attest.NewSecret([]byte(answer.AccessToken)), nil
 }
 
-func readCredential(name string) (attest.Secret, error) {
-	text, err := os.ReadFile(name)
-	if err == nil && len(text) > maxCredential {
-		clear(text)
-		err = os.ErrInvalid
+// managedIdentity asks the instance metadata service, which is busy while an identity is being assigned and then
+// says 404 or 410 ("How to use managed identities for Azure resources to acquire an access token", retry guidance).
+func (c *call) managedIdentity(a *AAD, resource string) {
+	query := url.Values{"api-version": {"2018-02-01"}, "resource": {resource}}
+	if a.ClientID != "" {
+		query.Set("client_id", a.ClientID)
 	}
-	if err != nil {
-		return attest.Secret{}, attest.Errorf(attest.CodeConfig, "reading maa.aad.file",
-			"Mount the file where the enclave can see it, or correct the path.", "%w", err)
-	}
-	for len(text) > 0 && (text[len(text)-1] == '\n' || text[len(text)-1] == '\r') {
-		text = text[:len(text)-1]
-	}
-	return attest.NewSecret(text), nil
+	c.method, c.url = http.MethodGet, withDefault(a.Metadata, defaultMetadata)+"/metadata/identity/oauth2/token?"+query.Encode()
+	c.header = http.Header{"Metadata": {"true"}}
+	c.again = func(status int) bool { return status == http.StatusNotFound || status == http.StatusGone }
 }
 
-func withDefault(value, otherwise string) string {
-	if value == "" {
-		return otherwise
+// clientCredentials asks Entra for a token by a secret or a federated token (OAuth 2.0 client credentials flow).
+func (c *call) clientCredentials(a *AAD, resource string, credential attest.Secret) {
+	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {a.ClientID}, "scope": {resource + "/.default"}}
+	if a.Mode == "workload-identity" {
+		form.Set("client_assertion_type", assertionType)
+		form.Set("client_assertion", string(credential.Expose()))
+	} else {
+		form.Set("client_secret", string(credential.Expose()))
 	}
-	return value
+	authority := strings.TrimSuffix(withDefault(a.Authority, defaultAuthority), "/")
+	c.method, c.url = http.MethodPost, authority+"/"+url.PathEscape(a.Tenant)+"/oauth2/v2.0/token"
+	c.header = http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+	c.body, c.hide = []byte(form.Encode()), []attest.Secret{credential}
+}
+
+// adviseIdentity knows the refusals of Entra (its AADSTS codes) and of the metadata service.
+func adviseIdentity(status int, e serviceError) (attest.Code, string) {
+	switch {
+	case e.is("invalid_client") && e.says("AADSTS7000215"):
+		return attest.CodeDenied, "The client secret is wrong: give its value, not its id, and check that it has not expired."
+	case e.is("invalid_client") && (e.says("AADSTS70021") || e.says("AADSTS700213")):
+		return attest.CodeDenied, "No federated credential of the identity matches this token: compare issuer, subject and audience " +
+			"(api://AzureADTokenExchange) with the pod's service account."
+	case e.is("invalid_client"):
+		return attest.CodeDenied, "Entra does not take the credential: a federated token lives for an hour, a client secret expires, too."
+	case e.is("unauthorized_client"), e.says("AADSTS90002"), e.says("AADSTS700016"):
+		return attest.CodeDenied, "Entra knows no such client in this tenant: check maa.aad.tenant and maa.aad.client_id."
+	case e.is("invalid_resource"), e.is("invalid_scope"):
+		return attest.CodeDenied, "Entra gives no tokens for this resource: check maa.resource, https://vault.azure.net or https://managedhsm.azure.net."
+	case e.is("invalid_request") && e.says("Identity not found"):
+		return attest.CodeDenied, "The machine has no such managed identity: assign one to it, or name the user-assigned one by maa.aad.client_id."
+	case status == http.StatusForbidden:
+		return attest.CodeDenied, "The metadata service is closed to this workload, by a network policy or a proxy."
+	}
+	return attest.CodeDenied, "Check tenant, client id and credential of maa.aad, and that the identity exists."
+}
+
+// credential is a copy, read anew.
+func (a *AAD) credential() (attest.Secret, error) {
+	if a.File == "" {
+		return attest.NewSecret(bytes.Clone(a.Credential.Expose())), nil
+	}
+	const step = "reading maa.aad.file"
+	const hint = "Mount the file where the enclave can see it, or correct the path."
+	f, err := os.Open(a.File)
+	if err != nil {
+		return attest.Secret{}, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxCredential+1))
+	if err == nil && (len(text) > maxCredential || len(text) == 0) {
+		err = fmt.Errorf("it is empty or has more than %d bytes", maxCredential)
+	}
+	if err != nil {
+		clear(text)
+		return attest.Secret{}, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
+	}
+	return attest.NewSecret(bytes.TrimRight(text, "\r\n")), nil
 }

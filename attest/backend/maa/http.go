@@ -3,6 +3,7 @@ package maa
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -21,29 +23,32 @@ import (
 const (
 	maxResponse  = 256 << 10 // bytes of any HTTP answer
 	maxMessage   = 500       // bytes of a service's message that reach a log
-	maxAttempts  = 6
 	firstPause   = time.Second
 	longestPause = 32 * time.Second
+	longestAfter = 10 * time.Minute // of a Retry-After that is believed
 )
-
-// service is an HTTP service with a name that errors use.
-type service struct {
-	name string
-	http *http.Client
-	wait func(context.Context, time.Duration) error
-	now  func() time.Time
-}
 
 // call is one request, made anew for every try.
 type call struct {
+	service     string // what errors name it
 	method, url string
 	header      http.Header
 	body        []byte
-	advise      func(status int, e serviceError) (attest.Code, string)
+	// again names statuses beyond those of [transient] that are worth another try.
+	again  func(status int) bool
+	advise func(status int, e serviceError) (attest.Code, string)
+	// hide is what this request carries and no error may repeat, even where the service does.
+	hide []attest.Secret
 }
 
 // serviceError is what Azure says: a code, a code within it, and the first line of its message.
 type serviceError struct{ Code, Inner, Message string }
+
+func (e serviceError) is(code string) bool { return e.Code == code || e.Inner == code }
+
+func (e serviceError) says(text string) bool {
+	return strings.Contains(strings.ToLower(e.Message), strings.ToLower(text))
+}
 
 // answer is what came back, whatever its status.
 type answer struct {
@@ -53,103 +58,152 @@ type answer struct {
 	wait      time.Duration // what Retry-After asks for, 0 where it does not
 }
 
+// refusedError is an answer other than 200, in words.
+type refusedError struct {
+	status int
+	text   string
+}
+
+func (e *refusedError) Error() string { return e.text }
+
+// statusOf is the HTTP status that err stems from, 0 where it stems from none.
+func statusOf(err error) int {
+	var refused *refusedError
+	if errors.As(err, &refused) {
+		return refused.status
+	}
+	return 0
+}
+
 // do sends the call until it is answered with 200, refused for good, or ctx ends. Transport errors and the
 // statuses 408, 429 and 5xx are tried again, after what Retry-After asks for or an exponential pause with jitter.
-func (s *service) do(ctx context.Context, c call) ([]byte, error) {
+func (n Network) do(ctx context.Context, c call) ([]byte, error) {
 	pause := firstPause
-	for attempt := 1; ; attempt++ {
-		a, err := s.once(ctx, c)
+	for tries := 1; ; tries++ {
+		a, err := n.once(ctx, c)
 		if err == nil {
 			if a.status == http.StatusOK {
 				return a.body, nil
 			}
-			err = s.refusal(c, a)
-			if !transient(a.status) {
+			err = c.refusal(a)
+			if !c.transient(a.status) {
 				return nil, err
 			}
 		} else if attest.CodeOf(err) != attest.CodeUnreachable {
 			return nil, err
 		}
-		if attempt == maxAttempts || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return nil, err
 		}
-		wait := a.wait
-		if wait == 0 {
-			wait = pause/2 + rand.N(pause/2+1)
+		shortened := a.wait
+		if shortened == 0 {
+			shortened = pause/2 + rand.N(pause/2+1)
 			pause = min(2*pause, longestPause)
 		}
-		if s.wait(ctx, wait) != nil {
-			return nil, err
+		n.Logger.WithError(err).Warnf("next try in %s", shortened.Round(time.Millisecond))
+		if ended := n.Wait(ctx, shortened); ended != nil {
+			return nil, &attest.Error{Code: attest.CodeUnreachable, Step: "asking " + c.service,
+				Err: fmt.Errorf("%w after %d tries; the last: %w", ended, tries, err)}
 		}
 	}
 }
 
-func transient(status int) bool {
-	return status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500
+// wait returns the context's error if it ends, or is certain to end, before the pause is over.
+func wait(ctx context.Context, pause time.Duration) error {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
+		return context.DeadlineExceeded
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
-func (s *service) once(ctx context.Context, c call) (answer, error) {
-	unreachable := func(err error) error {
-		var e *url.Error
-		if errors.As(err, &e) {
-			err = e.Err // the URL may carry what a log should not
-		}
-		return attest.Errorf(attest.CodeUnreachable, "asking "+s.name,
-			"Check the address in the config, the network, and that the initfs holds the roots of the service's certificate.",
-			"%w", err)
-	}
+func (c *call) transient(status int) bool {
+	return status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500 ||
+		c.again != nil && c.again(status)
+}
+
+// once sends the call and reads the answer, whatever its status.
+func (n Network) once(ctx context.Context, c call) (answer, error) {
+	step := "asking " + c.service
+	ctx, cancel := context.WithTimeout(ctx, n.TryTimeout)
+	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, c.method, c.url, bytes.NewReader(c.body))
 	if err != nil {
-		return answer{}, attest.Errorf(attest.CodeConfig, "asking "+s.name, "Correct the address in the config.", "malformed address")
+		return answer{}, attest.Errorf(attest.CodeConfig, step, "Correct the address in the config.", "malformed address")
 	}
 	for name, values := range c.header {
 		r.Header[name] = values
 	}
-	response, err := s.http.Do(r)
+	client := http.Client{
+		Transport: n.Transport,
+		// No service of this flow redirects, and a redirect would carry tokens elsewhere.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	response, err := client.Do(r)
 	if err != nil {
-		return answer{}, unreachable(err)
+		return answer{}, transportError(step, err)
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxResponse+1))
 	if err != nil {
-		return answer{}, unreachable(err)
+		return answer{}, transportError(step, err)
 	}
 	if len(body) > maxResponse {
-		return answer{}, attest.Errorf(attest.CodeEvidence, "asking "+s.name,
+		return answer{}, attest.Errorf(attest.CodeEvidence, step,
 			"The service at this address is not the one it should be.", "the answer has more than %d bytes", maxResponse)
 	}
 	return answer{
 		status: response.StatusCode, body: body, requestID: printable(response.Header.Get("x-ms-request-id")),
-		wait: retryAfter(response.Header.Get("Retry-After"), s.now()),
+		wait: retryAfter(response.Header.Get("Retry-After"), n.Now()),
 	}, nil
+}
+
+func transportError(step string, err error) error {
+	var e *url.Error
+	if errors.As(err, &e) {
+		err = e.Err // the URL may carry what a log should not
+	}
+	var certificate *tls.CertificateVerificationError
+	if errors.As(err, &certificate) {
+		return attest.Errorf(attest.CodeEvidence, step,
+			"Put the roots that \"sesame maa roots\" prints into the initfs as maa.tls_roots; where they are there, somebody stands in between.",
+			"%w", err)
+	}
+	return attest.Errorf(attest.CodeUnreachable, step, "Check the address in the config, the name service and the network.", "%w", err)
 }
 
 // retryAfter reads seconds or an HTTP date; what is absent, malformed or too long counts as not given.
 func retryAfter(text string, now time.Time) time.Duration {
-	if seconds, err := strconv.Atoi(text); err == nil && seconds > 0 && seconds <= 600 {
-		return time.Duration(seconds) * time.Second
+	var wait time.Duration
+	if seconds, err := strconv.ParseUint(text, 10, 31); err == nil {
+		wait = time.Duration(seconds) * time.Second
+	} else if at, err := http.ParseTime(text); err == nil {
+		wait = at.Sub(now)
 	}
-	if at, err := http.ParseTime(text); err == nil && at.After(now) && at.Sub(now) <= 10*time.Minute {
-		return at.Sub(now)
+	if wait < 0 || wait > longestAfter {
+		return 0
 	}
-	return 0
+	return wait
 }
 
 // refusal turns an error answer into words.
-func (s *service) refusal(c call, a answer) error {
-	e := parseServiceError(a.body)
-	code, hint := attest.CodeDenied, "See the service's message."
-	if c.advise != nil {
-		code, hint = c.advise(a.status, e)
-	}
-	if transient(a.status) {
+func (c *call) refusal(a answer) error {
+	e := parseServiceError(a.body, func(text string) string { return printable(c.redact(text)) })
+	code, hint := c.advise(a.status, e)
+	if c.transient(a.status) {
 		code, hint = attest.CodeUnreachable, "The service is busy or failing; it was asked again until the deadline."
 	}
-	text := fmt.Sprintf("%s answers %d", s.name, a.status)
+	text := fmt.Sprintf("%s answers %d", c.service, a.status)
 	if e.Code != "" {
 		text += " " + e.Code
 	}
-	if e.Inner != "" {
+	if e.Inner != "" && e.Inner != e.Code {
 		text += "/" + e.Inner
 	}
 	if e.Message != "" {
@@ -158,12 +212,25 @@ func (s *service) refusal(c call, a answer) error {
 	if a.requestID != "" {
 		text += " (request id " + a.requestID + ")"
 	}
-	return &attest.Error{Code: code, Step: "asking " + s.name, Err: errors.New(text), Hint: hint}
+	return &attest.Error{Code: code, Step: "asking " + c.service, Err: &refusedError{a.status, text}, Hint: hint}
+}
+
+// tokenForm is what compact JWS and JWT begin with: '{"' in base64url.
+var tokenForm = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}[A-Za-z0-9_.=-]*`)
+
+// redact takes tokens and this call's credentials out of a service's words.
+func (c *call) redact(text string) string {
+	for _, secret := range c.hide {
+		if secret.Len() > 0 {
+			text = strings.ReplaceAll(text, string(secret.Expose()), secret.String())
+		}
+	}
+	return tokenForm.ReplaceAllString(text, "[token]")
 }
 
 // parseServiceError reads the error shapes of MAA, Key Vault and Entra; anything else is left out, an HTML page
-// of a proxy included.
-func parseServiceError(body []byte) (e serviceError) {
+// of a proxy included. clean makes its texts fit to print.
+func parseServiceError(body []byte, clean func(string) string) (e serviceError) {
 	var azure struct {
 		Error json.RawMessage `json:"error"`
 		Text  string          `json:"error_description"`
@@ -179,11 +246,11 @@ func parseServiceError(body []byte) (e serviceError) {
 		} `json:"innererror"`
 	}
 	if json.Unmarshal(azure.Error, &nested) == nil {
-		e.Code, e.Message, e.Inner = printable(nested.Code), printable(nested.Message), printable(nested.Inner.Code)
+		e.Code, e.Message, e.Inner = clean(nested.Code), clean(nested.Message), clean(nested.Inner.Code)
 		return e
 	}
 	if json.Unmarshal(azure.Error, &e.Code) == nil {
-		e.Code, e.Message = printable(e.Code), printable(azure.Text)
+		e.Code, e.Message = clean(e.Code), clean(azure.Text)
 	}
 	return e
 }
@@ -194,10 +261,10 @@ func printable(s string) string {
 	if len(s) > maxMessage {
 		s = s[:maxMessage]
 	}
-	return strings.Map(func(r rune) rune {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == utf8.RuneError {
 			return -1
 		}
 		return r
-	}, s)
+	}, s))
 }

@@ -20,10 +20,12 @@ type authority struct {
 }
 
 // ReleasePolicy is the release policy of a vault key that only the enclaves of want open, attested by the MAA
-// instance issuer. want must pin its enclaves as every policy of Sesame does.
+// instance issuer. want must pin its enclaves as every policy of Sesame does; debug enclaves and the fields of key
+// separation and sharing are refused, which such a policy does not express here.
 func ReleasePolicy(issuer string, want []policy.SGX) ([]byte, error) {
 	const step = "writing release policy"
-	if _, err := serviceURL(issuer); err != nil {
+	instance, err := serviceURL(issuer)
+	if err != nil {
 		return nil, attest.Errorf(attest.CodeUsage, step, "Name the MAA instance.", "authority: %w", err)
 	}
 	p := policy.Policy{SGX: want}
@@ -35,6 +37,10 @@ func ReleasePolicy(issuer string, want []policy.SGX) ([]byte, error) {
 		AnyOf   []authority `json:"anyOf"`
 	}{Version: "1.0.0"}
 	for _, w := range want {
+		if w.Debug || w.ConfigID != nil || w.MinConfigSVN != nil || w.FamilyID != nil || w.ExtProdID != nil {
+			return nil, attest.Errorf(attest.CodeUsage, step, "Name the enclave by measurement, or by signer, product id and SVN.",
+				"debug, config_id, min_config_svn, family_id and ext_prod_id cannot be expressed")
+		}
 		rules := []condition{
 			{Claim: "x-ms-attestation-type", Equals: tokenTypeSGX},
 			{Claim: "x-ms-sgx-is-debuggable", Equals: false},
@@ -51,7 +57,7 @@ func ReleasePolicy(issuer string, want []policy.SGX) ([]byte, error) {
 		if w.MinSVN != nil {
 			rules = append(rules, condition{Claim: "x-ms-sgx-svn", GreaterOrEqual: *w.MinSVN})
 		}
-		out.AnyOf = append(out.AnyOf, authority{Authority: issuer, AllOf: rules})
+		out.AnyOf = append(out.AnyOf, authority{Authority: instance.String(), AllOf: rules})
 	}
 	return json.MarshalIndent(out, "", "  ")
 }

@@ -2,20 +2,25 @@ package maa
 
 import (
 	"bytes"
-	"crypto/rand"
+	"context"
 	"crypto/rsa"
 	"crypto/sha1" // the hash of CKM_RSA_AES_KEY_WRAP; it is never asked for
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/subtle"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
+	"io"
+	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
 )
 
 // encryption is the wrapping that Sesame asks for: RSA-OAEP with SHA-256 around an AES-256 key, AES key wrap with
@@ -66,60 +71,180 @@ type releaseRequest struct {
 	now                 time.Time
 }
 
+// releaser asks for the keys of one boot.
+type releaser struct {
+	*Backend
+	private *rsa.PrivateKey
+	key     wrappingKey
+	token   *attested
+	access  attest.Secret // empty until it is asked for
+}
+
+func (r *releaser) wipe() { r.access.Wipe() }
+
+// secret has one key released and makes the secret from it. An access token that the vault does not take is asked
+// for anew, once: it may have been kept too long on its way here.
+func (r *releaser) secret(ctx context.Context, k Key) (attest.Secret, error) {
+	for first := true; ; first = false {
+		if r.access.Len() == 0 {
+			var err error
+			if r.access, err = r.accessToken(ctx); err != nil {
+				return attest.Secret{}, err
+			}
+		}
+		secret, err := r.release(ctx, k)
+		if statusOf(err) != http.StatusUnauthorized || !first {
+			return secret, err
+		}
+		r.access.Wipe()
+	}
+}
+
+func (r *releaser) release(ctx context.Context, k Key) (attest.Secret, error) {
+	nonce := make([]byte, 24)
+	if _, err := io.ReadFull(r.config.Rand, nonce); err != nil {
+		return attest.Secret{}, err
+	}
+	want := releaseRequest{
+		host: r.vault.Host, name: k.Name, version: k.Version, encryption: encryption, nonce: b64.EncodeToString(nonce),
+		wrappingKey: r.key.id, roots: r.config.Network.Roots, now: r.config.Network.Now(),
+	}
+	body, err := json.Marshal(map[string]string{"target": r.token.text, "enc": want.encryption, "nonce": want.nonce})
+	if err != nil {
+		return attest.Secret{}, err
+	}
+	path := "/keys/" + k.Name + "/"
+	if k.Version != "" {
+		path += k.Version + "/"
+	}
+	answer, err := r.config.Network.do(ctx, call{
+		service: "the vault", method: http.MethodPost,
+		url:    r.vault.String() + path + "release?api-version=" + url.QueryEscape(r.config.KeyAPIVersion),
+		header: http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + string(r.access.Expose())}},
+		body:   body, advise: r.adviseRelease, hide: []attest.Secret{r.access},
+	})
+	if err != nil {
+		return attest.Secret{}, err
+	}
+	var got struct {
+		Value string `json:"value"`
+	}
+	if err := decodeJSON(answer, &got); err != nil || got.Value == "" {
+		return attest.Secret{}, attest.Errorf(attest.CodeEvidence, "asking the vault", "Is maa.vault the address of a vault?",
+			"the answer holds no released key")
+	}
+	ciphertext, keyType, err := openRelease(got.Value, want)
+	if err != nil {
+		return attest.Secret{}, err
+	}
+	released, err := unwrap(r.private, want.encryption, ciphertext)
+	if err != nil {
+		return attest.Secret{}, err
+	}
+	return secretOf(k, keyType, released)
+}
+
+// adviseRelease knows the vault's refusals.
+func (r *releaser) adviseRelease(status int, e serviceError) (attest.Code, string) {
+	switch {
+	case e.says("does not meet key release policy"):
+		return attest.CodeDenied, "Compare the key's release policy with this enclave (" + r.token.enclave() +
+			"); \"sesame maa release-policy\" prints a policy for it."
+	case e.says("cannot be verified"):
+		return attest.CodeDenied, "The vault does not accept MAA's token: the policy's authority must be " + r.config.Endpoint +
+			", the vault must reach it, and the token lives for eight hours."
+	case e.says("enclave held data"):
+		return attest.CodeDenied, "The token carries no usable key; this is a fault of Sesame or a change of the service."
+	case status == http.StatusUnauthorized:
+		return attest.CodeDenied, "The vault does not accept the access token: check maa.aad, that the tenant is the vault's, and that the " +
+			"token is for " + r.config.Resource + "."
+	case status == http.StatusForbidden && (e.says("disabled") || e.is("KeyDisabled")):
+		return attest.CodeDenied, "The key is disabled: its owner has withdrawn it."
+	case status == http.StatusForbidden && (e.is("ForbiddenByFirewall") || e.says("firewall") || e.says("not authorized and caller is not a trusted service")):
+		return attest.CodeDenied, "The vault's firewall does not let this address in: allow the node's network."
+	case status == http.StatusForbidden:
+		return attest.CodeDenied, "Give the identity the role Key Vault Crypto Service Release User (Managed HSM: Managed HSM Crypto " +
+			"Service Release User)."
+	case status == http.StatusNotFound:
+		return attest.CodeSecret, "The vault has no such key, or no such version of it: check maa.keys."
+	case status == http.StatusBadRequest:
+		return attest.CodeDenied, "The vault does not take this request: the key must be exportable and have a release policy, and maa.key_api_version be 7.3 or later."
+	}
+	return attest.CodeDenied, "Is maa.vault the address of a vault?"
+}
+
 // openRelease verifies a release response and returns the wrapped key in it and the key's type ("oct", "RSA",
 // "EC"). The response's certificate is the vault's own TLS certificate, which is one for all vaults: the key's
 // identifier in the signed payload says which vault and which key it is.
 func openRelease(jws string, want releaseRequest) (ciphertext []byte, keyType string, err error) {
-	fail := func(format string, args ...any) ([]byte, string, error) {
+	refuse := func(code attest.Code, err error) ([]byte, string, error) {
 		return nil, "", &attest.Error{
-			Code: attest.CodeEvidence, Step: "verifying key release", Err: fmt.Errorf(format, args...),
+			Code: code, Step: "verifying key release", Err: err,
 			Hint: "The answer is not the vault's to this request; check the vault's address and the roots in the initfs.",
 		}
 	}
 	var p released
 	header, signed, signature, err := splitJWS(jws, &p)
 	if err != nil {
-		return fail("the response: %w", err)
+		return refuse(attest.CodeEvidence, err)
 	}
 	leaf, err := verifyChain(header, want)
 	if err != nil {
-		return fail("%w", err)
+		return refuse(attest.CodeEvidence, err)
 	}
 	if err := verifyRS256(leaf, signed, signature); err != nil {
-		return fail("%w", err)
+		return refuse(attest.CodeEvidence, err)
 	}
+	if err := p.isFor(want); err != nil {
+		return refuse(attest.CodePolicy, err)
+	}
+	if ciphertext, err = p.answers(want); err != nil {
+		return refuse(attest.CodeEvidence, err)
+	}
+	return ciphertext, strings.TrimSuffix(p.Response.Key.Key.Type, "-HSM"), nil
+}
 
-	key := p.Response.Key.Key
+// isFor checks that a genuine release is of the wanted vault and key.
+func (p *released) isFor(want releaseRequest) error {
+	kid := p.Response.Key.Key.KID
 	prefix := "https://" + want.host + "/keys/" + want.name + "/"
-	version, ok := strings.CutPrefix(key.KID, prefix)
+	version, ok := strings.CutPrefix(kid, prefix)
+	switch {
+	case !ok:
+		return fmt.Errorf("it releases key %q, asked for %q", printable(kid), prefix)
+	case want.version != "" && version != want.version:
+		return fmt.Errorf("it releases version %q, asked for %q", printable(version), want.version)
+	}
+	return nil
+}
+
+// answers checks that a release answers this request and is wrapped for this enclave, as it was asked to be. The
+// service may leave the nonce out, but not give another.
+func (p *released) answers(want releaseRequest) (ciphertext []byte, err error) {
 	switch {
 	case p.Request.Encryption != want.encryption:
-		return fail("it is wrapped with %q, asked for %q", printable(p.Request.Encryption), want.encryption)
-	case !ok:
-		return fail("it releases key %q, asked for %q", printable(key.KID), prefix)
-	case want.version != "" && version != want.version:
-		return fail("it releases version %q, asked for %q", printable(version), want.version)
+		return nil, fmt.Errorf("it is wrapped with %q, asked for %q", printable(p.Request.Encryption), want.encryption)
 	case p.Request.Nonce != "" && subtle.ConstantTimeCompare([]byte(p.Request.Nonce), []byte(want.nonce)) != 1:
-		return fail("its nonce is not the one of this request: it is a recording")
+		return nil, errors.New("its nonce is not the one of this request: it is a recording")
 	}
-	inner, err := b64.DecodeString(strings.TrimRight(key.HSM, "="))
+	inner, err := b64.DecodeString(strings.TrimRight(p.Response.Key.Key.HSM, "="))
 	if err != nil {
-		return fail("key_hsm is not base64url")
+		return nil, errors.New("key_hsm is not base64url")
 	}
 	var w wrapped
 	if err := decodeJSON(inner, &w); err != nil {
-		return fail("key_hsm: %w", err)
+		return nil, fmt.Errorf("key_hsm: %w", err)
 	}
 	switch {
 	case w.Header.Encryption != want.encryption || w.Header.Algorithm != "dir":
-		return fail("key_hsm is wrapped with %q/%q", printable(w.Header.Algorithm), printable(w.Header.Encryption))
+		return nil, fmt.Errorf("key_hsm is wrapped with %q/%q", printable(w.Header.Algorithm), printable(w.Header.Encryption))
 	case w.Header.KID != want.wrappingKey:
-		return fail("key_hsm is wrapped for another key than this enclave's")
+		return nil, errors.New("key_hsm is wrapped for another key than this enclave's")
 	}
 	if ciphertext, err = b64.DecodeString(strings.TrimRight(w.Ciphertext, "=")); err != nil {
-		return fail("the ciphertext is not base64url")
+		return nil, errors.New("the ciphertext is not base64url")
 	}
-	return ciphertext, strings.TrimSuffix(key.Type, "-HSM"), nil
+	return ciphertext, nil
 }
 
 // verifyChain checks the certificates of the response down to the pinned roots, for the vault's host name.
@@ -157,26 +282,13 @@ func verifyChain(h Header, want releaseRequest) (*x509.Certificate, error) {
 
 // unwrap opens ciphertext with the enclave's RSA key: OAEP around an AES key, key wrap around the rest.
 func unwrap(private *rsa.PrivateKey, encryption string, ciphertext []byte) (attest.Secret, error) {
-	fail := func() (attest.Secret, error) {
-		return attest.Secret{}, &attest.Error{Code: attest.CodeEvidence, Step: "unwrapping released key", Err: errKeyWrap,
-			Hint: "It was wrapped for another enclave, or changed on its way; attest again."}
+	err := keywrap.ErrOpen
+	if newHash := oaepHashes[encryption]; newHash != nil {
+		var plain []byte
+		if plain, err = keywrap.UnwrapRSA(newHash(), private, ciphertext); err == nil {
+			return attest.NewSecret(plain), nil
+		}
 	}
-	newHash := oaepHashes[encryption]
-	k := private.Size()
-	if newHash == nil || len(ciphertext) < k+16 || (len(ciphertext)-k)%8 != 0 {
-		return fail()
-	}
-	kek, err := rsa.DecryptOAEP(newHash(), rand.Reader, private, ciphertext[:k], nil)
-	if err != nil {
-		return fail()
-	}
-	defer clear(kek)
-	if len(kek) != 32 {
-		return fail()
-	}
-	plain, err := unwrapKWP(kek, ciphertext[k:])
-	if err != nil {
-		return fail()
-	}
-	return attest.NewSecret(plain), nil
+	return attest.Secret{}, &attest.Error{Code: attest.CodeEvidence, Step: "unwrapping released key", Err: err,
+		Hint: "It was wrapped for another enclave, or changed on its way; attest again."}
 }

@@ -2,11 +2,6 @@ package maa
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -156,11 +151,13 @@ func refuseRepeated(dec *json.Decoder, depth int) error {
 			if err != nil {
 				return errors.New("it is not JSON")
 			}
-			if text, _ := name.(string); seen[text] {
+			text, _ := name.(string)
+			// encoding/json takes members for the same that differ in case only.
+			folded := strings.ToLower(strings.ToUpper(text))
+			if seen[folded] {
 				return fmt.Errorf("member %q is given twice", printable(text))
-			} else {
-				seen[text] = true
 			}
+			seen[folded] = true
 		}
 		if err := refuseRepeated(dec, depth+1); err != nil {
 			return err
@@ -184,13 +181,7 @@ type Expectation struct {
 // Validate checks signature, issuer, dates and claims of a token, as a relying party must.
 func (t *Token) Validate(e Expectation) error {
 	const step = "validating token"
-	if t.Header.Type != "JWT" {
-		return evidenceError(step, fmt.Errorf("its type is %q, not JWT", printable(t.Header.Type)))
-	}
 	issuer := strings.TrimSuffix(e.Issuer, "/")
-	if t.Header.KeySetURL != "" && t.Header.KeySetURL != issuer+"/certs" {
-		return evidenceError(step, errors.New("its jku points to keys of somebody else"))
-	}
 	if err := t.checkIssuance(issuer, e.Now); err != nil {
 		return evidenceError(step, err)
 	}
@@ -216,10 +207,15 @@ func (t *Token) Validate(e Expectation) error {
 	return nil
 }
 
-// checkIssuance checks who issued the token, when, and for what kind of enclave.
+// checkIssuance checks who issued the token, when, and for what kind of enclave. Addresses in the token are compared,
+// never followed.
 func (t *Token) checkIssuance(issuer string, now time.Time) error {
 	c := &t.Claims
 	switch {
+	case t.Header.Type != "JWT":
+		return fmt.Errorf("its type is %q, not JWT", printable(t.Header.Type))
+	case t.Header.KeySetURL != "" && t.Header.KeySetURL != issuer+"/certs":
+		return errors.New("its jku points to keys of somebody else")
 	case c.Issuer != issuer:
 		return fmt.Errorf("its issuer is %q, not %q", printable(c.Issuer), issuer)
 	case now.Add(clockLeeway).Before(time.Unix(c.NotBefore, 0)):
@@ -230,126 +226,6 @@ func (t *Token) checkIssuance(issuer string, now time.Time) error {
 		return fmt.Errorf("x-ms-ver is %q, not 1.0", printable(c.Version))
 	case c.Type != tokenTypeSGX:
 		return fmt.Errorf("x-ms-attestation-type is %q, not sgx", printable(c.Type))
-	}
-	return nil
-}
-
-// KeySet are the signing certificates of an MAA instance, as GET /certs gives them.
-type KeySet struct{ keys []signingKey }
-
-type signingKey struct {
-	id          string
-	certificate *x509.Certificate
-}
-
-// ParseKeySet reads a JWKS whose keys have certificates only (x5c), as MAA's do; keys of other types are left out.
-func ParseKeySet(text []byte) (*KeySet, error) {
-	const step = "reading MAA's keys"
-	var set struct {
-		Keys []struct {
-			KID   string   `json:"kid"`
-			Type  string   `json:"kty"`
-			Chain []string `json:"x5c"`
-		} `json:"keys"`
-	}
-	if len(text) > maxResponse {
-		return nil, evidenceError(step, errors.New("the key set is too large"))
-	}
-	if err := decodeJSON(text, &set); err != nil {
-		return nil, evidenceError(step, err)
-	}
-	if len(set.Keys) > maxJWKSKeys {
-		return nil, evidenceError(step, fmt.Errorf("it has %d keys, more than %d", len(set.Keys), maxJWKSKeys))
-	}
-	out := &KeySet{}
-	for i, k := range set.Keys {
-		if k.Type != "RSA" || len(k.Chain) == 0 {
-			continue
-		}
-		certificate, err := parseCertificate(k.Chain[0])
-		if err != nil {
-			return nil, evidenceError(step, fmt.Errorf("keys[%d]: %w", i, err))
-		}
-		out.keys = append(out.keys, signingKey{k.KID, certificate})
-	}
-	if len(out.keys) == 0 {
-		return nil, evidenceError(step, errors.New("it holds no RSA certificate"))
-	}
-	return out, nil
-}
-
-func parseCertificate(text string) (*x509.Certificate, error) {
-	der, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
-		return nil, errors.New("a certificate is not base64")
-	}
-	certificate, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, errors.New("a certificate is malformed")
-	}
-	return certificate, nil
-}
-
-// verify finds the key that the token names, all keys where it names none, and checks its certificate and the
-// signature. The instance's own certificate is self-signed: it is trusted because it came over TLS from the
-// configured instance, and must name it.
-func (s *KeySet) verify(t *Token, issuer string, now time.Time) error {
-	if s == nil {
-		return errors.New("no keys to verify it with")
-	}
-	err := errors.New("its key is not among those of the instance")
-	for _, key := range s.keys {
-		if t.Header.KeyID != "" && key.id != t.Header.KeyID {
-			continue
-		}
-		c := key.certificate
-		if c.Subject.CommonName != issuer {
-			err = fmt.Errorf("its key's certificate names %q", printable(c.Subject.CommonName))
-			continue
-		}
-		if now.Before(c.NotBefore) || now.After(c.NotAfter) {
-			err = errors.New("its key's certificate has expired or is not valid yet")
-			continue
-		}
-		if err = verifyRS256(c, t.signed, t.signature); err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
-func verifyRS256(c *x509.Certificate, signed, signature []byte) error {
-	key, ok := c.PublicKey.(*rsa.PublicKey)
-	if !ok || key.N.BitLen() < minRSA {
-		return fmt.Errorf("the signing key is not RSA of at least %d bits", minRSA)
-	}
-	sum := sha256.Sum256(signed)
-	if rsa.VerifyPKCS1v15(key, crypto.SHA256, sum[:], signature) != nil {
-		return errors.New("the signature is wrong")
-	}
-	return nil
-}
-
-// selfCheck compares a fresh token with what this enclave knows of itself. Key Vault judges the token; this turns
-// its opaque 403 into a reason. The signature is Key Vault's to check.
-func (t *Token) selfCheck(issuer string, now time.Time, key wrappingKey, data attest.ReportData, quote []byte) error {
-	const step = "checking own token"
-	if err := t.checkIssuance(strings.TrimSuffix(issuer, "/"), now); err != nil {
-		return evidenceError(step, err)
-	}
-	c := &t.Claims
-	switch {
-	case !bytes.Equal(c.ReportData, data[:]):
-		return evidenceError(step, errors.New("x-ms-sgx-report-data is not this enclave's: the token is for another quote"))
-	case !bytes.Equal(c.MREnclave, quote[112:144]):
-		return evidenceError(step, errors.New("x-ms-sgx-mrenclave is not this enclave's"))
-	case c.Runtime == nil || len(c.Runtime.Keys) == 0:
-		return evidenceError(step, errors.New("x-ms-runtime has no keys: nothing could be wrapped for this enclave"))
-	case c.Runtime.Keys[0].N != key.n || c.Runtime.Keys[0].KID != key.id:
-		return evidenceError(step, errors.New("x-ms-runtime holds another key than this enclave's"))
-	case c.Debuggable == nil || *c.Debuggable:
-		return attest.Errorf(attest.CodePolicy, step, `Build with "debuggable": false in Occlum.json.`,
-			"this enclave is a debug enclave")
 	}
 	return nil
 }
