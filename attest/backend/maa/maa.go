@@ -147,12 +147,6 @@ func (k Key) validate() error {
 
 // complete fills in the defaults.
 func (n Network) complete() Network {
-	if n.Transport == nil {
-		n.Transport = &http.Transport{
-			TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: n.Roots},
-			DisableKeepAlives: true,
-		}
-	}
 	if n.TryTimeout == 0 {
 		n.TryTimeout = 20 * time.Second
 	}
@@ -161,6 +155,12 @@ func (n Network) complete() Network {
 	}
 	if n.Now == nil {
 		n.Now = time.Now
+	}
+	if n.Transport == nil {
+		n.Transport = &http.Transport{
+			TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: n.Roots, Time: n.Now},
+			DisableKeepAlives: true,
+		}
 	}
 	if n.Logger == nil {
 		silent := logrus.New()

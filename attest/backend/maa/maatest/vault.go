@@ -1,0 +1,389 @@
+package maatest
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha1" // of CKM_RSA_AES_KEY_WRAP
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"hash"
+	"math/big"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
+)
+
+var wrappings = map[string]func() hash.Hash{
+	"CKM_RSA_AES_KEY_WRAP": sha1.New,
+	"RSA_AES_KEY_WRAP_256": sha256.New,
+	"RSA_AES_KEY_WRAP_384": sha512.New384,
+}
+
+// Version is the version of every key in the vault.
+const Version = "0123456789abcdef0123456789abcdef"
+
+// releaseRequest is the body of POST /keys/{name}/{version}/release.
+type releaseRequest struct {
+	Target string `json:"target"`
+	Enc    string `json:"enc"`
+	Nonce  string `json:"nonce"`
+}
+
+func (c *Cloud) release(r *http.Request) (any, *refusal) {
+	if refused := c.authorised(r); refused != nil {
+		return nil, refused
+	}
+	if version := r.URL.Query().Get("api-version"); version < "7.3" {
+		return nil, bad("BadParameter", "The api-version does not support release.")
+	}
+	var request releaseRequest
+	if err := json.NewDecoder(r.Body).Decode(&request); err != nil || request.Target == "" {
+		return nil, bad("BadParameter", "Property target is missing.")
+	}
+	if request.Enc == "" {
+		request.Enc = "CKM_RSA_AES_KEY_WRAP"
+	}
+	if wrappings[request.Enc] == nil {
+		return nil, bad("BadParameter", "Property enc has an invalid value.")
+	}
+	name, version := r.PathValue("name"), r.PathValue("version")
+	key, ok := c.config.Keys[name]
+	if !ok || version != "" && version != Version {
+		return nil, &refusal{status: http.StatusNotFound, code: "KeyNotFound",
+			message: "A key with (name/id) " + name + " was not found in this key vault."}
+	}
+	forbidden := func(code, message string) (any, *refusal) {
+		return nil, &refusal{status: http.StatusForbidden, code: code, message: message}
+	}
+	if key.Disabled {
+		return forbidden("Forbidden", "Operation release is not allowed on a disabled key.")
+	}
+	claims, err := c.verifyToken(r.Context(), request.Target)
+	if err != nil {
+		return forbidden("Forbidden", "Target environment attestation statement cannot be verified.")
+	}
+	policy, err := ParseReleasePolicy(key.Policy)
+	if err != nil {
+		return nil, bad("BadParameter", "AKV.SKR.1004: The key has no valid release policy.")
+	}
+	issuer, _ := claims["iss"].(string)
+	if permitted, _ := policy.Permits(issuer, claims); !permitted {
+		return forbidden("Forbidden", "Target environment attestation does not meet key release policy requirements.")
+	}
+	public, kid, err := wrappingKey(claims)
+	if err != nil {
+		return nil, bad("BadParameter", "Target environment attestation does not have the required enclave held data claim (maa-ehd).")
+	}
+	value, err := c.respond(r, request, public, kid)
+	if err != nil {
+		return nil, &refusal{status: http.StatusInternalServerError, code: "InternalError", message: err.Error()}
+	}
+	return map[string]string{"value": value}, nil
+}
+
+// verifyToken does what the vault does with a token of any instance: it asks the issuer for its metadata and keys.
+func (c *Cloud) verifyToken(ctx context.Context, text string) (map[string]any, error) {
+	token, err := decodeJWS(text)
+	if err != nil {
+		return nil, err
+	}
+	var claims map[string]any
+	if err := json.Unmarshal(token.payload, &claims); err != nil {
+		return nil, err
+	}
+	issuer, _ := claims["iss"].(string)
+	c.mu.Lock()
+	known := c.instance[issuer] != nil
+	c.mu.Unlock()
+	if !known { // the only instances that this vault can reach
+		return nil, errors.New("unknown issuer")
+	}
+	var metadata struct {
+		Issuer string `json:"issuer"`
+		Keys   string `json:"jwks_uri"`
+	}
+	if err := c.get(ctx, issuer+"/.well-known/openid-configuration", &metadata); err != nil || metadata.Issuer != issuer {
+		return nil, errors.New("no metadata")
+	}
+	var set struct {
+		Keys []struct {
+			KID string   `json:"kid"`
+			X5C []string `json:"x5c"`
+		} `json:"keys"`
+	}
+	if err := c.get(ctx, metadata.Keys, &set); err != nil {
+		return nil, err
+	}
+	for _, key := range set.Keys {
+		if key.KID != token.header.Kid || len(key.X5C) == 0 {
+			continue
+		}
+		der, err := base64.StdEncoding.DecodeString(key.X5C[0])
+		if err != nil {
+			return nil, err
+		}
+		certificate, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		now, exp := float64(c.config.Now().Unix()), claims["exp"]
+		if e, ok := exp.(float64); !ok || now > e {
+			return nil, errors.New("expired")
+		}
+		return claims, token.verify(certificate)
+	}
+	return nil, errors.New("unknown key")
+}
+
+// get asks the cloud itself, as the vault asks the instance, over its own handler: the vault's network is not the
+// enclave's.
+func (c *Cloud) get(ctx context.Context, address string, v any) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return err
+	}
+	var answer any
+	var refused *refusal
+	switch r.URL.Path {
+	case "/certs":
+		answer, refused = c.certs(r)
+	case "/.well-known/openid-configuration":
+		answer, refused = c.metadata(r)
+	default:
+		return errors.New("not found")
+	}
+	if refused != nil {
+		return errors.New(refused.message)
+	}
+	text, err := json.Marshal(answer)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, v)
+}
+
+// wrappingKey is the first key of the token that may encrypt, from the runtime data or the held data.
+func wrappingKey(claims map[string]any) (*rsa.PublicKey, string, error) {
+	runtime, ok := claims["x-ms-runtime"].(map[string]any)
+	if text, held := claims["maa-ehd"].(string); !ok && held {
+		data, err := b64.DecodeString(text)
+		if err != nil || json.Unmarshal(bytes.TrimRight(data, "\x00"), &runtime) != nil {
+			return nil, "", errors.New("the held data is no key set")
+		}
+	}
+	text, err := json.Marshal(runtime)
+	if err != nil {
+		return nil, "", err
+	}
+	var set struct {
+		Keys []struct {
+			Kty, Kid, Use, N, E string
+			Ops                 []string `json:"key_ops"`
+		} `json:"keys"`
+	}
+	if err := json.Unmarshal(text, &set); err != nil {
+		return nil, "", err
+	}
+	for _, key := range set.Keys {
+		if key.Kty != "RSA" || key.Kid == "" || key.Use != "enc" && !strings.Contains(strings.Join(key.Ops, " "), "encrypt") {
+			continue
+		}
+		n, err := b64.DecodeString(key.N)
+		if err != nil {
+			return nil, "", err
+		}
+		e, err := b64.DecodeString(key.E)
+		if err != nil {
+			return nil, "", err
+		}
+		return &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e).Int64())}, key.Kid, nil
+	}
+	return nil, "", errors.New("no key that may encrypt")
+}
+
+// respond makes the release response, as the attack wants it.
+func (c *Cloud) respond(r *http.Request, request releaseRequest, public *rsa.PublicKey, kid string) (string, error) {
+	attack := c.config.Attack
+	name, host := r.PathValue("name"), r.Host
+	key := c.config.Keys[name]
+	answered, version := request, Version
+	switch attack {
+	case SwappedKey:
+		for other, k := range c.config.Keys {
+			if other != name {
+				name, key = other, k
+			}
+		}
+	case OtherVault:
+		host = "other.vault.azure.net"
+	case OtherVersion:
+		version = strings.Repeat("f", 32)
+	case WeakerWrapping:
+		answered.Enc = "CKM_RSA_AES_KEY_WRAP"
+	case ForOtherKey:
+		public, kid = &c.config.PKI.other.PublicKey, "somebody-else"
+	case ForOtherKeyRaw:
+		public = &c.config.PKI.other.PublicKey
+	case WrongNonce:
+		answered.Nonce = b64.EncodeToString(make([]byte, 24))
+	case EmptyRelease:
+		return "", nil
+	}
+	inner, err := c.wrap(answered.Enc, key, public, kid)
+	if err != nil {
+		return "", err
+	}
+	keyType := key.Type + "-HSM"
+	if key.Type == "EC" && isHSM(host) {
+		keyType = "EC"
+	}
+	asked := map[string]any{"api-version": r.URL.Query().Get("api-version"), "enc": answered.Enc,
+		"kid": strings.TrimSuffix("https://"+host+"/keys/"+name+"/"+r.PathValue("version"), "/")}
+	if answered.Nonce != "" {
+		asked["nonce"] = answered.Nonce
+	}
+	payload, err := json.Marshal(map[string]any{"request": asked, "response": map[string]any{"key": map[string]any{
+		"attributes":     map[string]any{"enabled": true, "exportable": true},
+		"key":            map[string]any{"kid": "https://" + host + "/keys/" + name + "/" + version, "kty": keyType, "key_hsm": b64.EncodeToString(inner)},
+		"release_policy": map[string]any{"contentType": "application/json; charset=utf-8", "data": b64.EncodeToString(key.Policy), "immutable": false},
+	}}})
+	if err != nil {
+		return "", err
+	}
+	if attack == RepeatedKID {
+		payload = append(payload[:len(payload)-1], `,"Request":{}}`...)
+	}
+	payload = c.replay(name, request.Nonce, payload)
+	header, err := c.releaseHeader(host)
+	if err != nil {
+		return "", err
+	}
+	text, err := sign(c.config.PKI.vault, header, payload)
+	if attack == ChangedRelease {
+		text, err = sign(c.config.PKI.other, header, payload)
+	}
+	return text, err
+}
+
+// replay gives the first release of a key again, where that is the attack.
+func (c *Cloud) replay(name, nonce string, payload []byte) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first, ok := c.recorded[name]
+	if !ok {
+		c.recorded[name] = string(payload)
+		return payload
+	}
+	switch c.config.Attack {
+	case Replay:
+		return []byte(first)
+	case ReplayWithNonce:
+		var recorded map[string]map[string]any
+		if json.Unmarshal([]byte(first), &recorded) == nil {
+			recorded["request"]["nonce"] = nonce
+			payload, _ = json.Marshal(recorded)
+		}
+	}
+	return payload
+}
+
+// wrap makes key_hsm.
+func (c *Cloud) wrap(enc string, key Key, public *rsa.PublicKey, kid string) ([]byte, error) {
+	ciphertext, err := keywrap.WrapRSA(rand.Reader, wrappings[enc](), public, key.Material)
+	if err != nil {
+		return nil, err
+	}
+	algorithm := "dir"
+	switch c.config.Attack {
+	case InnerWrapping:
+		enc = "RSA_AES_KEY_WRAP_384"
+	case InnerAlgorithm:
+		algorithm = "none"
+	case ShortCiphertext:
+		ciphertext = ciphertext[:public.Size()/2]
+	case EmptyCiphertext:
+		ciphertext = nil
+	case ChangedCiphertext:
+		ciphertext[len(ciphertext)-1] ^= 1
+	}
+	return json.Marshal(map[string]any{
+		"schema_version": "1.0", "header": map[string]any{"kid": kid, "alg": algorithm, "enc": enc},
+		"ciphertext": b64.EncodeToString(ciphertext),
+	})
+}
+
+// releaseHeader is the header with the chain of the vault's TLS certificate.
+func (c *Cloud) releaseHeader(host string) (map[string]any, error) {
+	attack, pki := c.config.Attack, c.config.PKI
+	hostname := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		hostname = h
+	}
+	names, now, authority := vaultNames, c.config.Now(), &pki.root
+	if isHSM(hostname) {
+		names = []string{hostname}
+	}
+	switch attack {
+	case UntrustedChain:
+		authority = &pki.stranger
+	case ExpiredLeaf:
+		now = now.Add(-backdate - lifetime)
+	}
+	var leaf []byte
+	var err error
+	if attack == WrongHost {
+		leaf, err = authority.elsewhere(&pki.vault.PublicKey, now)
+	} else {
+		leaf, err = authority.leaf(names, &pki.vault.PublicKey, now)
+	}
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(leaf)
+	sum1 := sha1.Sum(leaf)
+	header := map[string]any{"alg": "RS256", "kid": strings.ToUpper(hex.EncodeToString(sum1[:])), "x5t#S256": b64.EncodeToString(sum[:])}
+	var chain []string
+	for _, der := range [][]byte{leaf, authority.issuer.Raw, authority.root.Raw} {
+		chain = append(chain, base64.StdEncoding.EncodeToString(der))
+	}
+	header["x5c"] = chain
+	if !isHSM(hostname) {
+		header["typ"], header["x5t"] = "JWT", b64.EncodeToString(sum1[:])
+	}
+	switch attack {
+	case NoChain:
+		delete(header, "x5c")
+	case WrongThumbprint:
+		header["x5t#S256"] = b64.EncodeToString(make([]byte, 32))
+	case UnsignedRelease:
+		header["alg"] = "none"
+	case SymmetricRelease:
+		header["alg"] = "HS256"
+	}
+	return header, nil
+}
+
+// elsewhere certifies a key for a host that is no vault.
+func (a *authority) elsewhere(key *rsa.PublicKey, now time.Time) ([]byte, error) {
+	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(3), DNSNames: []string{"elsewhere.example"}, BasicConstraintsValid: true,
+		NotBefore: now.Add(-backdate), NotAfter: now.Add(lifetime), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}, a.issuer, key, a.key)
+}
+
+// othersJWK is somebody else's key, fit for wrapping.
+func (p *PKI) othersJWK() map[string]any {
+	return map[string]any{
+		"kty": "RSA", "kid": "somebody-else", "key_ops": []string{"encrypt"}, "e": "AQAB", "n": b64.EncodeToString(p.other.N.Bytes()),
+	}
+}
