@@ -25,6 +25,12 @@ func newBackend(c *config.Config, attester attest.Attester, now func() time.Time
 	if c.Backend == "grpc-ratls" && c.GRPCRATLS.BrokerKey != nil { // a broker without evidence needs no collateral
 		return newGRPCRATLS(c, attester, &trust{now: now}, log)
 	}
+	switch c.Backend { // Azure judges the evidence, and these two judge none
+	case "maa":
+		return newMAA(c.MAA, attester, now, log)
+	case "maa-token":
+		return newMAAToken(c.MAAToken, attester, now, log)
+	}
 	t, err := newTrust(c.Collateral, now, log)
 	if err != nil {
 		return nil, err

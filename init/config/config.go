@@ -40,13 +40,14 @@ const Path = "/etc/init_ra_conf.json"
 const MaxSize = 1 << 20
 
 // HostEnvironment lists the environment variables that the host may set and init reads, with what each may
-// change. All are addresses of peers that are verified by evidence or whose answers are signed, so the worst
-// that a hostile value does is to stop the boot. Everything else in the environment is ignored.
-var HostEnvironment = map[string]string{
+// change. They are addresses of peers that are verified by evidence or whose answers are signed, and credentials that
+// authorise and do not protect, so the worst that a hostile value does is to stop the boot; the exception is the
+// backend "maa-token", which says so. Everything else in the environment is ignored.
+var HostEnvironment = withAzure(map[string]string{
 	"OCCLUM_INIT_RA_KMS_SERVER": "address of the key broker or the AECS, host:port",
 	"UA_ENV_PCCS_URL":           "address of the collateral service (PCCS), where PCCS_URL is not set",
 	"PCCS_URL":                  "address of the collateral service (PCCS)",
-}
+})
 
 // Config is the configuration of one boot.
 type Config struct {
@@ -54,8 +55,9 @@ type Config struct {
 	Platform Platform `json:"platform,omitempty"`
 	// Attester makes the evidence: "sgx", the default on Occlum and the only one there; on Linux "tpm", "tdx" or "snp".
 	Attester attest.EvidenceType `json:"attester,omitempty"`
-	// Backend chooses how secrets are fetched: "grpc-ratls", "aecs", or "none" for a workload that needs no key
-	// (an integrity-only root; a key broker's own enclave).
+	// Backend chooses how secrets are fetched: "grpc-ratls", "maa", "aecs", or "none" for a workload that needs no key
+	// (an integrity-only root; a key broker's own enclave). "maa-token" is the drop-in for Occlum's maa_init, see
+	// [MAAToken].
 	Backend string `json:"backend"`
 	// Timeout bounds attesting and fetching together, retries included. Default 60 s.
 	Timeout Duration `json:"timeout,omitempty"`
@@ -63,7 +65,10 @@ type Config struct {
 	GRPCRATLS *GRPCRATLS `json:"grpc_ratls,omitempty"`
 	// AECS is needed where Backend is "aecs".
 	AECS *AECS `json:"aecs,omitempty"`
-	Root Root  `json:"root"`
+	// MAA is needed where Backend is "maa", MAAToken where it is "maa-token".
+	MAA      *MAA      `json:"maa,omitempty"`
+	MAAToken *MAAToken `json:"maa_token,omitempty"`
+	Root     Root      `json:"root"`
 	// App pins the application's program and arguments. Without it the host chooses both.
 	App     *App         `json:"app,omitempty"`
 	Volumes []Volume     `json:"volumes,omitempty"`
@@ -287,7 +292,7 @@ func (c *Config) complete() Problems {
 	}
 	switch c.Backend {
 	case "":
-		bad("backend", "is missing", `"grpc-ratls", "aecs" or "none"`)
+		bad("backend", "is missing", `"grpc-ratls", "maa", "aecs" or "none"`)
 	case "none":
 		if c.Root.Key != "" || len(c.Volumes) > 0 || len(c.Secrets) > 0 {
 			bad("backend", `"none" fetches nothing, but root.key, volumes or secrets ask for secrets`, `"grpc-ratls"`)
@@ -296,8 +301,12 @@ func (c *Config) complete() Problems {
 		c.completeGRPCRATLS(bad)
 	case "aecs":
 		c.completeAECS(bad)
+	case "maa":
+		c.completeMAA(bad)
+	case "maa-token":
+		c.completeMAAToken(bad)
 	default:
-		bad("backend", fmt.Sprintf("%q is not a backend of this build", c.Backend), `"grpc-ratls", "aecs" or "none"`)
+		bad("backend", fmt.Sprintf("%q is not a backend of this build", c.Backend), `"grpc-ratls", "maa", "aecs" or "none"`)
 	}
 
 	c.completePlatform(bad)
@@ -541,6 +550,17 @@ func (c *Config) ApplyHost(getenv func(string) string) {
 		if c.AECS != nil {
 			c.AECS.Servers = []string{v}
 		}
+	}
+	given := map[string]string{}
+	for name := range azureEnvironment {
+		given[name] = getenv(name)
+	}
+	if c.Backend == "maa" {
+		c.MAA.applyHost(given)
+	}
+	if c.Backend == "maa-token" {
+		files, remarks := c.MAAToken.applyHost(given)
+		c.Secrets, c.remarks = append(c.Secrets, files...), append(c.remarks, remarks...)
 	}
 	if v := getenv("UA_ENV_PCCS_URL"); v != "" {
 		c.Collateral.PCCSURL = v

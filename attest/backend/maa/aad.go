@@ -44,8 +44,8 @@ const (
 	maxCredential    = 64 << 10
 )
 
-// validate reports what is missing.
-func (a *AAD) validate() error {
+// Validate reports what is missing; with hostFills, what the host may still give may be.
+func (a *AAD) Validate(hostFills bool) error {
 	missing := func(key string) error {
 		return attest.Errorf(attest.CodeConfig, "reading maa.aad", "Fill in the key, or let the host give it by the environment variable "+
 			"that init's manual names.", "%s is missing for mode %q", key, a.Mode)
@@ -58,17 +58,17 @@ func (a *AAD) validate() error {
 		return nil
 	case "token":
 	case "workload-identity", "client-secret":
-		if a.Tenant == "" {
+		if a.Tenant == "" && !hostFills {
 			return missing("tenant")
 		}
-		if a.ClientID == "" {
+		if a.ClientID == "" && !hostFills {
 			return missing("client_id")
 		}
 	default:
 		return attest.Errorf(attest.CodeConfig, "reading maa.aad",
 			`Write "workload-identity", "managed-identity", "client-secret" or "token".`, "mode is %q", a.Mode)
 	}
-	if a.File == "" && a.Credential.Len() == 0 {
+	if a.File == "" && a.Credential.Len() == 0 && !hostFills {
 		return missing("file")
 	}
 	return nil

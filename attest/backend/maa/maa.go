@@ -110,11 +110,11 @@ func New(c Config) (*Backend, error) {
 		return bad("keys is missing")
 	}
 	for secret, k := range c.Keys {
-		if err := k.validate(); err != nil {
+		if err := k.Validate(); err != nil {
 			return bad("keys.%s: %w", secret, err)
 		}
 	}
-	if err := c.AAD.validate(); err != nil {
+	if err := c.AAD.Validate(false); err != nil {
 		return nil, err
 	}
 	switch c.KeyBits {
@@ -135,7 +135,8 @@ func New(c Config) (*Backend, error) {
 	return &Backend{config: c, vault: vault}, nil
 }
 
-func (k Key) validate() error {
+// Validate reports what is malformed.
+func (k Key) Validate() error {
 	if !keyName.MatchString(k.Name) || !keyVersion.MatchString(k.Version) {
 		return fmt.Errorf("%q/%q is not a key's name and version", k.Name, k.Version)
 	}
@@ -168,6 +169,12 @@ func (n Network) complete() Network {
 		n.Logger = silent
 	}
 	return n
+}
+
+// CheckURL reports whether text is the address of a service: https, a host, and nothing else.
+func CheckURL(text string) error {
+	_, err := serviceURL(text)
+	return err
 }
 
 func serviceURL(text string) (*url.URL, error) {

@@ -1,0 +1,118 @@
+package maa
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// The files of Occlum's maa_init, which [TokenOnly] hands out as secrets of these names.
+const (
+	TokenFile = "token"        // MAA's answer, {"token":"…"}
+	QuoteFile = "quote_base64" // the quote, a JSON string in standard base64
+)
+
+// MaxReportData bounds what a token can be made to hold for somebody else, in bytes: less than the text of an RSA key
+// of 2048 bits takes, so that nobody can have a vault wrap keys for a key of his own through this.
+const MaxReportData = 256
+
+// TokenConfig is the config of [TokenOnly].
+type TokenConfig struct {
+	Endpoint   string // of MAA
+	ReportData []byte // what the token holds; 1 to [MaxReportData] bytes
+	APIVersion string // default 2022-08-01
+	Attester   attest.Attester
+	Network    Network
+}
+
+// TokenOnly implements backend.Backend as the drop-in for Occlum's maa_init: it gets a token of MAA about this enclave
+// and hands out token and quote, for the application to save and use. No key is released, and nothing proves that the
+// report data is this enclave's: where the host chooses it, the token says that this enclave runs and that somebody knew
+// that data, no more.
+type TokenOnly struct{ config TokenConfig }
+
+// NewTokenOnly checks the config.
+func NewTokenOnly(c TokenConfig) (*TokenOnly, error) {
+	bad := func(hint, format string, args ...any) (*TokenOnly, error) {
+		return nil, attest.Errorf(attest.CodeConfig, "reading maa_token", hint, format, args...)
+	}
+	if c.Attester == nil || c.Network.Roots == nil {
+		return bad("", "attester and roots are needed")
+	}
+	endpoint, err := serviceURL(c.Endpoint)
+	if err != nil {
+		return bad("Correct maa_token.endpoint, or MAA_PROVIDER_URL.", "endpoint: %w", err)
+	}
+	if len(c.ReportData) == 0 || len(c.ReportData) > MaxReportData {
+		return bad("Give the data in base64, by maa_token.report_data or MAA_REPORT_DATA; of larger data give a hash.",
+			"report_data has %d bytes, want 1 to %d", len(c.ReportData), MaxReportData)
+	}
+	c.Endpoint = endpoint.String()
+	c.APIVersion = withDefault(c.APIVersion, defaultAPIVersion)
+	c.Network = c.Network.complete()
+	return &TokenOnly{c}, nil
+}
+
+// Name implements backend.Backend.
+func (*TokenOnly) Name() string { return "maa-token" }
+
+// Fetch implements backend.Backend: it knows the names [TokenFile] and [QuoteFile] only.
+func (t *TokenOnly) Fetch(ctx context.Context, names []string) (map[string]attest.Secret, error) {
+	for _, name := range names {
+		if name != TokenFile && name != QuoteFile {
+			return nil, attest.Errorf(attest.CodeSecret, "fetching secret "+printable(name),
+				`Choose the backend "maa" to have keys released.`, "the backend maa-token releases no key")
+		}
+	}
+	if len(names) == 0 {
+		return map[string]attest.Secret{}, nil
+	}
+	var data attest.ReportData
+	sum := sha256.Sum256(t.config.ReportData)
+	copy(data[:], sum[:])
+	q, err := evidence(ctx, t.config.Attester, data)
+	if err != nil {
+		return nil, err
+	}
+	token, err := askMAA(ctx, t.config.Network, t.config.Endpoint, t.config.APIVersion, q, runtimeData{t.config.ReportData, "Binary"})
+	if err != nil {
+		return nil, err
+	}
+	if err := t.check(token, data, q); err != nil {
+		return nil, evidenceError("checking own token", err)
+	}
+	t.config.Network.Logger.Warn("MAA attests: " + token.enclave() + "; the token is saved, and no key was released")
+	answer, err := json.Marshal(map[string]string{"token": token.text})
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{TokenFile: answer, QuoteFile: []byte(`"` + base64.StdEncoding.EncodeToString(q.raw) + `"`)}
+	secrets := map[string]attest.Secret{}
+	for _, name := range names {
+		secrets[name] = attest.NewSecret(files[name])
+	}
+	return secrets, nil
+}
+
+// check compares the token with this enclave; whoever uses it verifies its signature.
+func (t *TokenOnly) check(token *attested, data attest.ReportData, q quote) error {
+	if err := token.checkIssuance(t.config.Endpoint, t.config.Network.Now()); err != nil {
+		return err
+	}
+	c := &token.Claims
+	held, err := b64.DecodeString(c.HeldData)
+	switch {
+	case !bytes.Equal(c.ReportData, data[:]):
+		return errors.New("x-ms-sgx-report-data is not this enclave's: the token is for another quote")
+	case !bytes.Equal(c.MREnclave, q.body.MREnclave[:]):
+		return errors.New("x-ms-sgx-mrenclave is not this enclave's")
+	case err != nil || !bytes.Equal(held, t.config.ReportData):
+		return errors.New("x-ms-sgx-ehd is not the report data")
+	}
+	return nil
+}
