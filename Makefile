@@ -1,4 +1,4 @@
-# make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy, BACKEND=grpc-ratls|aecs)
+# make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy, BACKEND=grpc-ratls|maa|aecs)
 # make test   all tests, race detector on
 # The other targets: build lint bench fuzz deps clean.
 

@@ -31,6 +31,8 @@ type demo struct {
 	services map[string]service // all, by that word
 	service  service            // the chosen one
 
+	environment []string // of the programs, as the host sets it
+
 	pccs       string // address of the software platform's collateral service
 	serverPort string
 	mac        string // root MAC of the model volume
@@ -238,7 +240,7 @@ func (d *demo) writeOcclumJSON(dir string, product, svn int, entryPoints []strin
 	metadata["product_id"], metadata["version_number"], metadata["debuggable"] = product, svn, false
 	env := conf["env"].(map[string]any)
 	env["default"] = []string{"GOMAXPROCS=2"}
-	env["untrusted"] = []string{"OCCLUM_INIT_RA_KMS_SERVER", "PCCS_URL"}
+	env["untrusted"] = []string{"OCCLUM_INIT_RA_KMS_SERVER", "PCCS_URL", "AZURE_FEDERATED_TOKEN"}
 	limits := conf["resource_limits"].(map[string]any)
 	limits["user_space_size"], limits["kernel_space_heap_size"], limits["max_num_of_threads"] = "2GB", "64MB", 64
 	var mounts []any

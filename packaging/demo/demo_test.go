@@ -4,9 +4,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	initconfig "github.com/sesame-init/sesame/init/config"
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 
@@ -68,6 +70,37 @@ func TestMainJob(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// The configs for two services are the same but for one word.
+func TestOneWordChoosesTheService(t *testing.T) {
+	d := newDemo(t, "grpc-ratls")
+	if err := d.prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	config := func(backend string) string {
+		t.Helper()
+		d.backend = backend
+		file := filepath.Join(t.TempDir(), backend)
+		if err := d.writeInitConfig(file, "60s"); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	first := config("grpc-ratls")
+	for _, backend := range serviceWords() {
+		other := config(backend)
+		if strings.Replace(other, `"backend": "`+backend+`"`, `"backend": "grpc-ratls"`, 1) != first {
+			t.Errorf("another word is changed for %s, too:\n%s\n%s", backend, first, other)
+		}
+		if _, err := initconfig.Parse([]byte(other)); err != nil {
+			t.Errorf("%s: %v", backend, err)
+		}
 	}
 }
 

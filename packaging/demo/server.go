@@ -36,7 +36,7 @@ const (
 func (d *demo) startServer(dir, program string, args ...string) (*server, error) {
 	cmd := exec.Command(filepath.Join(d.bin, program), args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "PCCS_URL="+d.pccs)
+	cmd.Env = append(append(os.Environ(), "PCCS_URL="+d.pccs), d.environment...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 // when that word is changed.
 type service interface {
 	// prepare makes what init's config must name before the inference instance is built: addresses, certificates.
-	// It returns files for the instance, by their path in it.
+	// It returns files for the instance, by their path in it, and may add to the demo's environment.
 	prepare(ctx context.Context) (files map[string]string, err error)
 	// block is this service's block in init's config, and its key there.
 	block() (key string, block any, err error)
@@ -32,6 +32,7 @@ func newServices(d *demo) map[string]service {
 	return map[string]service{
 		"grpc-ratls": &broker{demo: d, instance: "broker"},
 		"aecs":       newAECS(d),
+		"maa":        &azure{demo: d},
 	}
 }
 
