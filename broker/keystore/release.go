@@ -385,7 +385,7 @@ func (d *decider) repeat(j *job, row []byte) (outcome, error) {
 		o.err = attest.Errorf(attest.Code(entry.Code), stepRelease, "", "%s", entry.Reason)
 		return o, nil
 	}
-	if entry.Evidence != hex.EncodeToString(j.decision.Evidence[:]) || len(entry.Secrets) != len(j.decision.Grants) {
+	if entry.Evidence != entryOf(&j.decision).Evidence || len(entry.Secrets) != len(j.decision.Grants) {
 		return conflict("it was another one")
 	}
 	for i, g := range j.decision.Grants {
