@@ -83,6 +83,7 @@ deps:
 	command -v fusermount3 >/dev/null || missing="$$missing fuse3"; \
 	command -v podman >/dev/null || missing="$$missing podman"; \
 	command -v swtpm >/dev/null && command -v swtpm_setup >/dev/null || missing="$$missing swtpm swtpm-tools"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	test -z "$$missing" && exit 0; \
 	echo "installing Debian packages:$$missing"; \
 	sudo=; test $$(id -u) = 0 || sudo=sudo; \

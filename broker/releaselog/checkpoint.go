@@ -160,3 +160,14 @@ func (t *Recomputed) Check(c Checkpoint) error {
 
 // Size is the number of entries so far.
 func (t *Recomputed) Size() int64 { return t.head.Size }
+
+// Hashes takes hashes from the wire.
+func Hashes(raw [][]byte) (hashes []tlog.Hash, err error) {
+	for _, h := range raw {
+		if len(h) != tlog.HashSize || len(hashes) > 128 {
+			return nil, errors.New("the proof is malformed")
+		}
+		hashes = append(hashes, tlog.Hash(h))
+	}
+	return hashes, nil
+}

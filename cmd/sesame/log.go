@@ -13,7 +13,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker/admin"
@@ -276,11 +275,12 @@ func verifySince(ctx context.Context, out io.Writer, c *admin.Client, since, key
 	if err != nil {
 		return nil, err
 	}
-	signed, hashes := page.GetCheckpoint(), tlog.TreeProof(nil)
+	signed := page.GetCheckpoint()
 	head, err := releaselog.Open(signed, key)
 	if err != nil {
 		return nil, notGenuine(err)
 	}
+	var proof [][]byte
 	if old.Size > 0 && head.Size > old.Size {
 		reply, err := c.ProveConsistency(ctx, &adminpb.ProveConsistencyRequest{Old: old.Size})
 		if err != nil {
@@ -290,25 +290,17 @@ func verifySince(ctx context.Context, out io.Writer, c *admin.Client, since, key
 		if head, err = releaselog.Open(signed, key); err != nil {
 			return nil, notGenuine(err)
 		}
-		if hashes, err = hashesOf(reply.GetProof()); err != nil {
-			return nil, notGenuine(err)
-		}
+		proof = reply.GetProof()
+	}
+	hashes, err := releaselog.Hashes(proof)
+	if err != nil {
+		return nil, notGenuine(err)
 	}
 	if err := head.CheckConsistency(old, hashes); err != nil {
 		return nil, notGenuine(err)
 	}
 	_, err = fmt.Fprintf(out, "the log of %d entries continues the one of %d\n", head.Size, old.Size)
 	return signed, err
-}
-
-func hashesOf(raw [][]byte) (hashes []tlog.Hash, err error) {
-	for _, h := range raw {
-		if len(h) != tlog.HashSize || len(hashes) > 128 {
-			return nil, errors.New("the proof is malformed")
-		}
-		hashes = append(hashes, tlog.Hash(h))
-	}
-	return hashes, nil
 }
 
 // proofReport is what log prove prints.
@@ -345,7 +337,7 @@ leaf INDEX of the tree (RFC 9162, 2.1.3.2) whose root the checkpoint signs.`,
 				if err != nil {
 					return notGenuine(err)
 				}
-				hashes, err := hashesOf(r.GetProof())
+				hashes, err := releaselog.Hashes(r.GetProof())
 				if err == nil {
 					err = head.CheckInclusion(hashes, index, r.GetEntry())
 				}
