@@ -189,6 +189,21 @@ func TestTheServersKeyInOcclumsShapeCounts(t *testing.T) {
 	}
 }
 
+func TestTheBlockMaySayWhatOcclumsShapeCannot(t *testing.T) {
+	empty := strings.NewReplacer(`"ua_policy_hex_signer": "`+signer+`"`, `"ua_policy_hex_signer": ""`, `"100"`, `""`, `"3"`, `""`,
+		`"true"`, `""`, `"SGX_DCAP"`, `""`).Replace(occlumAECS)
+	policy := `"server_policy": {"sgx": [{"mr_enclave": "` + signer + `"}], "tcb": {"accept": ["UpToDate", "SWHardeningNeeded"]}}`
+	c, err := config.Parse([]byte(strings.Replace(empty, `"plaintext": true`, `"plaintext": true, "generation": "b", `+policy, 1)))
+	if err != nil || c.AECS.Generation != "b" || len(c.AECS.ServerPolicy.TCB.Accept) != 2 {
+		t.Errorf("a policy: %v", err)
+	}
+	pinned := strings.Replace(empty, `pem_pubkey": "`, `pem_pubkey": "`+signer, 1)
+	c, err = config.Parse([]byte(strings.Replace(pinned, `"plaintext": true`, `"plaintext": true, "server_evidence": "none"`, 1)))
+	if err != nil || c.AECS.ServerPolicy != nil || !strings.Contains(strings.Join(c.Remarks(), "\n"), "known by its key alone") {
+		t.Errorf("no evidence: %v", err)
+	}
+}
+
 func TestTheHostMayNameAECSAndPCCS(t *testing.T) {
 	c, err := config.Parse([]byte(oursAECS))
 	if err != nil {

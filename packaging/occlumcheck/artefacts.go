@@ -27,6 +27,10 @@ var keyForm = regexp.MustCompile(`^[0-9a-fA-F]{2}(-[0-9a-fA-F]{2}){15}\s*$`)
 // keys looks for keys in the initfs, which is not encrypted and stands in every package.
 func (i *inspection) keys() error {
 	const most = 64 << 10 // larger files are no keys
+	clientKey := ""
+	if t := i.aecsTLS(); t != nil {
+		clientKey = t.Key
+	}
 	root := filepath.Join(i.dir, "initfs")
 	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
@@ -47,6 +51,9 @@ func (i *inspection) keys() error {
 		case keyForm.Match(text):
 			i.error("initfs"+inFS, "looks like a key, in a file system that anybody can read",
 				"remove it and let init fetch the key")
+		case inFS == clientKey:
+			i.warn("initfs"+inFS, "is the key that an AECS demands of its clients, and keeps nobody out: anybody can read it",
+				"a key that opens nothing else")
 		case bytes.Contains(text, []byte("PRIVATE KEY-----")):
 			i.error("initfs"+inFS, "holds a private key in a file system that anybody can read",
 				"remove it and let init fetch the key")
@@ -57,6 +64,14 @@ func (i *inspection) keys() error {
 		return nil
 	}
 	return err
+}
+
+// aecsTLS is what init shows an AECS, nil where it talks to none, or without TLS.
+func (i *inspection) aecsTLS() *config.AECSTLS {
+	if i.init == nil || i.init.Backend != "aecs" || i.init.AECS == nil {
+		return nil
+	}
+	return i.init.AECS.TLS
 }
 
 // bundles are the files and directories in which a Go program looks for CA certificates.
@@ -72,9 +87,13 @@ func (i *inspection) trust() error {
 		return nil
 	}
 	c := i.init.Collateral
-	for _, f := range []struct{ key, file string }{
-		{"collateral.pccs_ca", c.PCCSCA}, {"collateral.root_ca", c.RootCA},
-	} {
+	files := []struct{ key, file string }{{"collateral.pccs_ca", c.PCCSCA}, {"collateral.root_ca", c.RootCA}}
+	if t := i.aecsTLS(); t != nil {
+		files = append(files, []struct{ key, file string }{
+			{"aecs.tls.ca", t.CA}, {"aecs.tls.certificate", t.Certificate}, {"aecs.tls.key", t.Key},
+		}...)
+	}
+	for _, f := range files {
 		if f.file != "" && i.resolve("initfs", f.file) == "" {
 			i.error(config.Path+": "+f.key, f.file+" is not in the initfs", "copy the PEM file there")
 		}

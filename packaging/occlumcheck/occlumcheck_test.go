@@ -341,6 +341,11 @@ func gone(name string) func(*testing.T, string) {
 
 func TestInstanceNamesEveryBadSetting(t *testing.T) {
 	const conf, configs = "Occlum.json", "init_ra_conf.json initfs/etc/init_ra_conf.json"
+	useAECS := func(t *testing.T, dir string) {
+		in(configs, `"grpc-ratls",`, `"aecs", "aecs": {"servers": ["aecs:1"], "generation": "a", "service": "s",
+		  "tls": {"ca": "/etc/aecs/ca.pem", "certificate": "/etc/aecs/client.pem", "key": "/etc/aecs/client.key"},
+		  "server_policy": {"sgx": [{"mr_enclave": "`+strings.Repeat("aa", 32)+`"}]}},`)(t, dir)
+	}
 	for _, c := range []struct {
 		name     string
 		change   func(*testing.T, string)
@@ -445,6 +450,14 @@ func TestInstanceNamesEveryBadSetting(t *testing.T) {
 		{"no CA certificates", gone("initfs/etc/ssl"), Error, "ca-certificates.crt", "PCCS"},
 		{"no file with the PCCS's CA", in(configs, `"pccs_url"`, `"pccs_ca": "/etc/pccs.pem", "pccs_url"`), Error,
 			"pccs_ca", "/etc/pccs.pem"},
+		{"no file with the AECS's CA", useAECS, Error, "aecs.tls.ca", "/etc/aecs/ca.pem"},
+		{"the key for an AECS", func(t *testing.T, dir string) {
+			useAECS(t, dir)
+			for _, name := range []string{"ca.pem", "client.pem"} {
+				file("initfs/etc/aecs/"+name, "-----BEGIN CERTIFICATE-----\n")(t, dir)
+			}
+			file("initfs/etc/aecs/client.key", "-----BEGIN PRIVATE KEY-----\n")(t, dir)
+		}, Warning, "initfs/etc/aecs/client.key", "keeps nobody out"},
 		{"another trust root", in(configs, `"pccs_url"`, `"root_ca": "/etc/ssl/certs/ca-certificates.crt", "pccs_url"`),
 			Warning, "root_ca", "Intel"},
 		{"another volume", in(configs, "-ee-ff", "-ee-fe"), Error, "volumes[0].mac", "EIO"},

@@ -103,6 +103,32 @@ func TestCollateralOfATrustDomainSaysSo(t *testing.T) {
 	}
 }
 
+// TestATrustDomainsReportDataIsFound knows where the report data stands in quotes of versions 4 and 5.
+func TestATrustDomainsReportDataIsFound(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := uar.PublicKeyPEM(&key.PublicKey)
+	data := uar.Data([32]byte{9}, text)
+	for version, at := range map[byte]int{4: 568, 5: 574} {
+		quote := make([]byte, 1024)
+		quote[0] = version
+		copy(quote[at:], data[:])
+		auth, err := uar.Make(attest.Evidence{Type: attest.TDX, Raw: quote}, text, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := uar.Read(auth)
+		if err != nil || r.Platform != "TDX" || r.UserData[0] != 9 {
+			t.Fatalf("version %d: %+v, %v", version, r, err)
+		}
+		if e, err := r.Evidence(); err != nil || e.Type != attest.TDX {
+			t.Errorf("version %d: %v, %v", version, e.Type, err)
+		}
+	}
+}
+
 func TestOnlyStrongRSAKeysAreTaken(t *testing.T) {
 	for bits, ok := range map[int]bool{1024: false, 2048: true} {
 		key, err := rsa.GenerateKey(rand.Reader, bits)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -80,8 +81,8 @@ func TestMessagesAndTheirJSONAreTheUpstreams(t *testing.T) {
 	}
 }
 
-// TestCharactersAreEscapedAsByLibprotobuf compares every character that libprotobuf 3.21.12 escapes, and their
-// neighbours, with what it wrote.
+// TestCharactersAreEscapedAsByLibprotobuf compares every character that libprotobuf 3.21.12 escapes, their neighbours
+// and some between with what it wrote.
 func TestCharactersAreEscapedAsByLibprotobuf(t *testing.T) {
 	f, err := os.Open("testdata/escapes.txt")
 	if err != nil {
@@ -101,8 +102,10 @@ func TestCharactersAreEscapedAsByLibprotobuf(t *testing.T) {
 		t.Fatalf("%d characters in the record", len(want))
 	}
 	for r := rune(1); r < 0xe0100; r++ {
-		if r >= 0xd800 && r < 0xe000 {
-			continue
+		_, next := want[r+1]
+		_, before := want[r-1]
+		if _, is := want[r]; !is && !next && !before && r%89 != 0 || !utf8.ValidRune(r) {
+			continue // far from any that is escaped
 		}
 		text, err := wire.JSON(&wire.EnclaveSecret{Data: string(r)})
 		if err != nil {

@@ -1,0 +1,44 @@
+package aecs
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+func TestEveryKnownCodeIsToldInWordsWithAdvice(t *testing.T) {
+	for code, m := range meanings {
+		err := explainCode(fmt.Sprintf("Fail to call TA remote function | Error code: 0x%04X0000", code))
+		if err == nil || attest.CodeOf(err) != m.code || !strings.Contains(err.Error(), m.text) ||
+			!strings.Contains(err.Error(), fmt.Sprintf("0x%04X0000", code)) || attest.HintOf(err) == "" {
+			t.Errorf("%04X: [%s] %v; %s", code, attest.CodeOf(err), err, attest.HintOf(err))
+		}
+	}
+	for message, c := range map[string]struct {
+		code attest.Code // "": no code in it
+		says string
+	}{
+		"x | Error code: 0x11A50001":                      {attest.CodeDenied, "SGX status 0x0001"},
+		"x | Error code: 0xAA280000":                      {attest.CodeSecret, "no such secret"},
+		"x | Error code: 0xA0050000":                      {attest.CodeUnreachable, "not provisioned"},
+		"x | Error code: 0x0BAD0000":                      {attest.CodeDenied, "unknown error 0x0BAD0000"},
+		"Error code: 0xAA280000 | Error code: 0x111A0000": {attest.CodeDenied, "MRENCLAVE"},
+		"x | Error code: 0xAA280000 and then":             {},
+		"x | Error code: 0x1AA280000":                     {},
+		"x | Error code: 0x":                              {},
+		"connection reset":                                {},
+	} {
+		err := explainCode(message)
+		if c.code == "" && err != nil || c.code != "" && (err == nil || attest.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%q: [%s] %v", message, attest.CodeOf(err), err)
+		}
+	}
+}
+
+func TestAForeignTextIsShownWithoutControlCharacters(t *testing.T) {
+	if got := clean("a\x1b[2J\xffb\n" + strings.Repeat("x", 500)); strings.ContainsAny(got, "\x1b\n\xff") || len(got) > 200 {
+		t.Errorf("%q", got)
+	}
+}
