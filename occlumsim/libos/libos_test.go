@@ -1,6 +1,8 @@
 package libos
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -57,6 +59,69 @@ func TestHostFilesAreCheckedForSyntax(t *testing.T) {
 	} {
 		if validResolvConf(text) != want {
 			t.Errorf("resolv.conf %q: want %v", text, want)
+		}
+	}
+}
+
+func TestHostFilesTakeThePlaceOfTheImages(t *testing.T) {
+	root, outside := t.TempDir(), filepath.Join(t.TempDir(), "target")
+	for name, text := range map[string]string{
+		filepath.Join(root, "etc/hosts"): "what the image had, which is longer than what the host has\n", outside: "untouched",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := &LibOS{hostFiles: map[string][]byte{"/etc/hosts": []byte("::1 host\n"), "/etc/hostname": []byte("name\n")}}
+	if err := l.writeHostFiles(root); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"hosts": "::1 host\n", "hostname": "name\n"} {
+		if text, err := os.ReadFile(filepath.Join(root, "etc", name)); err != nil || string(text) != want {
+			t.Errorf("%s is %q, %v", name, text, err)
+		}
+	}
+	// An image without /etc is an error of 363, and a link in it leads nowhere else.
+	if err := l.writeHostFiles(t.TempDir()); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("without /etc: %v", err)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(root, "etc/hosts")), os.Symlink(outside, filepath.Join(root, "etc/hosts"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.writeHostFiles(root); err == nil {
+		t.Error("a link was followed")
+	}
+	if text, err := os.ReadFile(outside); err != nil || string(text) != "untouched" {
+		t.Errorf("the link's target is %q, %v", text, err)
+	}
+}
+
+func TestProcfsHasTheLibOSsNames(t *testing.T) {
+	for name, want := range map[string]bool{
+		"cpuinfo": true, "self": true, "17": true, "self/fd/3": true, "17/maps": true, "self/stat": true,
+		"mounts": false, "sys/kernel": false, "self/status": false, "self/task/17/maps": false, "net": false, "version": false,
+	} {
+		if inLibOSProc(name) != want {
+			t.Errorf("%s: want %v", name, want)
+		}
+	}
+}
+
+func TestListingsLoseEntriesAndNothingElse(t *testing.T) {
+	entry := func(name string) []byte {
+		b := make([]byte, (19+len(name)+1+7)&^7)
+		b[16] = byte(len(b))
+		copy(b[19:], name)
+		return b
+	}
+	listing := slices.Concat(entry("."), entry("stat"), entry("version"), entry("cpuinfo"))
+	kept := keepEntries(listing, func(name string) bool { return name != "version" })
+	if want := slices.Concat(entry("."), entry("stat"), entry("cpuinfo")); !slices.Equal(kept, want) {
+		t.Errorf("kept %q", kept)
+	}
+	for _, broken := range [][]byte{nil, entry("x")[:18], append(entry("x")[:16], 3, 0, 0, 0, 0), append(entry("x")[:16], 200, 0, 0, 0, 0)} {
+		if got := keepEntries(broken, func(string) bool { return true }); len(got) > 0 {
+			t.Errorf("%x: kept %x", broken, got)
 		}
 	}
 }

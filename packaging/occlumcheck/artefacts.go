@@ -241,6 +241,11 @@ func (i *inspection) signer() error {
 		i.error(name, "holds no enclave signature", "run occlum build")
 		return nil
 	}
+	i.checkSignature(name, s)
+	return nil
+}
+
+func (i *inspection) checkSignature(name string, s *signature) {
 	if hex.EncodeToString(s.mrSigner[:]) == defaultSigner {
 		i.error(name, "is signed with the key that every copy of Occlum holds, so anybody can sign as its signer",
 			"run occlum build --sign-key with a key of your own")
@@ -250,7 +255,6 @@ func (i *inspection) signer() error {
 		i.error(name, fmt.Sprintf("has product id %d, SVN %d, debug %v, and Occlum.json says %d, %d, %v: it is stale",
 			s.productID, s.svn, s.debug, m.ProductID, m.VersionNumber, m.Debuggable), "run occlum build -f")
 	}
-	return nil
 }
 
 // signature is what an enclave's SIGSTRUCT says.

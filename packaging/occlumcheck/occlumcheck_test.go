@@ -20,6 +20,7 @@ import (
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/init/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/packaging/occlumconf"
 )
 
 const loader = "/lib/ld-musl-x86_64.so.1"
@@ -589,6 +590,27 @@ func TestDefaultSignerIsTheOneThatPoliciesRefuse(t *testing.T) {
 	err := (&policy.Policy{SGX: []policy.SGX{signer}}).Validate()
 	if err == nil || !strings.Contains(err.Error(), "default signer") {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestDefaultSigningKeyIsAnError(t *testing.T) {
+	conf, err := occlumconf.Load(filepath.Join(newInstance(t), "Occlum.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := hex.DecodeString(defaultSigner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		signer [32]byte
+		failed bool
+	}{{[32]byte(b), true}, {[32]byte{1}, false}} {
+		i := &inspection{conf: conf}
+		i.checkSignature("signed.so", &signature{c.signer, 3, 7, false})
+		if i.found.Failed() != c.failed {
+			t.Errorf("signer %x: found %v", c.signer, i.found)
+		}
 	}
 }
 
