@@ -128,7 +128,7 @@ func (p *Policies) replace(ctx context.Context, old *inForce, text []byte, by st
 // ReplaceSigned is [Policies.Replace] for a policy that the pinned key has signed: a note of
 // golang.org/x/mod/sumdb/note, as sesame policy sign writes it. Whoever brings it need not be trusted.
 func (p *Policies) ReplaceSigned(ctx context.Context, signed []byte) error {
-	text, err := p.open(signed)
+	text, err := OpenSigned(signed, p.config.Key)
 	if err != nil {
 		p.config.Logger.WithField("hint", attest.HintOf(err)).Errorf("the policy stays as it is: %v", err)
 		return err
@@ -139,16 +139,16 @@ func (p *Policies) ReplaceSigned(ctx context.Context, signed []byte) error {
 	return p.Replace(ctx, text, "key "+p.config.Key.Name())
 }
 
-// open checks the signature of a policy.
-func (p *Policies) open(signed []byte) ([]byte, error) {
+// OpenSigned checks the signature of a policy and returns its text. The error's code is [attest.CodeConfig].
+func OpenSigned(signed []byte, key note.Verifier) ([]byte, error) {
 	const step = "reading signed policy"
-	if p.config.Key == nil {
+	if key == nil {
 		return nil, attest.Errorf(attest.CodeConfig, step, "Name the key as broker.policy_key in the measured policy.", "no key is pinned")
 	}
 	if len(signed) > policy.MaxSize {
 		return nil, attest.Errorf(attest.CodeConfig, step, "", "it has more than %d bytes", policy.MaxSize)
 	}
-	opened, err := note.Open(signed, note.VerifierList(p.config.Key))
+	opened, err := note.Open(signed, note.VerifierList(key))
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeConfig, step, "Sign it by sesame policy sign, with the pinned key.", "%w", err)
 	}

@@ -115,6 +115,32 @@ func (p *Policy) Legacy() bool {
 	return slices.ContainsFunc(p.order, func(name string) bool { return p.Workloads[name].Wire == WireLegacy })
 }
 
+// Replicas accepts what the policy marks as another replica of the broker.
+func (p *Policy) Replicas() *Replicas { return &Replicas{p} }
+
+// Replicas is an appraiser: see [Policy.Replicas].
+type Replicas struct{ policy *Policy }
+
+// Appraise judges claims by every workload that is a broker.
+func (r *Replicas) Appraise(claims attest.Claims, at time.Time) appraisal.Appraisal {
+	a := appraisal.Appraisal{Reasons: []appraisal.Reason{}}
+	for _, name := range r.policy.order {
+		w := r.policy.Workloads[name]
+		if !w.Broker {
+			continue
+		}
+		i, reasons := w.judge(claims, at)
+		if i >= 0 {
+			return appraisal.Appraisal{Accepted: true, Entry: "workloads." + name, Reasons: reasons}
+		}
+		a.Reasons = append(a.Reasons, reasons...)
+	}
+	if len(a.Reasons) == 0 {
+		a.Reasons = append(a.Reasons, appraisal.Reason{Rule: "workloads", Text: "none is marked by broker: true"})
+	}
+	return a
+}
+
 // A Grant is the answer to a peer that asks for one secret.
 type Grant struct {
 	Workload string // that the peer is and that may have the secret

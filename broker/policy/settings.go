@@ -1,6 +1,9 @@
 package policy
 
 import (
+	"crypto/x509"
+	"fmt"
+	"net"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -14,7 +17,82 @@ type Settings struct {
 	Quotes Quotes `yaml:"quotes"`
 	// PolicyKey signs later policies ("NAME+HASH+KEY", as sesame policy keygen prints it). In an enclave it stands in
 	// the measured policy, and pins who may change it.
-	PolicyKey string `yaml:"policy_key"`
+	PolicyKey string  `yaml:"policy_key"`
+	Store     StoreAt `yaml:"store"`
+	RootKey   KeyFrom `yaml:"root_key"`
+	Admin     Admin   `yaml:"admin"`
+}
+
+// StoreAt says where secrets and release log are kept: one of them, or neither for Occlum's secret_config.json alone.
+type StoreAt struct {
+	SQLite   string `yaml:"sqlite"`   // file of the embedded store, of one broker
+	Postgres string `yaml:"postgres"` // URL of a database that several replicas share
+}
+
+// KeyFrom says how the broker finds the key of its store at the start: one of them. With none, or where it fails, the
+// broker starts locked, until administrators unlock it.
+type KeyFrom struct {
+	Sealed bool   `yaml:"sealed"` // to processor and measurement, in an SGX enclave
+	File   string `yaml:"file"`   // with the key, made where there is none; outside of enclaves
+	// Replicas are addresses of running brokers, which hand it over to a workload that their policy marks as a broker.
+	Replicas []string `yaml:"replicas"`
+}
+
+// Admin is the administrators' channel; without Listen there is none.
+type Admin struct {
+	Listen string   `yaml:"listen"` // HOST:PORT
+	Roots  []string `yaml:"roots"`  // PEM, of the administrators' certificates
+}
+
+// RootCertificates are those of Roots.
+func (a *Admin) RootCertificates() (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	for _, text := range a.Roots {
+		c, err := certificate(text)
+		if err != nil {
+			return nil, err
+		}
+		pool.AddCert(c)
+	}
+	return pool, nil
+}
+
+// check reports what is missing or contradicts itself in store, root key and admin channel.
+func (s *Settings) check(fault func(key, format string, args ...any)) {
+	stored := s.Store.SQLite != "" || s.Store.Postgres != ""
+	if s.Store.SQLite != "" && s.Store.Postgres != "" {
+		fault("broker.store", "names two stores")
+	}
+	ways := 0
+	for _, named := range []bool{s.RootKey.Sealed, s.RootKey.File != "", len(s.RootKey.Replicas) > 0} {
+		if named {
+			ways++
+		}
+	}
+	switch {
+	case ways > 1:
+		fault("broker.root_key", "names more than one way")
+	case ways > 0 && !stored:
+		fault("broker.root_key", "is of a store, and none is named")
+	}
+	for i, address := range s.RootKey.Replicas {
+		if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+			fault(fmt.Sprintf("broker.root_key.replicas[%d]", i), "is not HOST:PORT")
+		}
+	}
+	switch {
+	case s.Admin.Listen == "" && len(s.Admin.Roots) > 0:
+		fault("broker.admin.listen", "is missing")
+	case s.Admin.Listen != "" && len(s.Admin.Roots) == 0:
+		fault("broker.admin.roots", "is missing: whose certificates make an administrator")
+	case s.Admin.Listen != "" && !stored:
+		fault("broker.admin", "administers a store, and none is named")
+	}
+	for i, text := range s.Admin.Roots {
+		if _, err := certificate(text); err != nil {
+			fault(fmt.Sprintf("broker.admin.roots[%d]", i), "%v", err)
+		}
+	}
 }
 
 // Limits bound what peers can make the broker do.
@@ -101,6 +179,7 @@ func (s *Settings) complete(fault func(key, format string, args ...any)) {
 	if s.Quotes.Size < 0 || s.Quotes.Size > maxSessionsOfAQuote {
 		fault("broker.quotes.size", "is not between 1 and %d", maxSessionsOfAQuote)
 	}
+	s.check(fault)
 	if s.PolicyKey != "" {
 		if _, err := note.NewVerifier(s.PolicyKey); err != nil {
 			fault("broker.policy_key", "%v: want NAME+HASH+KEY", err)

@@ -327,7 +327,7 @@ func TestInAnEnclaveOnlyThePinnedKeyChangesThePolicyAndVersionsRise(t *testing.T
 			t.Errorf("%s: %v\n%s", when, err, r.log)
 		}
 	}
-	r.log.wait(t, "new policy in force") // the signed one, version 6
+	r.log.wait(t, "policy=6") // the signed one, not the measured one of version 5
 	denied("at first")
 	// The host edits the measured file's copy: nothing happens, whatever it asks for.
 	write(t, filepath.Join(dir, policyName), policyFor(platform, dir, 9, aa, settings))

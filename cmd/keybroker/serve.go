@@ -68,25 +68,14 @@ func (c *command) begin() (*begun, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &begun{from: "file " + file, secrets: map[string]attest.Secret{}}
+	b := &begun{from: "file " + file}
 	if b.policy, err = policy.Parse(text); err != nil {
 		return nil, err
 	}
 	if !c.place.enclave {
 		b.file = file
 	}
-	secrets := c.secretsFile
-	if c.place.enclave {
-		secrets = filepath.Join(c.folder, broker.SecretsFile)
-	}
-	if secrets == "" {
-		return nil, attest.Errorf(attest.CodeConfig, "finding secrets", "Name a file with --secrets.", "no secrets are named")
-	}
-	content, err := readBounded(secrets, 16<<20)
-	if err != nil {
-		return nil, err
-	}
-	b.secrets, err = broker.ParseSecrets(content)
+	b.secrets, err = c.fixedSecrets()
 	return b, err
 }
 
@@ -103,36 +92,85 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	keeper := broker.NewMemory(first.secrets, log)
-	defer keeper.Wipe()
-	log.Warn("secrets, release counts and decisions are kept in memory: there is no release log beyond these lines")
-	policies, err := c.policies(ctx, first, keeper, host.Now, log)
-	if err != nil {
-		return err
-	}
-	defer func() { policies.Trust().Close() }()
-	metrics := broker.NewMetrics()
-	config := broker.Config{Policies: policies, Keeper: keeper, Now: host.Now, Metrics: metrics, Logger: log}
 	identity, own, err := c.place.identity(filepath.Join(c.folder, c.keyFile), host.Now, log)
 	if err != nil {
 		return err
 	}
-	config.Identity = identity
 	if own != nil {
 		defer own.Close()
-		if err := checkSelf(ctx, identity, policies.Trust(), host.Now, log); err != nil {
-			return err
-		}
+	}
+	keeper, keys, closeKeeper, err := c.keeper(ctx, first, own, host.Now, log)
+	if err != nil {
+		return err
+	}
+	defer closeKeeper()
+	late := &latePolicies{}
+	config := broker.Config{Identity: identity, Keeper: keeper, Now: host.Now, Metrics: broker.NewMetrics(), Logger: log}
+	if own != nil {
 		quotes := first.policy.Broker.Quotes
 		config.Quoter = session.NewQuoter(session.QuoterOptions{
-			Attester: own, Collateral: policies.Collateral, Window: time.Duration(*quotes.Window), Size: quotes.Size,
+			Attester: own, Collateral: late.collateral, Window: time.Duration(*quotes.Window), Size: quotes.Size,
+		})
+	}
+	if keys != nil {
+		ctx, stop := context.WithCancel(ctx)
+		wait, err := c.administer(ctx, first.policy.Broker.Admin, keys, late, identity,
+			session.BrokerConfig{Quoter: config.Quoter, Now: host.Now}, log)
+		if err != nil {
+			stop()
+			return err
+		}
+		defer wait()
+		defer stop()
+		if err := c.unlocked(ctx, keys, first, own, host.Now, log); err != nil {
+			return nil // it was stopped before anybody has unlocked it
+		}
+		if err := boundClock(ctx, keys, host); err != nil {
+			return err
+		}
+		key, err := keys.LogKey()
+		if err != nil {
+			return err
+		}
+		log.Infof("clients check receipts of the release log by \"log_key\": %q", key)
+	}
+	if err := c.newest(ctx, first, keys, log); err != nil {
+		return err
+	}
+	if config.Policies, err = c.policies(ctx, first, keeper, host.Now, log); err != nil {
+		return err
+	}
+	defer func() { config.Policies.Trust().Close() }()
+	late.now.Store(config.Policies)
+	if own != nil {
+		if err := checkSelf(ctx, identity, config.Policies.Trust(), host.Now, log); err != nil {
+			return err
+		}
+	}
+	if keys != nil && c.place.enclave { // other replicas push policies, too
+		keys.OnPolicy(func() {
+			if text, err := keys.Policy(ctx); err == nil && !bytes.Equal(text, config.Policies.Current().Text()) {
+				_ = config.Policies.Replace(ctx, text, "the store")
+			}
 		})
 	}
 	server, err := broker.New(config)
 	if err != nil {
 		return err
 	}
-	return c.listen(ctx, address, server, func(ctx context.Context) { c.follow(ctx, first, policies, log) }, log, policies)
+	return c.listen(ctx, address, server, func(ctx context.Context) { c.follow(ctx, first, config.Policies, log) }, log, config.Policies)
+}
+
+// policyKey is the key that a policy pins for later ones, nil where it pins none.
+func policyKey(p *policy.Policy) (note.Verifier, error) {
+	if p.Broker.PolicyKey == "" {
+		return nil, nil
+	}
+	key, err := note.NewVerifier(p.Broker.PolicyKey)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeConfig, "reading policy_key", "", "%w", err)
+	}
+	return key, nil
 }
 
 // listen opens the ports and serves until ctx ends. beside runs meanwhile.
@@ -194,11 +232,12 @@ func (c *command) policies(ctx context.Context, first *begun, keeper broker.Keep
 		Trust:  func(t policy.Trust) (*broker.Trust, error) { return c.trust(t, now, log) },
 		Keeper: keeper, Pinned: c.place.enclave, Now: now, Logger: log,
 	}
-	if key := first.policy.Broker.PolicyKey; key != "" {
-		var err error
-		if config.Key, err = note.NewVerifier(key); err != nil {
-			return nil, attest.Errorf(attest.CodeConfig, "reading policy_key", "", "%w", err)
-		}
+	key, err := policyKey(first.policy)
+	if err != nil {
+		return nil, err
+	}
+	if key != nil {
+		config.Key = key
 	}
 	return broker.NewPolicies(ctx, config, first.policy, first.from)
 }
@@ -211,10 +250,7 @@ func (c *command) follow(ctx context.Context, first *begun, policies *broker.Pol
 	case c.signedPolicy != "":
 		f.Read = func() ([]byte, error) { return readPolicyFile(c.signedPolicy) }
 		f.Replace = policies.ReplaceSigned
-		if text, err := f.Read(); err == nil { // a missing one is the follower's to complain of
-			_ = f.Replace(ctx, text)
-			begin = text
-		}
+		begin, _ = f.Read() // which newest has seen
 	case first.file != "":
 		begin = first.policy.Text()
 		f.Read = func() ([]byte, error) { return readPolicyFile(first.file) }

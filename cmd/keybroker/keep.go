@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/clock"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/admin"
+	"github.com/sesame-init/sesame/broker/keystore"
+	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/broker/rootkey"
+	"github.com/sesame-init/sesame/broker/store"
+	"github.com/sesame-init/sesame/broker/store/sqlite"
+)
+
+// unlockInterval is how often a locked broker looks whether it was unlocked, and asks the other replicas.
+const unlockInterval = 2 * time.Second
+
+// latePolicies are policies that an administrator can replace once the keystore is unlocked.
+type latePolicies struct {
+	now atomic.Pointer[broker.Policies]
+}
+
+// Replace implements [admin.PolicyStore].
+func (l *latePolicies) Replace(ctx context.Context, text []byte, by string) error {
+	p := l.now.Load()
+	if p == nil {
+		return attest.Errorf(attest.CodeConfig, "replacing policy", "Unlock the broker first.", "the broker is locked")
+	}
+	return p.Replace(ctx, text, by)
+}
+
+// collateral is that of the broker's own evidence, once it is known where it comes from.
+func (l *latePolicies) collateral(ctx context.Context, own attest.Evidence) (*dcap.Collateral, error) {
+	p := l.now.Load()
+	if p == nil {
+		return nil, errors.New("the broker is locked")
+	}
+	return p.Collateral(ctx, own)
+}
+
+// openStore opens the store that a policy names, nil where it names none.
+func openStore(ctx context.Context, s policy.StoreAt) (store.Store, error) {
+	switch {
+	case s.SQLite != "":
+		return sqlite.Open(ctx, s.SQLite)
+	case s.Postgres != "":
+		return openPostgres(ctx, s.Postgres)
+	}
+	return nil, nil
+}
+
+// keeper opens the keeper of secrets and log. close is never nil.
+func (c *command) keeper(ctx context.Context, first *begun, own attester, now func() time.Time, log *logrus.Logger) (
+	k broker.Keeper, keys *keystore.Keystore, close func(), err error) {
+	settings := first.policy.Broker
+	kept, err := openStore(ctx, settings.Store)
+	if err != nil {
+		return nil, nil, func() {}, err
+	}
+	if kept == nil {
+		if first.secrets == nil {
+			return nil, nil, func() {}, attest.Errorf(attest.CodeConfig, "finding secrets",
+				"Name a store in the policy (broker.store), or a file with --secrets.", "neither is named")
+		}
+		m := broker.NewMemory(first.secrets, log)
+		log.Warn("secrets, release counts and decisions are kept in memory: there is no release log beyond these lines")
+		return m, nil, m.Wipe, nil
+	}
+	way, err := c.way(settings.RootKey, own)
+	if err == nil {
+		keys, err = keystore.Open(ctx, keystore.Options{Store: kept, Root: way, Fixed: first.secrets, Now: now})
+	}
+	if err != nil {
+		return nil, nil, func() {}, errors.Join(err, kept.Close())
+	}
+	return keys, keys, func() {
+		keys.Close()
+		if err := kept.Close(); err != nil {
+			log.Errorf("closing the store: %v", err)
+		}
+	}, nil
+}
+
+// way is how the root key is found at the start; nil where somebody else brings it.
+func (c *command) way(r policy.KeyFrom, own attester) (rootkey.Way, error) {
+	const step = "finding the root key"
+	switch {
+	case r.Sealed:
+		processor, ok := own.(rootkey.Processor)
+		if !ok {
+			return nil, attest.Errorf(attest.CodeConfig, step, "Take sealed out of broker.root_key.", "only an Occlum enclave seals")
+		}
+		return rootkey.Sealed{Processor: processor}, nil
+	case r.File != "":
+		if c.place.enclave {
+			return nil, attest.Errorf(attest.CodeConfig, step, "Write sealed: true, or let administrators unlock the broker.",
+				"in an enclave a key in a file would be the host's")
+		}
+		return rootkey.File{Path: r.File}, nil
+	}
+	return nil, nil
+}
+
+// unlocked waits until the keystore has its root key, from operators or from another replica.
+func (c *command) unlocked(ctx context.Context, keys *keystore.Keystore, first *begun, own attester, now func() time.Time,
+	log *logrus.Logger) error {
+	tick := time.NewTicker(unlockInterval)
+	defer tick.Stop()
+	for said := false; ; said = true {
+		_, err := keys.LogKey()
+		if err == nil {
+			return nil
+		}
+		if !said {
+			log.WithField("hint", attest.HintOf(err)).Warnf("locked, and nothing is released: %v", err)
+		}
+		if addresses := first.policy.Broker.RootKey.Replicas; len(addresses) > 0 && own != nil {
+			if err := c.askReplicas(ctx, keys, addresses, first.policy, own, now, log); err == nil {
+				log.Info("unlocked by another replica")
+				return nil
+			} else if !said {
+				log.Warnf("no replica has handed the root key over: %v", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// askReplicas gets the root key from a running broker that the policy knows as a replica, as that one's policy must know
+// this one.
+func (c *command) askReplicas(ctx context.Context, keys *keystore.Keystore, addresses []string, p *policy.Policy, own attester,
+	now func() time.Time, log *logrus.Logger) error {
+	trust, err := c.trust(p.Trust, now, log)
+	if err != nil {
+		return err
+	}
+	defer trust.Close()
+	client, err := grpcratls.New(grpcratls.Config{
+		Servers: addresses, Protocol: grpcratls.SessionV1, Attester: own, Verifier: trust.Verifier, Policy: p.Replicas(), Now: now,
+		Staple: func(collateral *dcap.Collateral) attest.Verifier {
+			stapled, err := broker.NewTrust(p.Trust, pccs.Stapled(collateral))
+			if err != nil {
+				return trust.Verifier
+			}
+			return stapled.Verifier
+		},
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	got, err := client.Fetch(ctx, []string{broker.RootKey})
+	if err != nil {
+		return err
+	}
+	return keys.UnlockWith(ctx, got[broker.RootKey])
+}
+
+// administer serves the admin channel until ctx ends. It returns a function that waits for its end.
+func (c *command) administer(ctx context.Context, settings policy.Admin, keys *keystore.Keystore, late *latePolicies,
+	identity broker.Identity, prove session.BrokerConfig, log *logrus.Logger) (wait func(), err error) {
+	if settings.Listen == "" {
+		return func() {}, nil
+	}
+	roots, err := settings.RootCertificates()
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeConfig, "reading broker.admin.roots", "", "%w", err)
+	}
+	options := admin.Options{Keystore: keys, Identity: identity, Session: prove, Roots: roots, Now: prove.Now, Logger: log}
+	if c.place.enclave { // elsewhere the policy is a file
+		options.Policies = late
+	}
+	server, err := admin.New(options)
+	if err != nil {
+		return nil, err
+	}
+	listener, err := listenOn(ctx, settings.Listen)
+	if err != nil {
+		return nil, err
+	}
+	log.Infof("administrators are served on %s", listener.Addr())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := server.Serve(ctx, listener); err != nil {
+			log.Errorf("serving administrators: %v", err)
+		}
+	}()
+	return func() { <-ended }, nil
+}
+
+// newest picks, of the policy that the broker starts with and those that were brought later, the one of the highest
+// version. All are the owner's word: the first is measured, a pushed one was authenticated by the store, a signed one is
+// by its key. Settings are always those of the first.
+func (c *command) newest(ctx context.Context, first *begun, keys *keystore.Keystore, log *logrus.Logger) error {
+	if !c.place.enclave {
+		return nil
+	}
+	consider := func(text []byte, from string) {
+		p, err := policy.Parse(text)
+		if err != nil {
+			log.Errorf("the policy of %s is not taken: %v", from, err)
+			return
+		}
+		if p.Version > first.policy.Version {
+			p.Broker = first.policy.Broker
+			first.policy, first.from = p, from
+		}
+	}
+	if keys != nil {
+		text, err := keys.Policy(ctx)
+		if err != nil {
+			return err
+		}
+		if text != nil {
+			consider(text, "the store")
+		}
+	}
+	if c.signedPolicy != "" {
+		key, err := policyKey(first.policy)
+		if err != nil {
+			return err
+		}
+		signed, err := readPolicyFile(c.signedPolicy)
+		if err == nil {
+			signed, err = broker.OpenSigned(signed, key)
+		}
+		if err != nil {
+			log.Errorf("no signed policy is taken: %v", err)
+			return nil
+		}
+		consider(signed, "key "+key.Name())
+	}
+	return nil
+}
+
+// fixedSecrets reads secret_config.json: of the option, or of the measured folder. It is nil where there is none.
+func (c *command) fixedSecrets() (map[string]attest.Secret, error) {
+	file := c.secretsFile
+	if c.place.enclave {
+		file = filepath.Join(c.folder, broker.SecretsFile)
+	}
+	if file == "" {
+		return nil, nil
+	}
+	content, err := readBounded(file, maxSecrets)
+	if c.place.enclave && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return broker.ParseSecrets(content)
+}
+
+const maxSecrets = 16 << 20 // bytes of the file
+
+// boundClock lets the clock know the newest moment in the release log.
+func boundClock(ctx context.Context, keys *keystore.Keystore, c *clock.Bounded) error {
+	last, err := keys.Last(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the log: %w", err)
+	}
+	c.AtLeast(last)
+	return nil
+}
