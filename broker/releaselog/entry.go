@@ -19,6 +19,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -90,9 +92,15 @@ type Claims struct {
 	MRTD       string   `json:"mr_td,omitempty"`
 	RTMR       []string `json:"rtmr,omitempty"`
 	TEETCBSVN  string   `json:"tee_tcb_svn,omitempty"`
-	Attributes string   `json:"attributes,omitempty"` // of either, as a number of 16 hexadecimal digits
+	Attributes string   `json:"attributes,omitempty"`  // of SGX and TDX, 16 hexadecimal digits
+	Measure    string   `json:"measurement,omitempty"` // of SEV-SNP, as the two that follow
+	HostData   string   `json:"host_data,omitempty"`
+	ChipID     string   `json:"chip_id,omitempty"`
+	AK         string   `json:"ak,omitempty"` // of a TPM, as the two that follow
+	EK         string   `json:"ek,omitempty"`
+	PCRs       []string `json:"pcrs,omitempty"` // "7=…", by index
 	Debug      bool     `json:"debug,omitempty"`
-	TCB        string   `json:"tcb"` // Intel's name of the status
+	TCB        string   `json:"tcb,omitempty"` // Intel's name of the status
 	Advisories []string `json:"advisories,omitempty"`
 	TCBDate    string   `json:"tcb_date,omitempty"`
 	Evaluation uint32   `json:"evaluation,omitempty"`
@@ -110,7 +118,10 @@ func Timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.
 
 // ClaimsOf takes what the log keeps from claims; nil where there are none.
 func ClaimsOf(c attest.Claims) *Claims {
-	out := &Claims{Type: string(c.Type), TCB: c.TCB.StatusName(), Evaluation: c.TCB.EvaluationNumber}
+	out := &Claims{Type: string(c.Type), Evaluation: c.TCB.EvaluationNumber}
+	if c.SGX != nil || c.TDX != nil {
+		out.TCB = c.TCB.StatusName()
+	}
 	switch {
 	case c.SGX != nil:
 		s := c.SGX
@@ -126,6 +137,16 @@ func ClaimsOf(c attest.Claims) *Claims {
 		out.Attributes, out.Debug = fmt.Sprintf("%016x", t.Attributes), t.Debug()
 		for _, r := range t.RTMR {
 			out.RTMR = append(out.RTMR, hex.EncodeToString(r[:]))
+		}
+	case c.SNP != nil:
+		s := c.SNP
+		out.Measure, out.HostData = hex.EncodeToString(s.Measurement[:]), hex.EncodeToString(s.HostData[:])
+		out.ChipID, out.Debug = hex.EncodeToString(s.ChipID[:]), s.Debug()
+	case c.TPM != nil:
+		out.AK, out.EK = hex.EncodeToString(c.TPM.AK[:]), hex.EncodeToString(c.TPM.EK[:])
+		for _, i := range slices.Sorted(maps.Keys(c.TPM.PCRs)) {
+			value := c.TPM.PCRs[i]
+			out.PCRs = append(out.PCRs, fmt.Sprintf("%d=%x", i, value))
 		}
 	default:
 		return nil

@@ -381,3 +381,26 @@ func FuzzOpenCheckpoint(f *testing.F) {
 		}
 	})
 }
+
+func TestClaimsOfEveryKindAreKept(t *testing.T) {
+	for want, c := range map[string]attest.Claims{
+		`"mr_enclave":"0700`:   {Type: attest.SGX, SGX: &attest.SGXClaims{MREnclave: [32]byte{7}}},
+		`"mr_td":"0700`:        {Type: attest.TDX, TDX: &attest.TDXClaims{MRTD: [48]byte{7}}},
+		`"measurement":"0700`:  {Type: attest.SNP, SNP: &attest.SNPClaims{Measurement: [48]byte{7}}},
+		`"pcrs":["4=00","7=07`: {Type: attest.TPM, TPM: &attest.TPMClaims{PCRs: map[int][32]byte{7: {7}, 4: {}}}},
+	} {
+		text, err := releaselog.Entry{Kind: releaselog.Release, Claims: releaselog.ClaimsOf(c)}.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := releaselog.Parse(text); err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(strings.ReplaceAll(string(text), strings.Repeat("0", 62)+`","7`, `","7`), want) {
+			t.Errorf("%s is not in %s", want, text)
+		}
+	}
+	if releaselog.ClaimsOf(attest.Claims{}) != nil {
+		t.Error("claims of nothing")
+	}
+}
