@@ -49,7 +49,7 @@ content, MAC or not.`,
 // starts when the heap has grown by its own size, and so waits for as much more garbage. Each 4 KiB of a volume have a
 // key of their own, and what the cipher prepares from it is garbage after one use: in the small heap of these commands
 // the collector would be as busy as the cipher.
-const garbageHeadroom = 16 << 20
+const garbageHeadroom = 8 << 20
 
 // volumeFlags say which volume the reading commands expect.
 type volumeFlags struct {

@@ -47,35 +47,40 @@ func (g *gcmCosts) add(m gcmCosts) {
 	g.openCached = g.openCached.plus(m.openCached)
 }
 
-func measureGCM(fsys fs.FS, files []file, cores int) (gcmCosts, error) {
-	var c gcmCosts
+func measureGCM(fsys fs.FS, files []file, cores int) (c gcmCosts, err error) {
 	g := newGCM(cores)
+	err = g.batches(fsys, files, func() error { c.add(g.measure(cores)); return nil })
+	return c, err
+}
+
+// batches makes the bytes of all files, batch after batch, into nodes and calls f for each batch.
+func (g *gcm) batches(fsys fs.FS, files []file, f func() error) error {
 	filled := 0
-	flush := func() {
-		g.makeNodes(filled)
-		c.add(g.measure(cores))
-		filled = 0
-	}
-	for _, f := range files {
-		in, err := fsys.Open(f.path)
+	for _, each := range files {
+		in, err := fsys.Open(each.path)
 		if err != nil {
-			return c, err
+			return err
 		}
-		for {
-			n, err := io.ReadFull(in, g.plain[filled:])
+		for err == nil {
+			var n int
+			n, err = io.ReadFull(in, g.plain[filled:])
 			filled += (n + nodeSize - 1) / nodeSize * nodeSize
-			if filled < len(g.plain) {
-				_ = in.Close()
-				if err != io.EOF && err != io.ErrUnexpectedEOF {
-					return c, err
+			if filled == len(g.plain) {
+				g.makeNodes(filled)
+				if err := f(); err != nil {
+					_ = in.Close()
+					return err
 				}
-				break
+				filled = 0
 			}
-			flush()
+		}
+		_ = in.Close()
+		if err != io.EOF && err != io.ErrUnexpectedEOF {
+			return err
 		}
 	}
-	flush()
-	return c, nil
+	g.makeNodes(filled)
+	return f()
 }
 
 type gcm struct {
@@ -143,8 +148,10 @@ func (g *gcm) run(goroutines int, node func(h hands, i int)) cost {
 	return c
 }
 
-func (g *gcm) aead(i int) cipher.AEAD {
-	block, err := aes.NewCipher(g.keys[i][:])
+func (g *gcm) aead(i int) cipher.AEAD { return newAEAD(&g.keys[i]) }
+
+func newAEAD(key *[16]byte) cipher.AEAD {
+	block, err := aes.NewCipher(key[:])
 	if err != nil {
 		panic(err) // the key has 16 bytes
 	}

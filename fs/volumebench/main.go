@@ -34,7 +34,7 @@ import (
 )
 
 // garbageHeadroom is that of the volume commands of sesame, so that what is measured is what they do.
-const garbageHeadroom = 16 << 20
+const garbageHeadroom = 8 << 20
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -60,7 +60,7 @@ func start(ctx context.Context, args []string) error {
 	}
 	flags := flag.NewFlagSet("volumebench", flag.ContinueOnError)
 	size := flags.String("size", "1GiB", "bytes in the tree, as 64MiB or 1GiB")
-	dir := flags.String("dir", "", "directory for three times the size (default: /dev/shm if that has room, or the temporary directory)")
+	dir := flags.String("dir", "", "directory for five times the size (default: /dev/shm if that has room, or the temporary directory)")
 	rounds := flags.Int("rounds", 3, "how often everything is measured; the best counts")
 	seed := flags.Uint64("seed", 1, "of the tree")
 	if err := flags.Parse(args); err != nil {
@@ -96,13 +96,13 @@ func parseSize(s string) (int64, error) {
 	return 0, fmt.Errorf("size %q does not end with MiB or GiB", s)
 }
 
-// workDirectory is the directory asked for, or a tmpfs with room for the tree, the volume and gocryptfs's copy, or
-// the system's temporary directory.
+// workDirectory is the directory asked for, or a tmpfs with room for the tree, the sealed file, the volume and two
+// copies, or the system's temporary directory.
 func workDirectory(asked string, size int64) string {
 	const memory = "/dev/shm"
 	var st unix.Statfs_t
 	if asked == "" && unix.Statfs(memory, &st) == nil && st.Type == unix.TMPFS_MAGIC &&
-		int64(st.Bavail)*st.Bsize > 4*size {
+		int64(st.Bavail)*st.Bsize > 6*size {
 		return memory
 	}
 	return asked
@@ -127,7 +127,9 @@ type bench struct {
 	mac                     sefs.MAC
 	haveGocryptfs           bool
 	gcm                     gcmCosts
+	sealed                  *sealedFile
 	plainRead, plainCopy    cost
+	sealedRead, sealedCores cost
 	create, gocryptfsCreate cost
 	readFS, readFSCores     cost
 	volume, null, gocryptfs readCosts
@@ -148,6 +150,10 @@ func (b *bench) run(ctx context.Context, rounds int) (err error) {
 	if b.tree, err = generate(b.path("tree"), b.size, b.seed); err != nil {
 		return fmt.Errorf("generating the tree: %w", err)
 	}
+	if b.sealed, err = makeSealedFile(b.path("sealed"), os.DirFS(b.tree.dir), b.tree.files()); err != nil {
+		return fmt.Errorf("sealing the tree: %w", err)
+	}
+	defer b.sealed.file.Close()
 	steps := []func(context.Context) error{
 		b.measureGCM, b.measurePlain, b.measureCreate, b.measureFS, b.measureNull, b.measureVolume,
 	}
@@ -174,7 +180,7 @@ func (b *bench) measureGCM(context.Context) error {
 	return err
 }
 
-// measurePlain reads the tree, and copies it, without a cipher.
+// measurePlain reads the tree, and copies it, without a cipher; and reads it from one sealed file.
 func (b *bench) measurePlain(context.Context) error {
 	tree := os.DirFS(b.tree.dir)
 	read, err := measure(0, func() error { return readAll(tree, b.tree.files(), make([]byte, 1<<20)) })
@@ -182,6 +188,16 @@ func (b *bench) measurePlain(context.Context) error {
 		return err
 	}
 	b.plainRead.best(read)
+	for _, m := range []struct {
+		cores int
+		kept  *cost
+	}{{1, &b.sealedRead}, {b.cores, &b.sealedCores}} {
+		c, err := measure(0, func() error { return b.sealed.read(m.cores) })
+		if err != nil {
+			return err
+		}
+		m.kept.best(c)
+	}
 	copied, err := measure(0, func() error {
 		return copyAll(b.path("copy"), tree, b.tree.files(), make([]byte, 1<<20))
 	})
