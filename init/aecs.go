@@ -15,8 +15,9 @@ import (
 // newAECS makes the client of a KubeTEE AECS.
 func newAECS(c *config.AECS, attester attest.Attester, t *trust, log *logrus.Logger) (backend.Backend, error) {
 	settings := aecs.Config{
-		Servers: c.Servers, Generation: aecs.Generation(c.Generation), AllowDowngrade: c.AllowDowngrade, Plaintext: c.Plaintext,
-		Service: c.Service, Secrets: c.Places(), Attester: attester, UserData: c.UserData,
+		Servers: c.Servers, Generation: aecs.Generation(c.Generation), AllowDowngrade: c.AllowDowngrade,
+		Plaintext: c.Plaintext,
+		Service:   c.Service, Secrets: c.Places(), Attester: attester, UserData: c.UserData,
 		Collateral: t.source, Verifier: t.verifier(t.source), Staple: t.staple,
 		Policy: c.ServerPolicy, NoServerEvidence: c.ServerEvidence == "none",
 		Now: t.now, Logger: log,

@@ -52,8 +52,8 @@ type AECSSecret struct {
 	Encode string `json:"encode,omitempty"`
 }
 
-// AECSTLS are files in the initfs, in PEM. The AECS demands a certificate of its clients, but derives no right from it; its
-// key in the initfs is no secret.
+// AECSTLS are files in the initfs, in PEM. The AECS demands a certificate of its clients, but derives no right from
+// it; its key in the initfs is no secret.
 type AECSTLS struct {
 	CA          string `json:"ca"`
 	Certificate string `json:"certificate,omitempty"`
@@ -88,7 +88,8 @@ func (c *Config) completeAECS(bad func(key, text, write string)) {
 	switch aecs.Generation(a.Generation) {
 	case aecs.GenerationA, aecs.GenerationB:
 		if a.AllowDowngrade {
-			bad("aecs.allow_downgrade", fmt.Sprintf("generation %q has nothing to fall from", a.Generation), `generation "auto", or false`)
+			bad("aecs.allow_downgrade", fmt.Sprintf("generation %q has nothing to fall from", a.Generation),
+				`generation "auto", or false`)
 		}
 	case aecs.Auto:
 	case "":
@@ -151,22 +152,26 @@ func (c *Config) completeAECSServer(bad func(key, text, write string)) {
 	case t != nil && a.Plaintext:
 		bad("aecs.plaintext", "stands beside tls", "one of them")
 	case t != nil && !cleanAbsolute(t.CA):
-		bad("aecs.tls.ca", fmt.Sprintf("%q is not an absolute path", t.CA), "the PEM file in the initfs with the authority of the server's certificate")
+		bad("aecs.tls.ca", fmt.Sprintf("%q is not an absolute path", t.CA),
+			"the PEM file in the initfs with the authority of the server's certificate")
 	case t != nil && (t.Certificate == "") != (t.Key == ""):
 		bad("aecs.tls", "has only one of certificate and key", "both, or none where the server demands none")
 	}
 	if a.ServerKey != nil && len(a.ServerKey) != 32 {
-		bad("aecs.server_key", fmt.Sprintf("has %d bytes", len(a.ServerKey)), "64 hexadecimal digits, the identity_hash of aecsadmin status")
+		bad("aecs.server_key", fmt.Sprintf("has %d bytes", len(a.ServerKey)),
+			"64 hexadecimal digits, the identity_hash of aecsadmin status")
 	}
 	switch {
 	case a.ServerEvidence == "none" && a.ServerPolicy != nil:
 		bad("aecs.server_policy", "has nothing to judge where server_evidence is \"none\"", "one of them")
 	case a.ServerEvidence == "none" && a.ServerKey == nil:
-		bad("aecs.server_key", "is missing: a server without evidence must be known by its key", "64 hexadecimal digits, the identity_hash of aecsadmin status")
+		bad("aecs.server_key", "is missing: a server without evidence must be known by its key",
+			"64 hexadecimal digits, the identity_hash of aecsadmin status")
 	case a.ServerEvidence != "" && a.ServerEvidence != "none":
 		bad("aecs.server_evidence", fmt.Sprintf("%q is unknown", a.ServerEvidence), `"none", or nothing`)
 	case a.ServerEvidence == "" && a.ServerPolicy == nil && !c.Legacy:
-		bad("aecs.server_policy", "is missing: nobody would know what the server is", `{"sgx": [{"mr_signer": …, "product_id": …, "min_svn": …}]}`)
+		bad("aecs.server_policy", "is missing: nobody would know what the server is",
+			`{"sgx": [{"mr_signer": …, "product_id": …, "min_svn": …}]}`)
 	case a.ServerPolicy != nil && !c.Legacy:
 		if err := a.ServerPolicy.Validate(); err != nil {
 			bad("aecs.server_policy", err.Error(), attest.HintOf(err))
@@ -179,7 +184,8 @@ func (a *AECS) remarks() []string {
 	var lines []string
 	switch {
 	case a.Generation == string(aecs.GenerationA):
-		lines = append(lines, "AECS of generation a: answers are not bound to their requests, only the hash of a secret is signed")
+		lines = append(lines, "AECS of generation a: answers are not bound to their requests, "+
+			"only the hash of a secret is signed")
 	case a.AllowDowngrade:
 		lines = append(lines, "AECS of either generation: whoever is on the way can force generation a, which protects less")
 	}

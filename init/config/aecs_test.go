@@ -22,7 +22,8 @@ const oursAECS = `{
   "server_policy": {"sgx": [{"mr_signer": "` + signer + `", "product_id": 100, "min_svn": 3}]}
  },
  "root": {"key": "image_key", "upper": "temporary"},
- "volumes": [{"source": "./model", "target": "/models/resnet", "key": "model_key", "mac": "00-11-22-33-44-55-66-77-88-99-aa-bb-cc-dd-ee-ff"}],
+ "volumes": [{"source": "./model", "target": "/models/resnet", "key": "model_key",
+	"mac": "00-11-22-33-44-55-66-77-88-99-aa-bb-cc-dd-ee-ff"}],
  "collateral": {"pccs_url": "https://pccs:8081/sgx/certification/v3/"}
 }`
 
@@ -54,7 +55,8 @@ func TestReadsBothShapesOfAECS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := own.AECS.Places()["model_key"], (aecs.Secret{Service: "models", Name: "resnet", Type: "IMPORT_DATA", Base64: true}); got != want {
+	if got, want := own.AECS.Places()["model_key"], (aecs.Secret{Service: "models", Name: "resnet", Type: "IMPORT_DATA",
+		Base64: true}); got != want {
 		t.Errorf("the model key stands at %+v", got)
 	}
 	old, err := config.Parse([]byte(occlumAECS))
@@ -80,11 +82,13 @@ func TestReadsBothShapesOfAECS(t *testing.T) {
 		places[names[2]] != (aecs.Secret{Service: "service2", Name: "demo_key", Base64: true}) {
 		t.Errorf("secrets stand at %+v", places)
 	}
-	if remarks := strings.Join(old.Remarks(), "\n"); !strings.Contains(remarks, "ua_ias_url is not used") || !strings.Contains(remarks, "without TLS") ||
+	if remarks := strings.Join(old.Remarks(), "\n"); !strings.Contains(remarks, "ua_ias_url is not used") ||
+		!strings.Contains(remarks, "without TLS") ||
 		!strings.Contains(remarks, "generation a") || strings.Contains(remarks, "legacy wire") {
 		t.Errorf("remarks are %s", remarks)
 	}
-	server := attest.Claims{Type: attest.SGX, SGX: &attest.SGXClaims{MRSigner: [32]byte(bytes.Repeat([]byte{0xbb}, 32)), ProductID: 100, SVN: 4}}
+	server := attest.Claims{Type: attest.SGX, SGX: &attest.SGXClaims{MRSigner: [32]byte(bytes.Repeat([]byte{0xbb}, 32)),
+		ProductID: 100, SVN: 4}}
 	debug := server
 	debug.SGX = &attest.SGXClaims{MRSigner: server.SGX.MRSigner, ProductID: 100, SVN: 4, Attributes: attest.AttributeDebug}
 	for name, c := range map[string]*config.Config{"own": own, "Occlum's": old} {
@@ -103,7 +107,8 @@ func TestOcclumsTemplateIsRefusedForWhatItLeavesOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = config.Parse(text)
-	for _, want := range []string{"ra_config.ua_policy_hex_signer: is missing", "ua_policy_hex_prod_id", "ua_policy_str_min_isvsvn",
+	for _, want := range []string{"ra_config.ua_policy_hex_signer: is missing", "ua_policy_hex_prod_id",
+		"ua_policy_str_min_isvsvn",
 		"ua_policy_bool_debug_disabled", "aecs.tls: is missing", "collateral.pccs_url", "kms_keys[0].path"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not name %s", err, want)
@@ -116,12 +121,13 @@ func TestOcclumsTemplateIsRefusedForWhatItLeavesOpen(t *testing.T) {
 
 func TestRefusesAECSConfigsWithTheKeyAndWhatToWrite(t *testing.T) {
 	for name, c := range map[string]struct{ text, from, to, says string }{
-		"no block":                  {ours, `"grpc-ratls"`, `"aecs"`, "aecs: is missing"},
-		"unknown key":               {oursAECS, `"user_data"`, `"userdata"`, "aecs.userdata: is not a known key"},
-		"unknown key of a secret":   {oursAECS, `"type"`, `"kind"`, "aecs.secrets.model_key.kind: is not a known key"},
-		"no servers":                {oursAECS, `["aecs:19527"]`, `[]`, "aecs.servers"},
-		"a URL for a server":        {oursAECS, `"aecs:19527"`, `"http://aecs:19527"`, "aecs.servers[0]"},
-		"no generation":             {oursAECS, `"generation": "auto", "allow_downgrade": true,`, ``, "aecs.generation: is missing"},
+		"no block":                {ours, `"grpc-ratls"`, `"aecs"`, "aecs: is missing"},
+		"unknown key":             {oursAECS, `"user_data"`, `"userdata"`, "aecs.userdata: is not a known key"},
+		"unknown key of a secret": {oursAECS, `"type"`, `"kind"`, "aecs.secrets.model_key.kind: is not a known key"},
+		"no servers":              {oursAECS, `["aecs:19527"]`, `[]`, "aecs.servers"},
+		"a URL for a server":      {oursAECS, `"aecs:19527"`, `"http://aecs:19527"`, "aecs.servers[0]"},
+		"no generation": {oursAECS, `"generation": "auto", "allow_downgrade": true,`, ``,
+			"aecs.generation: is missing"},
 		"unknown generation":        {oursAECS, `"auto"`, `"v2.0"`, "aecs.generation"},
 		"downgrade from a":          {oursAECS, `"auto"`, `"a"`, "aecs.allow_downgrade"},
 		"no service":                {oursAECS, `"service": "service1",`, ``, "aecs.service: is missing"},
@@ -143,30 +149,43 @@ func TestRefusesAECSConfigsWithTheKeyAndWhatToWrite(t *testing.T) {
 		"unknown evidence": {oursAECS, `"user_data"`, `"server_evidence": "some", "user_data"`, "aecs.server_evidence"},
 		"no PCCS":          {oursAECS, `"pccs_url": "https://pccs:8081/sgx/certification/v3/"`, ``, "collateral.pccs_url"},
 
-		"evidence of a TPM": {oursAECS, `"backend"`, `"platform": "linux", "attester": "tpm", "backend"`, "takes no evidence of"},
-		"TDX to a":          {strings.Replace(oursAECS, `"auto", "allow_downgrade": true`, `"a"`, 1), `"backend"`, `"platform": "linux", "attester": "tdx", "backend"`, "know no TDX"},
+		"evidence of a TPM": {oursAECS, `"backend"`, `"platform": "linux", "attester": "tpm", "backend"`,
+			"takes no evidence of"},
+		"TDX to a": {strings.Replace(oursAECS, `"auto", "allow_downgrade": true`, `"a"`, 1), `"backend"`,
+			`"platform": "linux", "attester": "tdx", "backend"`, "know no TDX"},
 
-		"Occlum's, no server":          {occlumAECS, `"localhost:19527"`, `""`, "kms_server"},
-		"Occlum's, unknown key":        {occlumAECS, `"ua_policy_hex_spid"`, `"ua_policy_hex_spd"`, "is not a known key"},
-		"Occlum's, no word about TLS":  {occlumAECS, `{"plaintext": true}`, `{}`, "aecs.tls: is missing"},
-		"Occlum's, servers twice":      {occlumAECS, `{"plaintext": true}`, `{"plaintext": true, "servers": ["x:1"]}`, "aecs.servers"},
-		"Occlum's, no signer":          {occlumAECS, `"ua_policy_hex_signer": "` + signer + `"`, `"ua_policy_hex_signer": ""`, "ra_config.ua_policy_hex_signer: is missing"},
-		"Occlum's, short signer":       {occlumAECS, `"ua_policy_hex_signer": "bb`, `"ua_policy_hex_signer": "`, "64 hexadecimal digits"},
-		"Occlum's, public signer":      {occlumAECS, `"ua_policy_hex_signer": "` + signer, `"ua_policy_hex_signer": "83d719e77deaca1470f6baf62a4d774303c899db69020f9c70ee1dfc08c7ce9e`, "Occlum's default signer"},
-		"Occlum's, prod id":            {occlumAECS, `"100"`, `"0x64"`, "ua_policy_hex_prod_id"},
-		"Occlum's, debug allowed":      {occlumAECS, `"ua_policy_bool_debug_disabled": "true"`, `"ua_policy_bool_debug_disabled": "false"`, "ua_policy_bool_debug_disabled"},
-		"Occlum's, debug TRUE":         {occlumAECS, `"ua_policy_bool_debug_disabled": "true"`, `"ua_policy_bool_debug_disabled": "TRUE"`, "ua_policy_bool_debug_disabled"},
-		"Occlum's, TDX":                {occlumAECS, `"SGX_DCAP"`, `"TDX"`, "ua_policy_str_tee_platform"},
-		"Occlum's, a library":          {occlumAECS, `"ua_dcap_lib_path": ""`, `"ua_dcap_lib_path": "/lib/x.so"`, "names a library"},
-		"Occlum's, SPID":               {occlumAECS, `"ua_policy_hex_spid": ""`, `"ua_policy_hex_spid": "00"`, "EPID"},
-		"Occlum's, central service":    {occlumAECS, `"ua_uas_url": ""`, `"ua_uas_url": "https://x"`, "Ant's central"},
-		"Occlum's, a platform version": {occlumAECS, `"ua_policy_hex_platform_hw_version": ""`, `"ua_policy_hex_platform_hw_version": "1"`, "nothing that an SGX quote"},
-		"Occlum's, nonce":              {occlumAECS, `"ua_policy_hex_nonce": ""`, `"ua_policy_hex_nonce": "1"`, "at random"},
-		"Occlum's, key":                {occlumAECS, `"ua_policy_hex_hash_or_pem_pubkey": ""`, `"ua_policy_hex_hash_or_pem_pubkey": "zz"`, "neither a hash nor PEM"},
-		"Occlum's, encoding":           {occlumAECS, `"base64"`, `"hex"`, "not an encoding"},
-		"Occlum's, no service":         {occlumAECS, `"service": "service"`, `"service": ""`, "kms_keys[0].service"},
-		"Occlum's, two PCCS":           {occlumAECS, `"ua_env_pccs_url": ""`, `"ua_env_pccs_url": "https://other/sgx/certification/v3/"`, "another address"},
-		"Occlum's, two policies":       {occlumAECS, `{"plaintext": true}`, `{"plaintext": true, "server_policy": {"sgx": []}}`, "one of them"},
+		"Occlum's, no server":         {occlumAECS, `"localhost:19527"`, `""`, "kms_server"},
+		"Occlum's, unknown key":       {occlumAECS, `"ua_policy_hex_spid"`, `"ua_policy_hex_spd"`, "is not a known key"},
+		"Occlum's, no word about TLS": {occlumAECS, `{"plaintext": true}`, `{}`, "aecs.tls: is missing"},
+		"Occlum's, servers twice": {occlumAECS, `{"plaintext": true}`, `{"plaintext": true, "servers": ["x:1"]}`,
+			"aecs.servers"},
+		"Occlum's, no signer": {occlumAECS, `"ua_policy_hex_signer": "` + signer + `"`, `"ua_policy_hex_signer": ""`,
+			"ra_config.ua_policy_hex_signer: is missing"},
+		"Occlum's, short signer": {occlumAECS, `"ua_policy_hex_signer": "bb`, `"ua_policy_hex_signer": "`,
+			"64 hexadecimal digits"},
+		"Occlum's, public signer": {occlumAECS, `"ua_policy_hex_signer": "` + signer,
+			`"ua_policy_hex_signer": "83d719e77deaca1470f6baf62a4d774303c899db69020f9c70ee1dfc08c7ce9e`, "Occlum's default signer"},
+		"Occlum's, prod id": {occlumAECS, `"100"`, `"0x64"`, "ua_policy_hex_prod_id"},
+		"Occlum's, debug allowed": {occlumAECS, `"ua_policy_bool_debug_disabled": "true"`,
+			`"ua_policy_bool_debug_disabled": "false"`, "ua_policy_bool_debug_disabled"},
+		"Occlum's, debug TRUE": {occlumAECS, `"ua_policy_bool_debug_disabled": "true"`,
+			`"ua_policy_bool_debug_disabled": "TRUE"`, "ua_policy_bool_debug_disabled"},
+		"Occlum's, TDX": {occlumAECS, `"SGX_DCAP"`, `"TDX"`, "ua_policy_str_tee_platform"},
+		"Occlum's, a library": {occlumAECS, `"ua_dcap_lib_path": ""`, `"ua_dcap_lib_path": "/lib/x.so"`,
+			"names a library"},
+		"Occlum's, SPID":            {occlumAECS, `"ua_policy_hex_spid": ""`, `"ua_policy_hex_spid": "00"`, "EPID"},
+		"Occlum's, central service": {occlumAECS, `"ua_uas_url": ""`, `"ua_uas_url": "https://x"`, "Ant's central"},
+		"Occlum's, a platform version": {occlumAECS, `"ua_policy_hex_platform_hw_version": ""`,
+			`"ua_policy_hex_platform_hw_version": "1"`, "nothing that an SGX quote"},
+		"Occlum's, nonce": {occlumAECS, `"ua_policy_hex_nonce": ""`, `"ua_policy_hex_nonce": "1"`, "at random"},
+		"Occlum's, key": {occlumAECS, `"ua_policy_hex_hash_or_pem_pubkey": ""`,
+			`"ua_policy_hex_hash_or_pem_pubkey": "zz"`, "neither a hash nor PEM"},
+		"Occlum's, encoding":   {occlumAECS, `"base64"`, `"hex"`, "not an encoding"},
+		"Occlum's, no service": {occlumAECS, `"service": "service"`, `"service": ""`, "kms_keys[0].service"},
+		"Occlum's, two PCCS": {occlumAECS, `"ua_env_pccs_url": ""`,
+			`"ua_env_pccs_url": "https://other/sgx/certification/v3/"`, "another address"},
+		"Occlum's, two policies": {occlumAECS, `{"plaintext": true}`,
+			`{"plaintext": true, "server_policy": {"sgx": []}}`, "one of them"},
 	} {
 		text := strings.Replace(c.text, c.from, c.to, 1)
 		if text == c.text {
@@ -190,16 +209,20 @@ func TestTheServersKeyInOcclumsShapeCounts(t *testing.T) {
 }
 
 func TestTheBlockMaySayWhatOcclumsShapeCannot(t *testing.T) {
-	empty := strings.NewReplacer(`"ua_policy_hex_signer": "`+signer+`"`, `"ua_policy_hex_signer": ""`, `"100"`, `""`, `"3"`, `""`,
+	empty := strings.NewReplacer(`"ua_policy_hex_signer": "`+signer+`"`, `"ua_policy_hex_signer": ""`, `"100"`, `""`,
+		`"3"`, `""`,
 		`"true"`, `""`, `"SGX_DCAP"`, `""`).Replace(occlumAECS)
 	policy := `"server_policy": {"sgx": [{"mr_enclave": "` + signer + `"}], "tcb": {"accept": ["UpToDate", "SWHardeningNeeded"]}}`
-	c, err := config.Parse([]byte(strings.Replace(empty, `"plaintext": true`, `"plaintext": true, "generation": "b", `+policy, 1)))
+	c, err := config.Parse([]byte(strings.Replace(empty, `"plaintext": true`,
+		`"plaintext": true, "generation": "b", `+policy, 1)))
 	if err != nil || c.AECS.Generation != "b" || len(c.AECS.ServerPolicy.TCB.Accept) != 2 {
 		t.Errorf("a policy: %v", err)
 	}
 	pinned := strings.Replace(empty, `pem_pubkey": "`, `pem_pubkey": "`+signer, 1)
-	c, err = config.Parse([]byte(strings.Replace(pinned, `"plaintext": true`, `"plaintext": true, "server_evidence": "none"`, 1)))
-	if err != nil || c.AECS.ServerPolicy != nil || !strings.Contains(strings.Join(c.Remarks(), "\n"), "known by its key alone") {
+	c, err = config.Parse([]byte(strings.Replace(pinned, `"plaintext": true`,
+		`"plaintext": true, "server_evidence": "none"`, 1)))
+	if err != nil || c.AECS.ServerPolicy != nil || !strings.Contains(strings.Join(c.Remarks(), "\n"),
+		"known by its key alone") {
 		t.Errorf("no evidence: %v", err)
 	}
 }

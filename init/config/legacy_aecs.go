@@ -15,9 +15,9 @@ import (
 	"github.com/sesame-init/sesame/attest/policy"
 )
 
-// legacyAECS is init_ra_conf.json as Occlum's AECS init reads it, and Sesame's own blocks that may stand beside its four
-// keys. The block aecs says there what the shape has no word for: tls or plaintext, generation, and where keys of volumes
-// stand.
+// legacyAECS is init_ra_conf.json as Occlum's AECS init reads it, and Sesame's own blocks that may stand beside its
+// four keys. The block aecs says there what the shape has no word for: tls or plaintext, generation, and where keys
+// of volumes stand.
 type legacyAECS struct {
 	Server string          `json:"kms_server"`
 	Keys   []legacyAECSKey `json:"kms_keys"`
@@ -89,7 +89,8 @@ func parseLegacyAECS(text []byte) (*Config, Problems) {
 	var ps Problems
 	bad := func(key, text, write string) { ps = append(ps, Problem{key, text, write}) }
 	a := &l.AECS
-	for key, set := range map[string]bool{"servers": a.Servers != nil, "service": a.Service != "", "server_key": a.ServerKey != nil} {
+	for key, set := range map[string]bool{"servers": a.Servers != nil, "service": a.Service != "",
+		"server_key": a.ServerKey != nil} {
 		if set {
 			bad("aecs."+key, "stands in Occlum's keys in this shape", "nothing here")
 		}
@@ -148,7 +149,8 @@ func (l *legacyAECS) secrets(bad func(key, text, write string)) []SecretFile {
 
 // collateral honours the three places in which the address of the PCCS may stand.
 func (l *legacyAECS) collateral(c *Collateral, bad func(key, text, write string)) {
-	for _, u := range []struct{ key, url string }{{"ua_env_pccs_url", l.PCCS}, {"ra_config.ua_dcap_pccs_url", l.Peer.DCAPPCCS}} {
+	for _, u := range []struct{ key, url string }{{"ua_env_pccs_url", l.PCCS}, {"ra_config.ua_dcap_pccs_url",
+		l.Peer.DCAPPCCS}} {
 		switch {
 		case u.url == "":
 		case c.PCCSURL == "":
@@ -170,7 +172,8 @@ func (u *legacyUA) settings(a *AECS, bad func(key, text, write string)) (remarks
 			bad("ra_config."+key, why, `""`)
 		}
 	}
-	const epid, uas = "belongs to EPID, whose attestation service has ended", "belongs to Ant's central attestation service, which is not supported"
+	const epid = "belongs to EPID, whose attestation service has ended"
+	const uas = "belongs to Ant's central attestation service, which is not supported"
 	const none = "is nothing that an SGX quote of a server says"
 	refuse(u.IASSPID, "ua_ias_spid", epid)
 	refuse(u.IASAPKKey, "ua_ias_apk_key", epid)
@@ -250,7 +253,8 @@ func (u *legacyUA) policy(bad func(key, text, write string)) *policy.Policy {
 	switch u.DebugDisabled {
 	case "true", "1":
 	default:
-		bad("ra_config.ua_policy_bool_debug_disabled", fmt.Sprintf("is %.20q: the host reads the memory of a debug server", u.DebugDisabled), `"true"`)
+		bad("ra_config.ua_policy_bool_debug_disabled", fmt.Sprintf("is %.20q: the host reads the memory of a debug server",
+			u.DebugDisabled), `"true"`)
 	}
 	p := &policy.Policy{SGX: []policy.SGX{s}}
 	named := true
@@ -259,7 +263,8 @@ func (u *legacyUA) policy(bad func(key, text, write string)) *policy.Policy {
 			"ua_policy_str_min_isvsvn": u.MinSVN} {
 			if text == "" {
 				named = false
-				bad("ra_config."+key, "is missing: nobody would know what the server is", "it, or ua_policy_hex_ta_measurement alone")
+				bad("ra_config."+key, "is missing: nobody would know what the server is",
+					"it, or ua_policy_hex_ta_measurement alone")
 			}
 		}
 	}
@@ -280,7 +285,8 @@ func (u *legacyUA) serverKey(bad func(key, text, write string)) policy.Hex {
 	}
 	b, err := hex.DecodeString(u.Key)
 	if err != nil || len(b) != sha256.Size {
-		bad("ra_config.ua_policy_hex_hash_or_pem_pubkey", "is neither a hash nor PEM", "64 hexadecimal digits, or the server's key in PEM")
+		bad("ra_config.ua_policy_hex_hash_or_pem_pubkey", "is neither a hash nor PEM",
+			"64 hexadecimal digits, or the server's key in PEM")
 		return nil
 	}
 	return b

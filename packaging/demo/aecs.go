@@ -94,8 +94,9 @@ func (a *aecs) block() (string, any, error) {
 func (a *aecs) occlumShape() (map[string]any, error) {
 	signer, err := signerOf(a.demo.path("broker.pem"))
 	return map[string]any{
-		"kms_server":      a.address,
-		"kms_keys":        []any{map[string]any{"key": "ssl_config", "path": "/etc/tf_ssl.cfg", "service": aecstest.DemoService}},
+		"kms_server": a.address,
+		"kms_keys": []any{map[string]any{"key": "ssl_config", "path": "/etc/tf_ssl.cfg",
+			"service": aecstest.DemoService}},
 		"ua_env_pccs_url": a.demo.pccs,
 		"ra_config": map[string]any{
 			"ua_policy_str_tee_platform": wire.PlatformDCAP, "ua_policy_hex_signer": strings.ToUpper(signer),
@@ -158,9 +159,10 @@ func (a *aecs) secrets() ([]*wire.EnclaveSecret, error) {
 		if err != nil {
 			return nil, err
 		}
-		secrets = append(secrets, aecstest.Secret(aecstest.DemoService, name, string(text), &wire.UnifiedAttestationAttributes{
-			StrTeePlatform: wire.PlatformDCAP, HexTaMeasurement: strings.ToUpper(a.measurement), BoolDebugDisabled: "true",
-		}))
+		secrets = append(secrets, aecstest.Secret(aecstest.DemoService, name, string(text),
+			&wire.UnifiedAttestationAttributes{
+				StrTeePlatform: wire.PlatformDCAP, HexTaMeasurement: strings.ToUpper(a.measurement), BoolDebugDisabled: "true",
+			}))
 	}
 	return secrets, nil
 }
@@ -194,7 +196,8 @@ func (a *aecs) serve(server *aecstest.Server) error {
 }
 
 // remember keeps what the server has refused.
-func (a *aecs) remember(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+func (a *aecs) remember(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any,
+	error) {
 	answer, err := handle(ctx, request)
 	if err != nil {
 		select {

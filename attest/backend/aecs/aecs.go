@@ -2,36 +2,37 @@
 //
 // Two incompatible generations of the protocol are deployed, and both call themselves v2.0. The config names one:
 //
-//   - [GenerationA] (2023-02 to 2023-11, the tag v2.0.0, and what Occlum ships a client for): kubetee.Aecs/GetEnclaveSecret.
-//     The request is not signed. The answer is an envelope around the bare secret, whose additional data is our nonce.
+//   - [GenerationA] (2023-02 to 2023-11, the tag v2.0.0, and what Occlum ships a client for):
+//     kubetee.Aecs/GetEnclaveSecret. The request is not signed. The answer is an envelope around the bare secret,
+//     whose additional data is our nonce.
 //   - [GenerationB] (since 2023-11-29): kubetee.Aecs/TaRemoteCall. Request and answer are signed JSON, the answer
 //     repeats the nonce, and the envelope holds the secret with its names, type and policy.
-//   - [Auto] asks as B does and, where the server answers UNIMPLEMENTED and the config allows it, as A does. Whoever is on a
-//     way without TLS can give that answer, so this is a downgrade that the host can force.
+//   - [Auto] asks as B does and, where the server answers UNIMPLEMENTED and the config allows it, as A does. Whoever
+//     is on a way without TLS can give that answer, so this is a downgrade that the host can force.
 //
 // # Promises
 //
-// One Fetch makes one RSA key, one quote that binds it and, unless there is no collateral, a passport; then it makes one
-// call per secret over one connection. Of every answer, before a byte of a secret counts:
+// One Fetch makes one RSA key, one quote that binds it and, unless there is no collateral, a passport; then it makes
+// one call per secret over one connection. Of every answer, before a byte of a secret counts:
 //
-//   - the server's report is read (package uar), its quote verified, appraised by the server policy, and the binding of
-//     the server's key to it checked; the key is compared with the pinned one where one is pinned;
+//   - the server's report is read (package uar), its quote verified, appraised by the server policy, and the binding
+//     of the server's key to it checked; the key is compared with the pinned one where one is pinned;
 //   - the answer to a fresh 32-byte nonce is wanted, which generation B signs and generation A authenticates;
 //   - the envelope opens with our key, hashes to what it says and is signed by the server's key (package envelope);
 //   - in B both names, and the type where the config names one, are those that were asked for.
 //
 // Occlum's own client checks none of this: it passes no policy and no nonce.
 //
-// Several servers are tried in order, again and again with growing, jittered pauses, until the context ends or no server
-// can be expected to change its mind. Addresses may come from the host.
+// Several servers are tried in order, again and again with growing, jittered pauses, until the context ends or no
+// server can be expected to change its mind. Addresses may come from the host.
 //
 // # Limits
 //
-// The server's quote is not fresh: it binds the server's long-lived key, which several servers share. Fresh is only the
-// proof that the server has the key, and that in B only. In A whoever is on the way, without TLS, can answer with a
-// secret that the server once sent them, in an envelope of their own: signed is no more than the secret's hash. So use TLS, or
-// B, or a secret whose use proves it (the key of a volume that has a MAC). In both generations the hash of a secret
-// travels in the clear, so a secret must not be guessable.
+// The server's quote is not fresh: it binds the server's long-lived key, which several servers share. Fresh is only
+// the proof that the server has the key, and that in B only. In A whoever is on the way, without TLS, can answer with
+// a secret that the server once sent them, in an envelope of their own: signed is no more than the secret's hash. So
+// use TLS, or B, or a secret whose use proves it (the key of a volume that has a MAC). In both generations the hash
+// of a secret travels in the clear, so a secret must not be guessable.
 //
 // In B the secret passes a JSON parser, whose copies cannot be wiped.
 //
@@ -102,7 +103,8 @@ func (s Secret) Check() error {
 	const step = "checking a secret's place"
 	for _, n := range []string{s.Service, s.Name} {
 		if n != "" && !nameForm.MatchString(n) {
-			return attest.Errorf(attest.CodeConfig, step, "letters, digits, dot, dash, underscore", "%.40q is not a name in an AECS", n)
+			return attest.Errorf(attest.CodeConfig, step, "letters, digits, dot, dash, underscore",
+				"%.40q is not a name in an AECS", n)
 		}
 	}
 	if _, ok := wire.EnclaveSecretType_value[typePrefix+s.Type]; s.Type != "" && !ok {
@@ -178,7 +180,8 @@ func New(c Config) (*Client, error) {
 	case c.Generation != GenerationA && c.Generation != GenerationB && c.Generation != Auto:
 		return fail(`Write "a", "b" or "auto".`, "generation %q is unknown", c.Generation)
 	case c.AllowDowngrade && c.Generation != Auto:
-		return fail(`Write generation "auto", or leave the downgrade out.`, "generation %q has nothing to fall from", c.Generation)
+		return fail(`Write generation "auto", or leave the downgrade out.`, "generation %q has nothing to fall from",
+			c.Generation)
 	case (c.TLS == nil) == !c.Plaintext:
 		return fail("Say how the connection is secured: by TLS, or, knowing what that means, not at all.",
 			"exactly one of TLS and plaintext is needed")
@@ -279,7 +282,8 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 
 func (c *Client) wanted(names []string) ([]wanted, error) {
 	if len(names) > maxNames {
-		return nil, attest.Errorf(attest.CodeSecret, stepFetch, "", "%d names, at most %d are asked for", len(names), maxNames)
+		return nil, attest.Errorf(attest.CodeSecret, stepFetch, "", "%d names, at most %d are asked for", len(names),
+			maxNames)
 	}
 	wants := make([]wanted, 0, len(names))
 	for i, name := range names {
@@ -302,7 +306,8 @@ func (c *Client) wanted(names []string) ([]wanted, error) {
 
 // round tries every server once. It returns the first error that no other try can change, if all servers gave one, else
 // says that another round may help, and returns the error to report if there is none.
-func (c *Client) round(ctx context.Context, self *identity, wants []wanted) (secrets map[string]attest.Secret, again bool, err error) {
+func (c *Client) round(ctx context.Context, self *identity, wants []wanted) (
+	secrets map[string]attest.Secret, again bool, err error) {
 	var refused, missed error
 	for _, server := range c.config.Servers {
 		secrets, err := c.try(ctx, server, self, wants)
@@ -351,7 +356,8 @@ func wait(ctx context.Context, pause time.Duration) error {
 }
 
 // try fetches all secrets from one server over one connection.
-func (c *Client) try(ctx context.Context, server string, self *identity, wants []wanted) (_ map[string]attest.Secret, err error) {
+func (c *Client) try(ctx context.Context, server string, self *identity, wants []wanted) (
+	_ map[string]attest.Secret, err error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	link, err := c.connect(server)

@@ -3,10 +3,13 @@ package aecs_test
 import (
 	"bytes"
 	"context"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -78,16 +81,32 @@ func newDeployment(t *testing.T, generation aecs.Generation, log io.Writer) *dep
 	return &deployment{
 		platform: p,
 		server: aecstest.Options{
-			Generation: generation, Attester: p.Attester(service), Collateral: p.Collateral(), Verifier: verifier(p), Now: clock,
+			Generation: generation, Key: serverKey(t), Attester: p.Attester(service), Collateral: p.Collateral(), Verifier: verifier(p), Now: clock,
 		},
 		client: aecs.Config{
 			Generation: generation, Plaintext: true, Service: "service1", Secrets: map[string]aecs.Secret{},
 			Attester: p.Attester(workload), Collateral: pccs.Stapled(p.Collateral()),
 			Verifier: verifier(p)(p.Collateral()), Staple: verifier(p),
-			Policy: &policy.Policy{SGX: []policy.SGX{{MRSigner: service.MRSigner[:], ProductID: &service.ProductID, MinSVN: &service.SVN}}},
-			Now:    clock, Logger: logger, Pause: time.Millisecond,
+			Policy: &policy.Policy{SGX: []policy.SGX{{MRSigner: service.MRSigner[:], ProductID: &service.ProductID,
+				MinSVN: &service.SVN}}},
+			Now: clock, Logger: logger, Pause: time.Millisecond,
 		},
 	}
+}
+
+// serverKey is a key that was made before, because making one takes long.
+func serverKey(t *testing.T) *rsa.PrivateKey {
+	t.Helper()
+	text, err := os.ReadFile("testdata/server_uak_private.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	key, err := x509.ParsePKCS1PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }
 
 // add stores a secret in the server for the workload. What is not text is stored in base64.
@@ -97,9 +116,10 @@ func (d *deployment) add(name, value string) {
 		value = base64.StdEncoding.EncodeToString([]byte(value))
 	}
 	d.client.Secrets[name] = s
-	d.server.Secrets = append(d.server.Secrets, aecstest.Secret("service1", name, value, &wire.UnifiedAttestationAttributes{
-		StrTeePlatform: "SGX_DCAP", HexTaMeasurement: strings.Repeat("AA", 32), BoolDebugDisabled: "true",
-	}))
+	d.server.Secrets = append(d.server.Secrets, aecstest.Secret("service1", name, value,
+		&wire.UnifiedAttestationAttributes{
+			StrTeePlatform: "SGX_DCAP", HexTaMeasurement: strings.Repeat("AA", 32), BoolDebugDisabled: "true",
+		}))
 }
 
 func (d *deployment) start(t *testing.T) *aecs.Client {
@@ -188,11 +208,14 @@ func TestAutoFallsBackOnlyWhereTheConfigAllowsIt(t *testing.T) {
 		code           attest.Code
 		says, logged   string
 	}{
-		"auto meets B":               {aecs.GenerationB, aecs.Auto, true, "", "", ""},
-		"auto meets A":               {aecs.GenerationA, aecs.Auto, true, "", "", "falling to A"},
-		"auto without leave meets A": {aecs.GenerationA, aecs.Auto, false, attest.CodeDenied, "does not know this method", ""},
-		"B meets A":                  {aecs.GenerationA, aecs.GenerationB, false, attest.CodeDenied, "does not know this method", ""},
-		"A meets B":                  {aecs.GenerationB, aecs.GenerationA, false, attest.CodeDenied, "does not know this method", ""},
+		"auto meets B": {aecs.GenerationB, aecs.Auto, true, "", "", ""},
+		"auto meets A": {aecs.GenerationA, aecs.Auto, true, "", "", "falling to A"},
+		"auto without leave meets A": {aecs.GenerationA, aecs.Auto, false, attest.CodeDenied, "does not know this method",
+			""},
+		"B meets A": {aecs.GenerationA, aecs.GenerationB, false, attest.CodeDenied,
+			"does not know this method", ""},
+		"A meets B": {aecs.GenerationB, aecs.GenerationA, false, attest.CodeDenied,
+			"does not know this method", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
@@ -214,7 +237,10 @@ func TestWhatIsWrongWithAServerIsSaid(t *testing.T) {
 		code       attest.Code
 		says       string
 	}{
-		"a server without collateral is judged by our own": {aecs.GenerationB, func(_ *testing.T, d *deployment) { d.server.Collateral = nil }, "", ""},
+		"a server without collateral is judged by our own": {aecs.GenerationB, func(_ *testing.T,
+			d *deployment) {
+			d.server.Collateral = nil
+		}, "", ""},
 		"a server whose collateral has expired, too": {aecs.GenerationA, func(t *testing.T, d *deployment) {
 			if err := d.platform.Reissue(now.Add(-60*24*time.Hour), softsgx.TCB{}); err != nil {
 				t.Fatal(err)
@@ -226,13 +252,22 @@ func TestWhatIsWrongWithAServerIsSaid(t *testing.T) {
 			debug.Attributes |= attest.AttributeDebug
 			d.server.Attester = d.platform.Attester(debug)
 		}, attest.CodePolicy, "debug"},
-		"a simulated server": {aecs.GenerationA, func(_ *testing.T, d *deployment) { d.server.Attester, d.server.Verifier = nil, nil },
+		"a simulated server": {aecs.GenerationA, func(_ *testing.T, d *deployment) {
+			d.server.Attester,
+				d.server.Verifier = nil, nil
+		},
 			attest.CodeEvidence, "built for simulation"},
 		"a server from before nonces": {aecs.GenerationA, func(_ *testing.T, d *deployment) { d.server.IgnoreNonce = true },
 			attest.CodeEvidence, "ignores our nonce"},
-		"a strict server and no collateral of ours": {aecs.GenerationB, func(_ *testing.T, d *deployment) { d.client.Collateral = nil },
+		"a strict server and no collateral of ours": {aecs.GenerationB, func(_ *testing.T,
+			d *deployment) {
+			d.client.Collateral = nil
+		},
 			attest.CodeDenied, "without collateral"},
-		"a quote of ours that is not genuine": {aecs.GenerationA, func(t *testing.T, d *deployment) { d.client.Attester = platform(t).Attester(workload) },
+		"a quote of ours that is not genuine": {aecs.GenerationA, func(t *testing.T,
+			d *deployment) {
+			d.client.Attester = platform(t).Attester(workload)
+		},
 			attest.CodeDenied, "our quote not genuine"},
 		"another pinned key": {aecs.GenerationB, func(_ *testing.T, d *deployment) { d.client.ServerKey = &[32]byte{1} },
 			attest.CodePolicy, "fingerprint"},
@@ -242,7 +277,10 @@ func TestWhatIsWrongWithAServerIsSaid(t *testing.T) {
 		}, attest.CodeEvidence, "want 1 to 256"},
 		"another type": {aecs.GenerationB, func(_ *testing.T, d *deployment) { d.client.Secrets["k"] = aecs.Secret{Type: "CERTIFICATE"} },
 			attest.CodeSecret, "type IMPORT_DATA, want CERTIFICATE"},
-		"no base64 where it should be": {aecs.GenerationB, func(_ *testing.T, d *deployment) { d.client.Secrets["k"] = aecs.Secret{Base64: true} },
+		"no base64 where it should be": {aecs.GenerationB, func(_ *testing.T,
+			d *deployment) {
+			d.client.Secrets["k"] = aecs.Secret{Base64: true}
+		},
 			attest.CodeSecret, "base64"},
 		"another service": {aecs.GenerationB, func(_ *testing.T, d *deployment) { d.client.Secrets["k"] = aecs.Secret{Service: "service2"} },
 			attest.CodeSecret, "no such secret"},
@@ -265,8 +303,6 @@ func TestASimulatedServerIsTakenForItsPinnedKeyAlone(t *testing.T) {
 		d.add("k", "value")
 		fetch(t, d.start(t), attest.CodePolicy, "fingerprint")
 
-		key := rsaKey(t)
-		d.server.Key = key
 		s, err := aecstest.New(t.Context(), d.server)
 		if err != nil {
 			t.Fatal(err)
@@ -284,7 +320,8 @@ func TestAServerThatIsNotProvisionedIsAskedAgain(t *testing.T) {
 	d.add("k", "value")
 	d.server.Unprovisioned = true
 	_, err := d.start(t).Fetch(ctx, []string{"k"})
-	if attest.CodeOf(err) != attest.CodeUnreachable || !strings.Contains(err.Error(), "after 1 rounds of tries; the last") ||
+	if attest.CodeOf(err) != attest.CodeUnreachable || !strings.Contains(err.Error(),
+		"after 1 rounds of tries; the last") ||
 		!strings.Contains(err.Error(), "not provisioned") {
 		t.Errorf("alone: %v", err)
 	}
@@ -294,7 +331,8 @@ func TestAServerThatIsNotProvisionedIsAskedAgain(t *testing.T) {
 
 func TestUserDataReachesTheServersPolicy(t *testing.T) {
 	d := newDeployment(t, aecs.GenerationB, io.Discard)
-	d.server.Secrets = []*wire.EnclaveSecret{aecstest.Secret("service1", "k", "value", &wire.UnifiedAttestationAttributes{HexUserData: "7465"})}
+	d.server.Secrets = []*wire.EnclaveSecret{aecstest.Secret("service1", "k", "value",
+		&wire.UnifiedAttestationAttributes{HexUserData: "7465"})}
 	c := d.start(t)
 	fetch(t, c, attest.CodeDenied, "user data")
 	d.client.UserData = []byte("tenant")

@@ -18,8 +18,8 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 )
 
-// TestTheDemonstrationServerGivesItsPassword asks a server that is set up as the upstream's demonstration: ours, or, where
-// SESAME_AECS has its host:port, any other. It proves that this client and that server understand each other.
+// TestTheDemonstrationServerGivesItsPassword asks a server that is set up as the upstream's demonstration: ours, or,
+// where SESAME_AECS has its host:port, any other. It proves that this client and that server understand each other.
 func TestTheDemonstrationServerGivesItsPassword(t *testing.T) {
 	for _, generation := range []aecs.Generation{aecs.GenerationA, aecs.GenerationB} {
 		d := newDeployment(t, generation, io.Discard)
@@ -60,7 +60,8 @@ func identityHash(t *testing.T, address string) [32]byte {
 		t.Fatal(err)
 	}
 	digest := sha256.Sum256(answer.GetStatusSig().GetPlainHash())
-	if err := rsa.VerifyPKCS1v15(report.PublicKey, crypto.SHA256, digest[:], answer.GetStatusSig().GetPlainHashSig()); err != nil {
+	if err := rsa.VerifyPKCS1v15(report.PublicKey, crypto.SHA256, digest[:],
+		answer.GetStatusSig().GetPlainHashSig()); err != nil {
 		t.Error(err)
 	}
 	var status wire.EnclaveStatus

@@ -41,7 +41,8 @@ func (c *Client) attest(ctx context.Context) (*identity, error) {
 	evidence, err := c.config.Attester.Evidence(ctx, uar.Data(userData, text))
 	switch {
 	case ctx.Err() != nil:
-		return nil, attest.Errorf(attest.CodeUnreachable, step, "Raise the timeout: it ended before any server was asked.", "%w", ctx.Err())
+		return nil, attest.Errorf(attest.CodeUnreachable, step, "Raise the timeout: it ended before any server was asked.",
+			"%w", ctx.Err())
 	case err != nil:
 		return nil, &attest.Error{Code: attest.CodeAttester, Step: step, Err: err}
 	}
@@ -56,7 +57,8 @@ func (c *Client) attest(ctx context.Context) (*identity, error) {
 		_, err = uar.Read(report)
 	}
 	if err != nil {
-		return nil, attest.Errorf(attest.CodeAttester, step, "Look at the platform's attestation service (AESM) and its quotes.", "%w", err)
+		return nil, attest.Errorf(attest.CodeAttester, step,
+			"Look at the platform's attestation service (AESM) and its quotes.", "%w", err)
 	}
 	return &identity{key: key, report: report}, nil
 }
@@ -66,7 +68,8 @@ func (c *Client) collateral(ctx context.Context, e attest.Evidence) (*wire.SgxQl
 	request, err := dcap.RequestFor(e.Raw)
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeAttester, step,
-			"Let the platform's quote provider put the PCK certificate chain into its quotes (certification data type 5).", "%w", err)
+			"Let the platform's quote provider put the PCK certificate chain into its quotes (certification data type 5).",
+			"%w", err)
 	}
 	found, err := c.config.Collateral.Collateral(ctx, request)
 	if err != nil {
@@ -106,7 +109,8 @@ func (e *exchange) get(ctx context.Context, w wanted) (attest.Secret, error) {
 	}
 	if errors.Is(err, errUnimplemented) {
 		if e.generation == Auto && e.config.AllowDowngrade {
-			e.config.Logger.Warn("the AECS does not speak generation B: falling to A, whose answers are not bound to their requests")
+			e.config.Logger.Warn("the AECS does not speak generation B: falling to A, " +
+				"whose answers are not bound to their requests")
 			e.generation = GenerationA
 			return e.get(ctx, w)
 		}
@@ -122,7 +126,8 @@ func (e *exchange) get(ctx context.Context, w wanted) (attest.Secret, error) {
 }
 
 func (e *exchange) wrongGeneration(err error) error {
-	hint := `The server speaks generation A: write aecs.generation "a", or "auto" with allow_downgrade; docs/backends/aecs.md says what A does not protect.`
+	hint := `The server speaks generation A: write aecs.generation "a", or "auto" with allow_downgrade; ` +
+		"docs/backends/aecs.md says what A does not protect."
 	if e.generation == GenerationA {
 		hint = `Does the server speak generation B? Then write aecs.generation "b". Or it is no AECS.`
 	}
@@ -138,7 +143,8 @@ func (e *exchange) nonce() (string, error) {
 }
 
 func (e *exchange) requestA(w wanted, nonce string) *wire.GetEnclaveSecretRequest {
-	return &wire.GetEnclaveSecretRequest{AuthRaReport: e.self.report, ServiceName: w.Service, SecretName: w.Name, Nonce: nonce}
+	return &wire.GetEnclaveSecretRequest{AuthRaReport: e.self.report, ServiceName: w.Service, SecretName: w.Name,
+		Nonce: nonce}
 }
 
 func (e *exchange) getA(ctx context.Context, w wanted, nonce string) (attest.Secret, error) {
@@ -150,7 +156,8 @@ func (e *exchange) getA(ctx context.Context, w wanted, nonce string) (attest.Sec
 }
 
 // openA takes the secret out of an answer of generation A.
-func (e *exchange) openA(ctx context.Context, answer *wire.GetEnclaveSecretResponse, w wanted, nonce string) (attest.Secret, error) {
+func (e *exchange) openA(ctx context.Context, answer *wire.GetEnclaveSecretResponse, w wanted,
+	nonce string) (attest.Secret, error) {
 	server, err := e.verifyServer(ctx, answer.GetAuthRaReport())
 	if err != nil {
 		return attest.Secret{}, err
@@ -207,7 +214,8 @@ func (e *exchange) getB(ctx context.Context, w wanted, nonce string) (attest.Sec
 }
 
 // openB takes the secret out of an answer of generation B.
-func (e *exchange) openB(ctx context.Context, answer *wire.TaRemoteCallResponse, w wanted, nonce string) (attest.Secret, error) {
+func (e *exchange) openB(ctx context.Context, answer *wire.TaRemoteCallResponse, w wanted,
+	nonce string) (attest.Secret, error) {
 	none := attest.Secret{}
 	server, err := e.verifyServer(ctx, answer.GetAuthReport())
 	if err != nil {
@@ -246,11 +254,14 @@ func (w wanted) check(s *wire.EnclaveSecret) (attest.Secret, error) {
 	kind := strings.TrimPrefix(spec.GetType().String(), typePrefix)
 	switch {
 	case spec.GetSecretName() != w.Name:
-		return attest.Secret{}, attest.Errorf(attest.CodeSecret, step, hint, "the server has sent secret %s", clean(spec.GetSecretName()))
+		return attest.Secret{}, attest.Errorf(attest.CodeSecret, step, hint, "the server has sent secret %s",
+			clean(spec.GetSecretName()))
 	case spec.GetServiceName() != w.Service:
-		return attest.Secret{}, attest.Errorf(attest.CodeSecret, step, hint, "the server has sent a secret of service %s", clean(spec.GetServiceName()))
+		return attest.Secret{}, attest.Errorf(attest.CodeSecret, step, hint, "the server has sent a secret of service %s",
+			clean(spec.GetServiceName()))
 	case w.Type != "" && kind != w.Type:
-		return attest.Secret{}, attest.Errorf(attest.CodeSecret, step, hint, "the secret is of type %s, want %s", kind, w.Type)
+		return attest.Secret{}, attest.Errorf(attest.CodeSecret, step, hint, "the secret is of type %s, want %s", kind,
+			w.Type)
 	case len(s.GetData()) == 0 || len(s.GetData()) > w.limit():
 		return attest.Secret{}, attest.Errorf(attest.CodeSecret, step, "Store a smaller secret.",
 			"it has %d bytes, want 1 to %d", len(s.GetData()), w.limit())
@@ -325,8 +336,8 @@ func (e *exchange) verifyEvidence(ctx context.Context, report *uar.Report) error
 	const step = "reading the server's report"
 	evidence, err := report.Evidence()
 	if err != nil {
-		return attest.Errorf(attest.CodeEvidence, step, "Use a server that runs in an enclave. For a trial, pin the key of a "+
-			`simulated one: aecs.server_key, with server_evidence "none".`, "%w", err)
+		return attest.Errorf(attest.CodeEvidence, step, "Use a server that runs in an enclave. For a trial, "+
+			`pin the key of a simulated one: aecs.server_key, with server_evidence "none".`, "%w", err)
 	}
 	at := e.config.Now()
 	claims, err := e.verify(ctx, evidence, report)

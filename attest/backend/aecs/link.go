@@ -36,7 +36,8 @@ type TLS struct {
 
 func (t *TLS) check() error {
 	if t.Roots == nil {
-		return attest.Errorf(attest.CodeConfig, "configuring aecs", "Name the file with the authority of the server's certificate.",
+		return attest.Errorf(attest.CodeConfig, "configuring aecs",
+			"Name the file with the authority of the server's certificate.",
 			"TLS without an authority")
 	}
 	return nil
@@ -90,7 +91,8 @@ func (c *Client) connect(server string) (*link, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
 	}
 	if t := c.config.TLS; t != nil {
-		options = append(options, grpc.WithTransportCredentials(credentials.NewTLS(c.tls(l))), grpc.WithAuthority(t.serverName()))
+		options = append(options, grpc.WithTransportCredentials(credentials.NewTLS(c.tls(l))),
+			grpc.WithAuthority(t.serverName()))
 	}
 	var err error
 	if l.rpc, err = grpc.NewClient("passthrough:///"+server, options...); err != nil {
@@ -115,7 +117,10 @@ func (c *Client) tls(l *link) *tls.Config {
 		},
 	}
 	if t.Certificate != nil {
-		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return t.Certificate, nil }
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return t.Certificate,
+				nil
+		}
 	}
 	return config
 }
@@ -140,7 +145,8 @@ func (l *link) explain(ctx context.Context, err error) error {
 			return refusal
 		}
 	case codes.ResourceExhausted:
-		return attest.Errorf(attest.CodeEvidence, step, "Is this the address of an AECS?", "the answer is larger than %d bytes", maxAnswer)
+		return attest.Errorf(attest.CodeEvidence, step, "Is this the address of an AECS?",
+			"the answer is larger than %d bytes", maxAnswer)
 	case codes.Unavailable:
 		if strings.Contains(s.Message(), "remote error: tls:") {
 			return attest.Errorf(attest.CodeDenied, step,

@@ -59,7 +59,8 @@ func certificateV1(t *testing.T, cn string, issuer *issued) *issued {
 	if err != nil {
 		t.Fatal(err)
 	}
-	algorithm := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, Parameters: asn1.NullRawValue}
+	algorithm := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11},
+		Parameters: asn1.NullRawValue}
 	tbs, err := asn1.Marshal(struct {
 		Serial    *big.Int
 		Algorithm pkix.AlgorithmIdentifier
@@ -135,15 +136,18 @@ func TestMutualTLSWithTheUpstreamsCertificatesAndWithOrdinaryOnes(t *testing.T) 
 		code               attest.Code
 		says               string
 	}{
-		"the upstream's":               {old, oldServer, oldClient, "", nil, "", ""},
-		"ordinary ones":                {ca, server, client, "aecs.example", nil, "", ""},
-		"another common name":          {old, certificateV1(t, "localhost", old), oldClient, "", nil, attest.CodeEvidence, "common name"},
+		"the upstream's": {old, oldServer, oldClient, "", nil, "", ""},
+		"ordinary ones":  {ca, server, client, "aecs.example", nil, "", ""},
+		"another common name": {old, certificateV1(t, "localhost", old), oldClient, "", nil, attest.CodeEvidence,
+			"common name"},
 		"another alternative name":     {ca, server, client, "other.example", nil, attest.CodeEvidence, "other.example"},
 		"a common name beside another": {ca, server, client, "ignored", nil, attest.CodeEvidence, "ignored"},
 		"another authority": {old, oldServer, oldClient, "", func(c *aecs.TLS) { c.Roots = ca.pool() },
 			attest.CodeEvidence, "unknown authority"},
-		"no certificate of ours": {old, oldServer, oldClient, "", func(c *aecs.TLS) { c.Certificate = nil }, attest.CodeDenied, "refused our certificate"},
-		"a certificate of another authority": {old, oldServer, oldClient, "", func(c *aecs.TLS) { c.Certificate = client.tls() },
+		"no certificate of ours": {old, oldServer, oldClient, "", func(c *aecs.TLS) { c.Certificate = nil },
+			attest.CodeDenied, "refused our certificate"},
+		"a certificate of another authority": {old, oldServer, oldClient, "",
+			func(c *aecs.TLS) { c.Certificate = client.tls() },
 			attest.CodeDenied, "refused our certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {

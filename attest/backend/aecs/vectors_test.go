@@ -88,7 +88,8 @@ func asRecorded(t testing.TB, generation Generation) *exchange {
 	e := &exchange{config: &c.config, self: &identity{}, generation: generation}
 	if generation == GenerationA {
 		e.self.key = recordKey(t, "gena_client_uak_private.pem")
-		e.self.report = recordMessage(t, "gena_secret-my-password.req.pb", new(wire.GetEnclaveSecretRequest)).GetAuthRaReport()
+		e.self.report = recordMessage(t, "gena_secret-my-password.req.pb",
+			new(wire.GetEnclaveSecretRequest)).GetAuthRaReport()
 	} else {
 		e.self.key = recordKey(t, "client_uak_private.pem")
 		e.self.report = recordMessage(t, "genb_secret-my-password.req.pb", new(wire.TaRemoteCallRequest)).GetAuthReport()
@@ -207,7 +208,8 @@ var changedReports = map[string]struct {
 	change func(*testing.T, *wire.UnifiedAttestationAuthReport)
 	want   refusal
 }{
-	"no report": {func(_ *testing.T, a *wire.UnifiedAttestationAuthReport) { proto.Reset(a) }, refusal{attest.CodeEvidence, "not PEM"}},
+	"no report": {func(_ *testing.T, a *wire.UnifiedAttestationAuthReport) { proto.Reset(a) }, refusal{attest.CodeEvidence,
+		"not PEM"}},
 	"a line feed less in the key": {func(_ *testing.T, a *wire.UnifiedAttestationAuthReport) {
 		a.PemPublicKey = strings.TrimSuffix(a.PemPublicKey, "\n")
 	}, refusal{attest.CodeEvidence, "does not bind"}},
@@ -220,7 +222,8 @@ var changedReports = map[string]struct {
 		a.PemPublicKey = strings.ReplaceAll(a.PemPublicKey, "RSA PUBLIC KEY", "PUBLIC KEY")
 	}, refusal{attest.CodeEvidence, `a block of "PUBLIC KEY"`}},
 	"the quote of another key": {func(t *testing.T, a *wire.UnifiedAttestationAuthReport) {
-		a.Report = recordMessage(t, "gena_secret-my-password.req.pb", new(wire.GetEnclaveSecretRequest)).GetAuthRaReport().GetReport()
+		a.Report = recordMessage(t, "gena_secret-my-password.req.pb",
+			new(wire.GetEnclaveSecretRequest)).GetAuthRaReport().GetReport()
 	}, refusal{attest.CodeEvidence, "does not bind"}},
 	"an unknown field in the report": {func(_ *testing.T, a *wire.UnifiedAttestationAuthReport) {
 		a.Report.JsonReport = strings.Replace(a.Report.JsonReport, "{", `{"more":"1",`, 1)
@@ -261,16 +264,24 @@ func TestChangedAnswersOfGenerationAAreRefusedForTheirOwnReason(t *testing.T) {
 		"hash in lower case": {func(_ *testing.T, r answer) {
 			r.SecretEnc.PlainHash = []byte(strings.ToLower(string(r.SecretEnc.PlainHash)))
 		}, refusal{attest.CodeEvidence, "hash is not that of its plaintext"}},
-		"signature": {func(_ *testing.T, r answer) { r.SecretEnc.PlainHashSig[9] ^= 1 }, refusal{attest.CodeEvidence, "not signed by this sender"}},
+		"signature": {func(_ *testing.T, r answer) { r.SecretEnc.PlainHashSig[9] ^= 1 }, refusal{attest.CodeEvidence,
+			"not signed by this sender"}},
 		"signature of another secret": {func(t *testing.T, r answer) {
-			r.SecretEnc.PlainHashSig = recordMessage(t, "gena_secret-my-aes256-key.res.pb", new(wire.GetEnclaveSecretResponse)).SecretEnc.PlainHashSig
+			r.SecretEnc.PlainHashSig = recordMessage(t, "gena_secret-my-aes256-key.res.pb",
+				new(wire.GetEnclaveSecretResponse)).SecretEnc.PlainHashSig
 		}, refusal{attest.CodeEvidence, "not signed by this sender"}},
-		"ciphertext": {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Cipher[0] ^= 1 }, refusal{attest.CodeEvidence, "ciphertext was changed"}},
-		"mac":        {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Mac[0] ^= 1 }, refusal{attest.CodeEvidence, "ciphertext was changed"}},
-		"iv":         {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Iv[0] ^= 1 }, refusal{attest.CodeEvidence, "ciphertext was changed"}},
-		"short mac":  {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Mac = r.SecretEnc.AesCipher.Mac[:12] }, refusal{attest.CodeEvidence, "mac has 12 bytes"}},
-		"key":        {func(_ *testing.T, r answer) { r.SecretEnc.EncryptedKey[0] ^= 1 }, refusal{attest.CodeEvidence, "key was not made for this receiver"}},
-		"nonce":      {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Aad = []byte("nonce-2") }, refusal{attest.CodeEvidence, "another nonce"}},
+		"ciphertext": {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Cipher[0] ^= 1 }, refusal{attest.CodeEvidence,
+			"ciphertext was changed"}},
+		"mac": {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Mac[0] ^= 1 }, refusal{attest.CodeEvidence,
+			"ciphertext was changed"}},
+		"iv": {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Iv[0] ^= 1 }, refusal{attest.CodeEvidence,
+			"ciphertext was changed"}},
+		"short mac": {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Mac = r.SecretEnc.AesCipher.Mac[:12] },
+			refusal{attest.CodeEvidence, "mac has 12 bytes"}},
+		"key": {func(_ *testing.T, r answer) { r.SecretEnc.EncryptedKey[0] ^= 1 }, refusal{attest.CodeEvidence,
+			"key was not made for this receiver"}},
+		"nonce": {func(_ *testing.T, r answer) { r.SecretEnc.AesCipher.Aad = []byte("nonce-2") },
+			refusal{attest.CodeEvidence, "another nonce"}},
 		"no nonce": {func(t *testing.T, r answer) {
 			r.SecretEnc = recordMessage(t, "gena_emptynonce.res.pb", new(wire.GetEnclaveSecretResponse)).SecretEnc
 		}, refusal{attest.CodeEvidence, "ignores our nonce"}},
@@ -349,26 +360,37 @@ func TestChangedAnswersOfGenerationBAreRefusedForTheirOwnReason(t *testing.T) {
 		"signature": {func(_ *testing.T, r answer) {
 			r.SignatureB64 = strings.Replace(r.SignatureB64, r.SignatureB64[:4], "AAAA", 1)
 		}, refusal{attest.CodeEvidence, "not signed by the server's key"}},
-		"signature is no base64": {func(_ *testing.T, r answer) { r.SignatureB64 = "?" }, refusal{attest.CodeEvidence, "not signed by the server's key"}},
-		"a space in the answer":  {func(_ *testing.T, r answer) { r.ResJson += " " }, refusal{attest.CodeEvidence, "not signed by the server's key"}},
+		"signature is no base64": {func(_ *testing.T, r answer) { r.SignatureB64 = "?" }, refusal{attest.CodeEvidence,
+			"not signed by the server's key"}},
+		"a space in the answer": {func(_ *testing.T, r answer) { r.ResJson += " " }, refusal{attest.CodeEvidence,
+			"not signed by the server's key"}},
 		"an unknown field": {func(t *testing.T, r answer) {
 			r.ResJson = strings.Replace(r.ResJson, "{", `{"more":1,`, 1)
 			resign(t, r)
 		}, refusal{attest.CodeEvidence, "it has a field"}},
-		"nonce":           {inner(func(m *wire.TaGetSecretResponse) { m.Nonce = "nonce-2" }), refusal{attest.CodeEvidence, "another nonce"}},
-		"no nonce":        {inner(func(m *wire.TaGetSecretResponse) { m.Nonce = "" }), refusal{attest.CodeEvidence, "another nonce"}},
-		"hash":            {inner(func(m *wire.TaGetSecretResponse) { m.SecretEnc.PlainHash[0] ^= 1 }), refusal{attest.CodeEvidence, "hash is not that"}},
-		"hash signature":  {inner(func(m *wire.TaGetSecretResponse) { m.SecretEnc.PlainHashSig[0] ^= 1 }), refusal{attest.CodeEvidence, "not signed by this sender"}},
-		"additional data": {inner(func(m *wire.TaGetSecretResponse) { m.SecretEnc.AesCipher.Aad = []byte(recordedNonce) }), refusal{attest.CodeEvidence, "other additional data"}},
+		"nonce": {inner(func(m *wire.TaGetSecretResponse) { m.Nonce = "nonce-2" }), refusal{attest.CodeEvidence,
+			"another nonce"}},
+		"no nonce": {inner(func(m *wire.TaGetSecretResponse) { m.Nonce = "" }), refusal{attest.CodeEvidence,
+			"another nonce"}},
+		"hash": {inner(func(m *wire.TaGetSecretResponse) { m.SecretEnc.PlainHash[0] ^= 1 }),
+			refusal{attest.CodeEvidence, "hash is not that"}},
+		"hash signature": {inner(func(m *wire.TaGetSecretResponse) { m.SecretEnc.PlainHashSig[0] ^= 1 }),
+			refusal{attest.CodeEvidence, "not signed by this sender"}},
+		"additional data": {inner(func(m *wire.TaGetSecretResponse) { m.SecretEnc.AesCipher.Aad = []byte(recordedNonce) }),
+			refusal{attest.CodeEvidence, "other additional data"}},
 		"other envelope name": {func(t *testing.T, r answer) { reseal(t, r, plain, recordedNonce) },
 			refusal{attest.CodeEvidence, "other additional data"}},
-		"secret's name":           {replace("secret-my-password", "secret-my-other"), refusal{attest.CodeSecret, "sent secret secret-my-other"}},
-		"service's name":          {replace("service1", "service2"), refusal{attest.CodeSecret, "of service service2"}},
-		"type":                    {replace("SECRET_TYPE_IMPORT_DATA", "SECRET_TYPE_AES256_KEY"), refusal{attest.CodeSecret, "type AES256_KEY, want IMPORT_DATA"}},
+		"secret's name": {replace("secret-my-password", "secret-my-other"), refusal{attest.CodeSecret,
+			"sent secret secret-my-other"}},
+		"service's name": {replace("service1", "service2"), refusal{attest.CodeSecret, "of service service2"}},
+		"type": {replace("SECRET_TYPE_IMPORT_DATA", "SECRET_TYPE_AES256_KEY"), refusal{attest.CodeSecret,
+			"type AES256_KEY, want IMPORT_DATA"}},
 		"unknown field in secret": {replace(`"data"`, `"more":1,"data"`), refusal{attest.CodeEvidence, "it has a field"}},
 		"empty secret":            {replace(`,"data":"password-test"`, ``), refusal{attest.CodeSecret, "0 bytes"}},
-		"too large a secret":      {replace(`password-test`, strings.Repeat("x", MaxSecret+1)), refusal{attest.CodeSecret, "10241 bytes"}},
-		"not JSON":                {func(t *testing.T, r answer) { reseal(t, r, "password-test", envelope.Enclave) }, refusal{attest.CodeEvidence, "not the JSON of EnclaveSecret"}},
+		"too large a secret": {replace(`password-test`, strings.Repeat("x", MaxSecret+1)), refusal{attest.CodeSecret,
+			"10241 bytes"}},
+		"not JSON": {func(t *testing.T, r answer) { reseal(t, r, "password-test", envelope.Enclave) },
+			refusal{attest.CodeEvidence, "not the JSON of EnclaveSecret"}},
 		"the answer to another call": {func(t *testing.T, r answer) {
 			proto.Merge(r, recordMessage(t, "genb_secret-my-aes256-key.res.pb", new(wire.TaRemoteCallResponse)))
 		}, refusal{attest.CodeSecret, "sent secret secret-my-aes256-key"}},
@@ -395,8 +417,10 @@ func TestAServerThatTheConfigDoesNotWantIsRefused(t *testing.T) {
 		change func(*exchange)
 		want   refusal
 	}{
-		"another enclave": {func(e *exchange) { e.config.Policy.SGX[0].MREnclave[0] ^= 1 }, refusal{attest.CodePolicy, "mr_enclave"}},
-		"another key":     {func(e *exchange) { e.config.ServerKey = new([32]byte) }, refusal{attest.CodePolicy, "fingerprint"}},
+		"another enclave": {func(e *exchange) { e.config.Policy.SGX[0].MREnclave[0] ^= 1 }, refusal{attest.CodePolicy,
+			"mr_enclave"}},
+		"another key": {func(e *exchange) { e.config.ServerKey = new([32]byte) }, refusal{attest.CodePolicy,
+			"fingerprint"}},
 	} {
 		e := asRecorded(t, GenerationA)
 		c.change(e)

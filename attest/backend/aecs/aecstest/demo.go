@@ -120,7 +120,8 @@ func selfSigned(key *rsa.PrivateKey, now time.Time) (string, error) {
 	serial := sha256.Sum256(key.N.Bytes())
 	template := &x509.Certificate{
 		SerialNumber: new(big.Int).SetBytes(serial[:8]), Subject: pkix.Name{CommonName: "aecs.trusted.com"},
-		NotBefore: now, NotAfter: now.AddDate(10, 0, 0), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: now, NotAfter: now.AddDate(10, 0, 0), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), err

@@ -22,7 +22,8 @@ import (
 )
 
 // judge decides about a client's report as UaVerifyAuthReport does: the binding of the key, the policy, the quote.
-func (s *Server) judge(ctx context.Context, client *wire.UnifiedAttestationAuthReport, policy *wire.UnifiedAttestationPolicy) error {
+func (s *Server) judge(ctx context.Context, client *wire.UnifiedAttestationAuthReport,
+	policy *wire.UnifiedAttestationPolicy) error {
 	report := client.GetReport()
 	platform := report.GetStrTeePlatform()
 	if platform != wire.PlatformDCAP && platform != wire.PlatformEPID {
@@ -66,13 +67,15 @@ func (s *Server) verify(ctx context.Context, report *wire.UnifiedAttestationRepo
 		QEIdentity: []byte(c.GetQeIdentity()), QEIdentityChain: []byte(c.GetQeIdentityIssuerChain()),
 		PCKCRL: []byte(c.GetPckCrl()), PCKCRLChain: []byte(c.GetPckCrlIssuerChain()), RootCACRL: []byte(c.GetRootCaCrl()),
 	}
-	for _, document := range [][]byte{collateral.TCBInfo, collateral.TCBInfoChain, collateral.QEIdentity, collateral.QEIdentityChain,
+	for _, document := range [][]byte{collateral.TCBInfo, collateral.TCBInfoChain, collateral.QEIdentity,
+		collateral.QEIdentityChain,
 		collateral.PCKCRL, collateral.PCKCRLChain, collateral.RootCACRL} {
 		if len(document) == 0 {
 			return codeCollateral
 		}
 	}
-	claims, err := s.options.Verifier(collateral).Verify(ctx, attest.Evidence{Type: attest.SGX, Raw: quote}, s.options.Now())
+	claims, err := s.options.Verifier(collateral).Verify(ctx, attest.Evidence{Type: attest.SGX, Raw: quote},
+		s.options.Now())
 	switch {
 	case err != nil:
 		return codeQuote
@@ -126,7 +129,8 @@ func (s *Server) matchRule(got, want *wire.UnifiedAttestationAttributes) error {
 			return a.failure
 		}
 	}
-	if !strings.HasPrefix(got.GetHexUserData(), want.GetHexUserData()) || !strings.HasPrefix(got.GetHexUserData(), want.GetHexNonce()) {
+	if !strings.HasPrefix(got.GetHexUserData(), want.GetHexUserData()) || !strings.HasPrefix(got.GetHexUserData(),
+		want.GetHexNonce()) {
 		return codeUserData
 	}
 	if text := want.GetStrMinIsvsvn(); text != "" {
@@ -138,7 +142,8 @@ func (s *Server) matchRule(got, want *wire.UnifiedAttestationAttributes) error {
 			return codeSVN
 		}
 	}
-	if text := want.GetBoolDebugDisabled(); text != "" && (text == "true" || text == "1") != (got.GetBoolDebugDisabled() == "true") {
+	if text := want.GetBoolDebugDisabled(); text != "" && (text == "true" ||
+		text == "1") != (got.GetBoolDebugDisabled() == "true") {
 		return codeDebug
 	}
 	if want.GetHexSpid() != "" && s.options.Generation == aecs.GenerationB {
@@ -183,7 +188,8 @@ func simulatedReport(data attest.ReportData, publicKey string) (*wire.UnifiedAtt
 	text, err := wire.JSON(&wire.DcapReport{B64Quote: base64.StdEncoding.EncodeToString(quote)})
 	return &wire.UnifiedAttestationAuthReport{
 		Report: &wire.UnifiedAttestationReport{
-			StrReportVersion: wire.ReportVersion, StrReportType: wire.BackgroundCheck, StrTeePlatform: wire.PlatformEPID, JsonReport: text,
+			StrReportVersion: wire.ReportVersion, StrReportType: wire.BackgroundCheck, StrTeePlatform: wire.PlatformEPID,
+			JsonReport: text,
 		},
 		PemPublicKey: publicKey,
 	}, err

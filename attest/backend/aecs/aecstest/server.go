@@ -1,18 +1,20 @@
 // Package aecstest is a KubeTEE AECS for tests and demonstrations, of either generation, as its clients see it: the
-// same methods, checks in the same order, error texts and codes, envelopes, JSON and policies. It was written after the
-// upstream's code (enclave-configuration-service and jinzhao-attest) and is tested with messages that this code made.
+// same methods, checks in the same order, error texts and codes, envelopes, JSON and policies. It was written after
+// the upstream's code (enclave-configuration-service and jinzhao-attest) and is tested with messages that this code
+// made.
 //
 // # Strict and simulated
 //
-// A server with a Verifier is strict: it takes passports only and verifies their quotes. One without is simulated, like the
-// upstream's when it is built for simulation: any quote of the right layout is good enough. A server with an Attester
-// shows evidence of its own enclave; one without shows what a simulated server shows, an EPID quote that nobody signed.
+// A server with a Verifier is strict: it takes passports only and verifies their quotes. One without is simulated,
+// like the upstream's when it is built for simulation: any quote of the right layout is good enough. A server with an
+// Attester shows evidence of its own enclave; one without shows what a simulated server shows, an EPID quote that
+// nobody signed.
 //
 // # Limits
 //
-// There is no administration, no storage, no replication, no SM2 mode, and of generation B's functions only TaGetSecret:
-// others are answered as unknown ones. A strict server judges quotes as package dcap does, so it refuses expired
-// collateral, which the upstream, having no clock, accepts. Programs that ship must not import it.
+// There is no administration, no storage, no replication, no SM2 mode, and of generation B's functions only
+// TaGetSecret: others are answered as unknown ones. A strict server judges quotes as package dcap does, so it refuses
+// expired collateral, which the upstream, having no clock, accepts. Programs that ship must not import it.
 package aecstest
 
 import (
@@ -173,7 +175,8 @@ func failed(prefix string, err error) error {
 }
 
 // GetEnclaveSecret is generation A.
-func (s *Server) GetEnclaveSecret(ctx context.Context, r *wire.GetEnclaveSecretRequest) (*wire.GetEnclaveSecretResponse, error) {
+func (s *Server) GetEnclaveSecret(ctx context.Context, r *wire.GetEnclaveSecretRequest) (*wire.GetEnclaveSecretResponse,
+	error) {
 	if s.options.Generation != aecs.GenerationA {
 		return s.UnimplementedAecsServer.GetEnclaveSecret(ctx, r)
 	}
@@ -256,7 +259,8 @@ func (s *Server) getB(ctx context.Context, call *wire.TaRemoteCallRequest) (stri
 		return "", err
 	}
 	policy := secret.GetSpec().GetPolicy()
-	if policy.GetType() == wire.EnclavePolicyType_POLICY_TYPE_NEVER_EXPORT || len(policy.GetPolicy().GetMainAttributes()) == 0 {
+	if policy.GetType() == wire.EnclavePolicyType_POLICY_TYPE_NEVER_EXPORT ||
+		len(policy.GetPolicy().GetMainAttributes()) == 0 {
 		return "", codeNotExported
 	}
 	if err := s.judge(ctx, call.GetAuthReport(), policy.GetPolicy()); err != nil {
@@ -274,7 +278,8 @@ func (s *Server) getB(ctx context.Context, call *wire.TaRemoteCallRequest) (stri
 }
 
 // GetEnclaveSecretPublic gives the public part of a shared secret to anybody.
-func (s *Server) GetEnclaveSecretPublic(_ context.Context, r *wire.GetEnclaveSecretPublicRequest) (*wire.GetEnclaveSecretPublicResponse, error) {
+func (s *Server) GetEnclaveSecretPublic(_ context.Context, r *wire.GetEnclaveSecretPublicRequest) (
+	*wire.GetEnclaveSecretPublicResponse, error) {
 	text, signature, err := s.public(r)
 	if err != nil {
 		return nil, failed("Fail to get enclave secret public key", err)
@@ -337,7 +342,8 @@ func (s *Server) load(service, name string) (*wire.EnclaveSecret, error) {
 	return secret, nil
 }
 
-func (s *Server) seal(client *wire.UnifiedAttestationAuthReport, plain, aad string) (*wire.DigitalEnvelopeEncrypted, error) {
+func (s *Server) seal(client *wire.UnifiedAttestationAuthReport, plain, aad string) (*wire.DigitalEnvelopeEncrypted,
+	error) {
 	key, err := s.clientKey(client)
 	if err != nil {
 		return nil, err

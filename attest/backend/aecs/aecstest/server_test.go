@@ -184,14 +184,16 @@ func (c *client) callB(t *testing.T, s *aecstest.Server) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.TaRemoteCall(context.Background(), &wire.TaRemoteCallRequest{AuthReport: c.report(t), FunctionName: c.function,
-		ReqJson: c.request, SignatureB64: base64.StdEncoding.EncodeToString(signature)})
+	_, err = s.TaRemoteCall(context.Background(), &wire.TaRemoteCallRequest{AuthReport: c.report(t),
+		FunctionName: c.function,
+		ReqJson:      c.request, SignatureB64: base64.StdEncoding.EncodeToString(signature)})
 	return err
 }
 
 func (c *client) callA(t *testing.T, s *aecstest.Server, service, name string) error {
 	t.Helper()
-	_, err := s.GetEnclaveSecret(context.Background(), &wire.GetEnclaveSecretRequest{AuthRaReport: c.report(t), ServiceName: service, SecretName: name})
+	_, err := s.GetEnclaveSecret(context.Background(), &wire.GetEnclaveSecretRequest{AuthRaReport: c.report(t),
+		ServiceName: service, SecretName: name})
 	return err
 }
 
@@ -222,34 +224,41 @@ func TestPoliciesAreJudgedAsTheUpstreamJudgesThem(t *testing.T) {
 		"an empty rule":           {&wire.UnifiedAttestationAttributes{}, nil, ""},
 		"no rule":                 {nil, nil, "A446"},
 		"MRENCLAVE in upper case": {&wire.UnifiedAttestationAttributes{HexTaMeasurement: strings.Repeat("AB", 32)}, nil, ""},
-		"MRENCLAVE in lower case": {&wire.UnifiedAttestationAttributes{HexTaMeasurement: strings.Repeat("ab", 32)}, nil, "111A"},
-		"another signer":          {&wire.UnifiedAttestationAttributes{HexSigner: strings.Repeat("AB", 32)}, nil, "111B"},
-		"product id":              {&wire.UnifiedAttestationAttributes{HexProdId: "7"}, nil, ""},
-		"product id with zeros":   {&wire.UnifiedAttestationAttributes{HexProdId: "0007"}, nil, "111D"},
-		"SVN":                     {&wire.UnifiedAttestationAttributes{StrMinIsvsvn: "3"}, nil, ""},
-		"SVN too low":             {&wire.UnifiedAttestationAttributes{StrMinIsvsvn: "4"}, nil, "111E"},
-		"SVN is no number":        {&wire.UnifiedAttestationAttributes{StrMinIsvsvn: "three"}, nil, "0007"},
-		"production wanted":       {&wire.UnifiedAttestationAttributes{BoolDebugDisabled: "true"}, nil, ""},
+		"MRENCLAVE in lower case": {&wire.UnifiedAttestationAttributes{HexTaMeasurement: strings.Repeat("ab", 32)}, nil,
+			"111A"},
+		"another signer":        {&wire.UnifiedAttestationAttributes{HexSigner: strings.Repeat("AB", 32)}, nil, "111B"},
+		"product id":            {&wire.UnifiedAttestationAttributes{HexProdId: "7"}, nil, ""},
+		"product id with zeros": {&wire.UnifiedAttestationAttributes{HexProdId: "0007"}, nil, "111D"},
+		"SVN":                   {&wire.UnifiedAttestationAttributes{StrMinIsvsvn: "3"}, nil, ""},
+		"SVN too low":           {&wire.UnifiedAttestationAttributes{StrMinIsvsvn: "4"}, nil, "111E"},
+		"SVN is no number":      {&wire.UnifiedAttestationAttributes{StrMinIsvsvn: "three"}, nil, "0007"},
+		"production wanted":     {&wire.UnifiedAttestationAttributes{BoolDebugDisabled: "true"}, nil, ""},
 		"production wanted, debug": {&wire.UnifiedAttestationAttributes{BoolDebugDisabled: "1"},
 			func(c *client) { c.body.Attributes |= attest.AttributeDebug }, "1121"},
-		"TRUE means false":  {&wire.UnifiedAttestationAttributes{BoolDebugDisabled: "TRUE"}, nil, "1121"},
-		"user data begins":  {&wire.UnifiedAttestationAttributes{HexUserData: "3132"}, nil, ""},
-		"other user data":   {&wire.UnifiedAttestationAttributes{HexUserData: "3133"}, nil, "111C"},
-		"SPID":              {&wire.UnifiedAttestationAttributes{HexSpid: "00"}, nil, "1120"},
-		"platform":          {&wire.UnifiedAttestationAttributes{StrTeePlatform: "SGX_DCAP"}, nil, ""},
-		"other platform":    {&wire.UnifiedAttestationAttributes{StrTeePlatform: "TDX"}, nil, "1122"},
-		"key by PEM":        {&wire.UnifiedAttestationAttributes{HexHashOrPemPubkey: key.pem}, nil, ""},
-		"key by hash":       {&wire.UnifiedAttestationAttributes{HexHashOrPemPubkey: fmt.Sprintf("%X", sha256.Sum256([]byte(key.pem)))}, nil, ""},
-		"another key":       {&wire.UnifiedAttestationAttributes{HexHashOrPemPubkey: "00"}, nil, "1119"},
-		"key not bound":     {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.bound += "\n" }, "1119"},
-		"unknown platform":  {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.platform = "SEV" }, "0E03"},
-		"SPKI key":          {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.pem = strings.ReplaceAll(c.pem, "RSA ", "") }, "01A4"},
-		"no such secret":    {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.request = `{"serviceName":"service1","secretName":"x"}` }, "AA28"},
-		"no such service":   {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.request = `{"secretName":"s"}` }, "AA28"},
-		"no name":           {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.request = `{"serviceName":"service1"}` }, "A442"},
-		"an unknown field":  {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.request = `{"more":1}` }, "0206"},
-		"unknown function":  {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.function = "TaListSecret" }, "A302"},
-		"a signature wrong": {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.key = readKey(t, "server_uak_private.pem") }, "0177"},
+		"TRUE means false": {&wire.UnifiedAttestationAttributes{BoolDebugDisabled: "TRUE"}, nil, "1121"},
+		"user data begins": {&wire.UnifiedAttestationAttributes{HexUserData: "3132"}, nil, ""},
+		"other user data":  {&wire.UnifiedAttestationAttributes{HexUserData: "3133"}, nil, "111C"},
+		"SPID":             {&wire.UnifiedAttestationAttributes{HexSpid: "00"}, nil, "1120"},
+		"platform":         {&wire.UnifiedAttestationAttributes{StrTeePlatform: "SGX_DCAP"}, nil, ""},
+		"other platform":   {&wire.UnifiedAttestationAttributes{StrTeePlatform: "TDX"}, nil, "1122"},
+		"key by PEM":       {&wire.UnifiedAttestationAttributes{HexHashOrPemPubkey: key.pem}, nil, ""},
+		"key by hash": {&wire.UnifiedAttestationAttributes{HexHashOrPemPubkey: fmt.Sprintf("%X",
+			sha256.Sum256([]byte(key.pem)))}, nil, ""},
+		"another key":      {&wire.UnifiedAttestationAttributes{HexHashOrPemPubkey: "00"}, nil, "1119"},
+		"key not bound":    {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.bound += "\n" }, "1119"},
+		"unknown platform": {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.platform = "SEV" }, "0E03"},
+		"SPKI key": {&wire.UnifiedAttestationAttributes{},
+			func(c *client) { c.pem = strings.ReplaceAll(c.pem, "RSA ", "") }, "01A4"},
+		"no such secret": {&wire.UnifiedAttestationAttributes{},
+			func(c *client) { c.request = `{"serviceName":"service1","secretName":"x"}` }, "AA28"},
+		"no such service": {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.request = `{"secretName":"s"}` },
+			"AA28"},
+		"no name": {&wire.UnifiedAttestationAttributes{},
+			func(c *client) { c.request = `{"serviceName":"service1"}` }, "A442"},
+		"an unknown field": {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.request = `{"more":1}` }, "0206"},
+		"unknown function": {&wire.UnifiedAttestationAttributes{}, func(c *client) { c.function = "TaListSecret" }, "A302"},
+		"a signature wrong": {&wire.UnifiedAttestationAttributes{},
+			func(c *client) { c.key = readKey(t, "server_uak_private.pem") }, "0177"},
 	} {
 		var rules []*wire.UnifiedAttestationAttributes
 		if c.rule != nil {
@@ -292,13 +301,15 @@ func TestDemoSecretsAreWhatTheUpstreamsServerHolds(t *testing.T) {
 	if err != nil || len(secrets) != 6 {
 		t.Fatal(len(secrets), err)
 	}
-	s := server(t, aecstest.Options{Generation: aecs.GenerationB, Key: readKey(t, "server_uak_private.pem"), Secrets: secrets})
+	s := server(t, aecstest.Options{Generation: aecs.GenerationB, Key: readKey(t, "server_uak_private.pem"),
+		Secrets: secrets})
 	for _, secret := range secrets {
 		name := secret.GetSpec().GetSecretName()
 		c := newClient(t)
 		c.request = `{"serviceName":"service1","secretName":"` + name + `"}`
 		wants(t, name, c.callB(t, s), prefixB, "")
-		shown, err := s.GetEnclaveSecretPublic(t.Context(), &wire.GetEnclaveSecretPublicRequest{ServiceName: "service1", SecretName: name})
+		shown, err := s.GetEnclaveSecretPublic(t.Context(), &wire.GetEnclaveSecretPublicRequest{ServiceName: "service1",
+			SecretName: name})
 		if name == "secret-my-aes256-key" {
 			wants(t, name, err, "Fail to get enclave secret public key", "A456")
 		} else if err != nil || strings.Contains(shown.GetSecretPublic(), "PRIVATE") {

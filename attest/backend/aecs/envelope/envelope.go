@@ -8,15 +8,15 @@
 //
 // # Promises
 //
-// [Open] gives a plaintext only if all of that is so, with exactly the additional data that was asked for. Each check has
-// its own error. RSA keys have 2048 to 8192 bits. The key and a plaintext that fails a check are wiped.
+// [Open] gives a plaintext only if all of that is so, with exactly the additional data that was asked for. Each check
+// has its own error. RSA keys have 2048 to 8192 bits. The key and a plaintext that fails a check are wiped.
 //
 // # Limits
 //
-// plain_hash is in the clear: whoever sees the envelope can test guesses of the plaintext. The signature covers nothing but
-// that hash, so it says that the sender once sent this plaintext to somebody, not that it is the answer to a question;
-// the additional data is authenticated by a key that anybody can make. Freshness and the answer's relation to its
-// request are for the caller.
+// plain_hash is in the clear: whoever sees the envelope can test guesses of the plaintext. The signature covers
+// nothing but that hash, so it says that the sender once sent this plaintext to somebody, not that it is the answer
+// to a question; the additional data is authenticated by a key that anybody can make. Freshness and the answer's
+// relation to its request are for the caller.
 package envelope
 
 import (
@@ -63,7 +63,8 @@ const (
 
 // Open decrypts an envelope for the receiver with exactly this additional data, of at most max bytes of plaintext, and
 // verifies that the sender signed it. The error is, or wraps, one of those above.
-func Open(e *wire.DigitalEnvelopeEncrypted, receiver *rsa.PrivateKey, aad string, sender *rsa.PublicKey, max int) (attest.Secret, error) {
+func Open(e *wire.DigitalEnvelopeEncrypted, receiver *rsa.PrivateKey, aad string, sender *rsa.PublicKey,
+	max int) (attest.Secret, error) {
 	none := attest.Secret{}
 	c := e.GetAesCipher()
 	if err := checkForm(e, max); err != nil {
@@ -136,7 +137,8 @@ func checkBits(bits int) error {
 }
 
 // Seal makes an envelope for a receiver. random gives the AES key and the iv. A nil sender leaves it unsigned.
-func Seal(random io.Reader, plain []byte, receiver *rsa.PublicKey, aad string, sender *rsa.PrivateKey) (*wire.DigitalEnvelopeEncrypted, error) {
+func Seal(random io.Reader, plain []byte, receiver *rsa.PublicKey, aad string,
+	sender *rsa.PrivateKey) (*wire.DigitalEnvelopeEncrypted, error) {
 	if len(plain) == 0 {
 		return nil, fmt.Errorf("%w: an empty plaintext", ErrForm)
 	}

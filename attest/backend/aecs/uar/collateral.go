@@ -54,7 +54,8 @@ func textCRL(crl []byte) string {
 
 // complete demands what the upstream's verifier demands: all seven documents.
 func complete(c *wire.SgxQlQveCollateral) error {
-	for _, text := range []string{c.GetPckCrlIssuerChain(), c.GetRootCaCrl(), c.GetPckCrl(), c.GetTcbInfoIssuerChain(), c.GetTcbInfo(),
+	for _, text := range []string{c.GetPckCrlIssuerChain(), c.GetRootCaCrl(), c.GetPckCrl(), c.GetTcbInfoIssuerChain(),
+		c.GetTcbInfo(),
 		c.GetQeIdentityIssuerChain(), c.GetQeIdentity()} {
 		if text == "" {
 			return errors.New("a document is missing")

@@ -2,13 +2,13 @@
 // evidence (jinzhao-attest, ual/proto/attestation.proto).
 //
 // A report carries a DCAP quote, alone ("BackgroundCheck") or with its collateral ("Passport"), and comes with an RSA
-// public key. The quote's 64 bytes of report data bind the key: 32 bytes that the sender chose, then the SHA-256 of the
-// key's PEM text, byte by byte as it is sent.
+// public key. The quote's 64 bytes of report data bind the key: 32 bytes that the sender chose, then the SHA-256 of
+// the key's PEM text, byte by byte as it is sent.
 //
 // # Promises
 //
-//   - [Make] writes what the upstream's generators write. The key is PKCS#1 in a block "RSA PUBLIC KEY", which is how the
-//     upstream tells RSA from SM2.
+//   - [Make] writes what the upstream's generators write. The key is PKCS#1 in a block "RSA PUBLIC KEY", which is how
+//     the upstream tells RSA from SM2.
 //   - [Read] takes a report only if there is exactly one such block, of 2048 to 8192 bits, and nothing else; if the
 //     kind, the platform and the fields belong together; and if the quote's report data binds the very text of the
 //     key. Sizes are bounded before anything is parsed.
@@ -16,9 +16,10 @@
 // # Limits
 //
 // Nothing here is genuine until an [attest.Verifier] has said so, with [Report.Evidence]. The binding proves that the
-// enclave had the key, not that it has it now: a quote can be replayed, and a signature by the key must show possession.
-// Nested reports, SM2 keys, reports of Ant's central service ("Uas") and of platforms other than SGX and TDX are refused.
-// A report of the platform SGX_EPID, which servers show that are built for simulation, is read, but is no evidence.
+// enclave had the key, not that it has it now: a quote can be replayed, and a signature by the key must show
+// possession. Nested reports, SM2 keys, reports of Ant's central service ("Uas") and of platforms other than SGX and
+// TDX are refused. A report of the platform SGX_EPID, which servers show that are built for simulation, is read, but
+// is no evidence.
 package uar
 
 import (
@@ -42,7 +43,8 @@ import (
 var (
 	ErrForm    = errors.New("the report is malformed")
 	ErrKey     = errors.New("the report's key is not one PKCS#1 RSA public key of 2048 to 8192 bits")
-	ErrBinding = errors.New("the quote does not bind the report's key: it was made for another one, or the key's text was changed")
+	ErrBinding = errors.New("the quote does not bind the report's key: it was made for another one, or the key's " +
+		"text was changed")
 )
 
 const (
@@ -74,7 +76,8 @@ func Data(userData [UserDataSize]byte, publicKey string) attest.ReportData {
 }
 
 // Make writes a report that shows evidence of the key with this text: a passport where collateral is given.
-func Make(e attest.Evidence, publicKey string, collateral *wire.SgxQlQveCollateral) (*wire.UnifiedAttestationAuthReport, error) {
+func Make(e attest.Evidence, publicKey string, collateral *wire.SgxQlQveCollateral) (*wire.UnifiedAttestationAuthReport,
+	error) {
 	dcapReport := &wire.DcapReport{B64Quote: base64.StdEncoding.EncodeToString(e.Raw)}
 	report := &wire.UnifiedAttestationReport{
 		StrReportVersion: wire.ReportVersion, StrReportType: wire.BackgroundCheck, StrTeePlatform: wire.PlatformDCAP,
@@ -115,8 +118,8 @@ func (r *Report) Evidence() (attest.Evidence, error) {
 	case wire.PlatformTDX:
 		return attest.Evidence{Type: attest.TDX, Raw: r.Quote}, nil
 	}
-	return attest.Evidence{}, fmt.Errorf("a report of the platform %s is no evidence: the sender is built for simulation, or "+
-		"runs on EPID hardware, whose attestation service has ended", r.Platform)
+	return attest.Evidence{}, fmt.Errorf("a report of the platform %s is no evidence: the sender is built for "+
+		"simulation, or runs on EPID hardware, whose attestation service has ended", r.Platform)
 }
 
 // Data is the report data that the quote must have.
@@ -134,11 +137,13 @@ func Read(auth *wire.UnifiedAttestationAuthReport) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Report{Platform: report.GetStrTeePlatform(), PublicKey: key, Fingerprint: sha256.Sum256([]byte(auth.GetPemPublicKey()))}
+	r := &Report{Platform: report.GetStrTeePlatform(), PublicKey: key,
+		Fingerprint: sha256.Sum256([]byte(auth.GetPemPublicKey()))}
 	switch r.Platform {
 	case wire.PlatformDCAP, wire.PlatformTDX, wire.PlatformEPID:
 	default:
-		return bad("the platform %.40q is none of %s, %s, %s", r.Platform, wire.PlatformDCAP, wire.PlatformTDX, wire.PlatformEPID)
+		return bad("the platform %.40q is none of %s, %s, %s", r.Platform, wire.PlatformDCAP, wire.PlatformTDX,
+			wire.PlatformEPID)
 	}
 	kind := report.GetStrReportType()
 	switch {

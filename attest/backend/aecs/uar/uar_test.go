@@ -74,7 +74,8 @@ func TestAPassportVerifiesWithItsOwnCollateral(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err = uar.Read(alone); err != nil || r.Collateral != nil || alone.GetReport().GetStrReportType() != "BackgroundCheck" {
+	if r, err = uar.Read(alone); err != nil || r.Collateral != nil ||
+		alone.GetReport().GetStrReportType() != "BackgroundCheck" {
 		t.Errorf("without collateral: %+v, %v", r, err)
 	}
 }
@@ -82,8 +83,9 @@ func TestAPassportVerifiesWithItsOwnCollateral(t *testing.T) {
 func TestCollateralOfATrustDomainSaysSo(t *testing.T) {
 	text := func(version string) *dcap.Collateral {
 		b := []byte("x")
-		return &dcap.Collateral{TCBInfo: []byte(`{"tcbInfo":{"version":` + version + `}}`), TCBInfoChain: b, QEIdentity: b, QEIdentityChain: b,
-			PCKCRL: []byte{0x30, 0x82, 1, 2}, PCKCRLChain: b, RootCACRL: []byte("3082")}
+		return &dcap.Collateral{TCBInfo: []byte(`{"tcbInfo":{"version":` + version + `}}`), TCBInfoChain: b, QEIdentity: b,
+			QEIdentityChain: b,
+			PCKCRL:          []byte{0x30, 0x82, 1, 2}, PCKCRLChain: b, RootCACRL: []byte("3082")}
 	}
 	c, err := uar.Collateral(text("3"), attest.TDX)
 	if err != nil || c.GetTeeType() != 129 || c.GetPckCrl() != "30820102" || c.GetRootCaCrl() != "3082" {

@@ -1,15 +1,15 @@
-// Package wire is what an application and a KubeTEE AECS send each other: the messages of the service kubetee.Aecs
-// in both deployed generations (kubetee.proto), and their JSON. Client (attest/backend/aecs) and test server
-// (aecstest) share it.
+// Package wire is what an application and a KubeTEE AECS send each other: the messages of the service kubetee.Aecs in
+// both deployed generations (kubetee.proto), and their JSON. Client (attest/backend/aecs) and test server (aecstest)
+// share it.
 //
 // The upstream puts JSON into strings of its protobuf messages, signs those strings and encrypts them, so the bytes
 // count. [JSON] writes what libprotobuf 3.21 writes (the version that both generations are built with): one line, no
 // spaces, fields in the order of their numbers, defaults left out, the same characters escaped. Whoever has received
 // such a string must verify it as it came, never after writing it anew.
 //
-// [Parse] takes what the upstream's parser takes of what its writer writes: both spellings of a name, any white space,
-// both alphabets of base64; and no unknown field. It is stricter where libprotobuf is lenient beyond JSON: no name twice, no
-// comma before a closing brace, no name or string in other than double quotes.
+// [Parse] takes what the upstream's parser takes of what its writer writes: both spellings of a name, any white
+// space, both alphabets of base64; and no unknown field. It is stricter where libprotobuf is lenient beyond JSON: no
+// name twice, no comma before a closing brace, no name or string in other than double quotes.
 package wire
 
 import (
@@ -38,8 +38,8 @@ const (
 	PlatformTDX     = "TDX"      // generation B
 )
 
-// ErrUnknownField is the error for JSON that is right but for a field that the message does not have, or for the name of a
-// value that its enumeration does not have.
+// ErrUnknownField is the error for JSON that is right but for a field that the message does not have, or for the name
+// of a value that its enumeration does not have.
 var ErrUnknownField = errors.New("it has a field, or names a value, that is not known")
 
 // JSON writes a message as the upstream does.

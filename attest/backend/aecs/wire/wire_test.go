@@ -132,7 +132,8 @@ func TestWhatTheUpstreamsParserTakesIsTaken(t *testing.T) {
 	}
 	for _, text := range []string{`"-_8="`, `"+/8="`, `"-_8"`} {
 		var got wire.SymmetricKeyEncrypted
-		if err := wire.Parse(`{"iv":`+text+`}`, &got); err != nil || base64.StdEncoding.EncodeToString(got.GetIv()) != "+/8=" {
+		if err := wire.Parse(`{"iv":`+text+`}`, &got); err != nil ||
+			base64.StdEncoding.EncodeToString(got.GetIv()) != "+/8=" {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
