@@ -47,8 +47,16 @@ const (
 	record         = "keyring.txt"         // what was made, and when
 )
 
-// Secrets are the files whose content the broker releases, under the names that they have.
-func Secrets() []string { return []string{ImageKey, ModelKey, SSLConfig} }
+// Secret is a file whose content the broker releases, under the name that it has.
+type Secret struct {
+	Name string
+	Kind string // for "sesame secret put --kind"
+}
+
+// Secrets are all of them.
+func Secrets() []Secret {
+	return []Secret{{ImageKey, "image-key"}, {ModelKey, "image-key"}, {SSLConfig, "tf-ssl-config"}}
+}
 
 // Options for [Make].
 type Options struct {
@@ -300,29 +308,39 @@ func (r *Ring) Volume(file string) (sefs.Key, error) {
 
 // makeIdentity makes the inference server's certificate and its ssl_config.
 func makeIdentity(dir string, o Options) error {
-	if len(o.Names) == 0 || o.Lifetime <= 0 {
-		return errors.New("a certificate needs a name and a lifetime")
+	config, certificate, err := NewServerIdentity(o.Names, o.Lifetime, o.Now)
+	if err != nil {
+		return err
+	}
+	if err := write(dir, SSLConfig, 0o600, config); err != nil {
+		return err
+	}
+	return write(dir, Certificate, 0o644, certificate)
+}
+
+// NewServerIdentity makes a TLS identity for names, DNS names and IP addresses: a new key with its certificate as
+// TensorFlow Serving reads them, and the certificate alone, PEM.
+func NewServerIdentity(names []string, lifetime time.Duration, now time.Time) (config, certificate []byte, err error) {
+	if len(names) == 0 || lifetime <= 0 {
+		return nil, nil, errors.New("a certificate needs a name and a lifetime")
 	}
 	template := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: o.Names[0]},
-		NotAfter:    o.Now.Add(o.Lifetime),
+		Subject:     pkix.Name{CommonName: names[0]},
+		NotAfter:    now.Add(lifetime),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	for _, n := range o.Names {
+	for _, n := range names {
 		if ip := net.ParseIP(n); ip != nil {
 			template.IPAddresses = append(template.IPAddresses, ip)
 		} else {
 			template.DNSNames = append(template.DNSNames, n)
 		}
 	}
-	key, certificate, err := selfSigned(template, o.Now)
+	key, certificate, err := selfSigned(template, now)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	if err := write(dir, SSLConfig, 0o600, TensorFlowServing(key, certificate)); err != nil {
-		return err
-	}
-	return write(dir, Certificate, 0o644, certificate)
+	return TensorFlowServing(key, certificate), certificate, nil
 }
 
 // adminLifetime is how long the first administrator's certificate is good for. It is measured into the broker, so a
