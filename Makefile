@@ -24,6 +24,7 @@ LIBOS_GO    = $(shell test -e build/overlay/goroot && \
               echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
 PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
+.PHONY: e2e-k8s
 .PHONY: build demo test lint bench fuzz deps clean model
 
 build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker \
@@ -64,6 +65,10 @@ lint:
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) mod verify
 
+# The deployment on the cluster of the current kubeconfig; E2E=-registry=HOST:PORT for a registry elsewhere.
+e2e-k8s: build model
+	@$(GO) run ./packaging/e2e $(E2E)
+
 bench: build model
 	$(GO) test -run '^$$' -bench . -benchmem ./attest/dcap ./fs/sefs
 	$(GO) run ./fs/volumebench -size $(BENCHSIZE)
@@ -84,6 +89,8 @@ deps:
 	command -v podman >/dev/null || missing="$$missing podman"; \
 	command -v swtpm >/dev/null && command -v swtpm_setup >/dev/null || missing="$$missing swtpm swtpm-tools"; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
+	command -v shellcheck >/dev/null || missing="$$missing shellcheck"; \
 	test -z "$$missing" && exit 0; \
 	echo "installing Debian packages:$$missing"; \
 	sudo=; test $$(id -u) = 0 || sudo=sudo; \

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/packaging/occlumcheck"
 	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/packaging/sizing"
 )
 
 func occlumCommand() *cobra.Command {
@@ -19,7 +22,7 @@ func occlumCommand() *cobra.Command {
 		Use:   "occlum",
 		Short: "Check instances and programs for Occlum before they run",
 	}
-	cmd.AddCommand(occlumCheckCommand(), occlumCheckELFCommand())
+	cmd.AddCommand(occlumCheckCommand(), occlumCheckELFCommand(), occlumLimitsCommand())
 	return cmd
 }
 
@@ -27,17 +30,22 @@ func occlumCheckCommand() *cobra.Command {
 	var o occlumcheck.Options
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "check INSTANCE",
+		Use:   "check INSTANCE|Occlum.json",
 		Short: "Name every setting of an instance directory that would fail or is unsafe",
 		Long: `check looks through an instance directory of Occlum or of the simulator, before or after "occlum build":
 Occlum.json, the initfs with init and its measured config, the image, and what a build left.
 Each finding is a line with its severity, the setting, what follows from it and what to write.
+Of an Occlum.json alone, such as a template, it judges what that file says.
 With at least one error the exit status is 1; warnings alone leave it 0.`,
 		Example: "  sesame occlum check occlum_tf\n" +
 			"  sesame occlum check --occlum-libc /opt/occlum occlum_tf",
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			found, err := occlumcheck.Instance(args[0], o)
+			look := occlumcheck.Instance
+			if info, err := os.Stat(args[0]); err == nil && info.Mode().IsRegular() {
+				look = func(name string, _ occlumcheck.Options) (occlumcheck.Findings, error) { return occlumcheck.File(name) }
+			}
+			found, err := look(args[0], o)
 			if errors.Is(err, fs.ErrNotExist) {
 				return &attest.Error{Code: attest.CodeUsage, Err: err,
 					Hint: "Name a directory that occlum new made; it holds Occlum.json."}
@@ -85,6 +93,51 @@ development packages.`,
 	cmd.Flags().StringVar(&size, "max-size", "0B", "largest size of the program, as 16MB; 0B for any")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the findings as JSON")
 	return cmd
+}
+
+func occlumLimitsCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "limits INSTANCE|Occlum.json",
+		Short: "Print what a pod must ask for, for an enclave of these limits",
+		Long: `limits computes what a Kubernetes manifest must say for an enclave: the EPC that its pod asks for, and the most
+processors that its application may see ("sesame pod run --cpus"), so that its threads stay below max_num_of_threads.`,
+		Example: "  sesame occlum limits Occlum.json",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			conf, err := loadOcclumJSON(args[0])
+			if err != nil {
+				return err
+			}
+			epc, why := sizing.EPC(conf)
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(struct {
+					EPC     string `json:"epc"`
+					CPUs    int    `json:"cpus"`
+					Threads uint32 `json:"threads"`
+				}{sizing.Quantity(epc), sizing.CPUs(conf.Threads()), conf.Threads()})
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n--cpus=%d: %d threads\n", why, sizing.CPUs(conf.Threads()), conf.Threads())
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// loadOcclumJSON reads a file, or the one of an instance directory.
+func loadOcclumJSON(name string) (*occlumconf.Config, error) {
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		name = filepath.Join(name, "Occlum.json")
+	}
+	conf, err := occlumconf.Load(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "Name an Occlum.json, or the directory of an instance."}
+	}
+	if err != nil {
+		return nil, &attest.Error{Code: attest.CodeConfig, Err: err, Hint: "See sesame occlum check."}
+	}
+	return conf, nil
 }
 
 // printFindings prints what was found, and fails where an error is among it.

@@ -92,6 +92,7 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&o.Python, "python", "", "`image` or directory with python3 for the client (default: Debian's, by mmdebstrap)")
 	flags.StringVar(&o.Picture, "picture", "", "the client's cat.jpg (default in mode sim: a sample of the stand-in's)")
 	flags.StringVar(&o.Writer, "writer", "oci", "what writes the images: `oci`, docker, podman or buildah")
+	flags.BoolVar(&o.Withdraw, "withdraw", false, "let the policy name this build's measurement alone, without those of earlier builds")
 	flags.Int64Var(&f.created, "created", 0, "time of everything in the images, in `seconds` since 1970")
 	flags.BoolVar(&f.push, "push", false, "push the images, too")
 }

@@ -42,6 +42,7 @@ const InitBudget = 16 << 20
 // inspection is one look at an instance directory.
 type inspection struct {
 	dir   string
+	alone bool // there is nothing but Occlum.json
 	o     Options
 	conf  *occlumconf.Config
 	init  *config.Config // nil where it is missing or wrong
@@ -51,19 +52,29 @@ type inspection struct {
 // Instance checks the instance directory dir, built or not. An error means that dir could not be looked at.
 func Instance(dir string, o Options) (Findings, error) {
 	i := &inspection{dir: dir, o: o}
-	conf, err := occlumconf.Load(filepath.Join(dir, "Occlum.json"))
+	return i.run(filepath.Join(dir, "Occlum.json"),
+		i.initConfig, i.initProgram, i.limits, i.mounts, i.entryPoints, i.metadata, i.environment, i.keys, i.trust,
+		i.volumes, i.libraries, i.built)
+}
+
+// File checks an Occlum.json alone, such as a template, for an instance with Sesame's init.
+func File(name string) (Findings, error) {
+	i := &inspection{dir: os.DevNull, alone: true} // a directory below which there is nothing
+	return i.run(name, i.limits, i.mounts, i.entryPoints, i.metadata, i.environment)
+}
+
+// run reads the file, without which nothing can be checked, and makes the checks.
+func (i *inspection) run(file string, checks ...func() error) (Findings, error) {
+	conf, err := occlumconf.Load(file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("%s is no Occlum instance: %w", dir, err)
+		return nil, fmt.Errorf("%s is no Occlum instance: %w", filepath.Dir(file), err)
 	case err != nil:
 		i.error("Occlum.json", err.Error(), "correct the field; the other checks need it")
 		return i.found, nil
 	}
 	i.conf = conf
-	for _, check := range []func() error{
-		i.initConfig, i.initProgram, i.limits, i.mounts, i.entryPoints, i.metadata, i.environment, i.keys, i.trust,
-		i.volumes, i.libraries, i.built,
-	} {
+	for _, check := range checks {
 		if err := check(); err != nil {
 			return nil, err
 		}
@@ -166,7 +177,7 @@ func (i *inspection) limits() error {
 	conf := i.conf
 	const field = "Occlum.json: resource_limits."
 	host := i.resolve("initfs", "/bin/init")
-	isGo := host != "" && isGoProgram(host)
+	isGo := i.alone || host != "" && isGoProgram(host)
 	if got := conf.UserSpace(); isGo && got < goAddressSpace {
 		name := "user_space_size"
 		if conf.ResourceLimits.UserSpaceMax > 0 {
@@ -254,7 +265,7 @@ func (i *inspection) mounts() error {
 	}
 
 	image := i.exists("image")
-	if !image {
+	if !image && !i.alone {
 		i.warn("image", "is not in this directory, so what stands in it was not checked",
 			"check the directory that the instance is built in")
 	}

@@ -638,3 +638,32 @@ func FuzzReadSignature(f *testing.F) {
 		}
 	})
 }
+
+func TestTheTemplateOfTheRepositoryIsClean(t *testing.T) {
+	found, err := File("../../Occlum.json")
+	if err != nil || len(found) != 0 {
+		t.Errorf("%v, %v", found, err)
+	}
+	text, err := os.ReadFile("../../Occlum.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for setting, worse := range map[string][2]string{
+		"debuggable": {`"debuggable": false`, `"debuggable": true`},
+		"user_space": {`"7000MB"`, `"300MB"`},
+		"temporary":  {`"temporary": true`, `"temporary": false`},
+		"entry":      {`"/bin/tensorflow_model_server"`, `"/bin"`},
+		"GOMAXPROCS": {`"GOMAXPROCS=2",`, ``},
+	} {
+		if !strings.Contains(string(text), worse[0]) {
+			t.Fatalf("the template has no %s", worse[0])
+		}
+		file := filepath.Join(t.TempDir(), "Occlum.json")
+		if err := os.WriteFile(file, []byte(strings.Replace(string(text), worse[0], worse[1], 1)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if found, err := File(file); err != nil || len(found) == 0 {
+			t.Errorf("%s: %v, %v", setting, found, err)
+		}
+	}
+}

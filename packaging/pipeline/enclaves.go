@@ -149,7 +149,8 @@ func (p *Pipeline) workloadInit(brokerSigner, mac string) (*config.Config, error
 	}, nil
 }
 
-// broker builds the key broker's enclave. It holds no secret and no policy of a workload.
+// broker builds the key broker's enclave. It holds no secret, and the first policy: who administers it, and the first
+// inference server. A later policy is no reason to build it again.
 func (p *Pipeline) broker(ctx context.Context) error {
 	ring, err := p.ring()
 	if err != nil {
@@ -161,14 +162,13 @@ func (p *Pipeline) broker(ctx context.Context) error {
 		words: []string{p.o.Mode, p.o.PCCS, p.tool.Program},
 		files: append(p.commonFiles(), program, p.o.Template, ring.Path(keyring.BrokerSigner)),
 	}
-	return p.once("broker", in, []string{packed, p.path("broker.json")}, func() error {
+	build := func() error {
 		conf, err := p.brokerConf(program)
 		if err != nil {
 			return err
 		}
-		root := map[string]string{brokerEntry: p.program("init"), brokerPath: program}
-		if p.simulated() {
-			root["/root_ca.pem"] = p.path("platform", "root_ca.pem")
+		root := map[string]string{
+			brokerEntry: p.program("init"), brokerPath: program, "/policy.yaml": p.path("policy.yaml"),
 		}
 		return p.build(ctx, "broker", packed, instance.Spec{
 			Dir: p.path("instances", "init_ra_server"), Init: p.program("init"), Root: root, InitFS: p.trusted(),
@@ -179,7 +179,11 @@ func (p *Pipeline) broker(ctx context.Context) error {
 				Collateral: p.collateral(),
 			},
 		})
-	})
+	}
+	if err := p.once("broker", in, []string{packed, p.path("broker.json")}, build); err != nil {
+		return err
+	}
+	return p.link()
 }
 
 // brokerConf is the template for another program: its own entry point, identity and limits.

@@ -119,7 +119,7 @@ func (p *Pipeline) enclave(name, step string, port int, command []string, more .
 }
 
 func (p *Pipeline) pictures() ([]*picture, error) {
-	broker, err := p.enclave(BrokerImage, "broker", 5000, []string{"occlum", "run", brokerEntry, AddressBroker})
+	broker, err := p.enclave(BrokerImage, "broker", 5000, []string{"occlum", "run", brokerEntry, brokerAddress})
 	if err != nil {
 		return nil, err
 	}

@@ -75,6 +75,7 @@ type Options struct {
 	Python     string // image or directory with python3 for the client; empty for Debian's, by mmdebstrap
 	Picture    string // the client's cat.jpg
 	Writer     string // "oci", or one of docker, podman and buildah
+	Withdraw   bool   // the policy names this build's measurement alone
 
 	Created time.Time // time of everything in the images
 	Now     time.Time // for the lifetime of the certificate
@@ -90,7 +91,10 @@ const (
 
 // Where things stand.
 const (
-	AddressBroker = "0.0.0.0:5000"
+	// AdminPort is that of the broker's admin channel.
+	AdminPort = 5001
+
+	brokerAddress = "0.0.0.0:5000"
 
 	serverEntry = "/bin/tensorflow_model_server" // what the host asks for: the launcher
 	brokerEntry = "/bin/server"
@@ -159,7 +163,8 @@ func Steps() []Step {
 		{"root", "take the application and its libraries out of a container image", (*Pipeline).root},
 		{"volume", "encrypt the model with its own key", (*Pipeline).volume},
 		{"workload", "build and measure the inference server's enclave", (*Pipeline).workload},
-		{"broker", "build the key broker's enclave, and write the policy that names the measurement", (*Pipeline).broker},
+		{"policy", "write the broker's policy, which names the measurement", (*Pipeline).policyStep},
+		{"broker", "build the key broker's enclave", (*Pipeline).broker},
 		{"client", "put the client's files together", (*Pipeline).client},
 		{"images", "write the three container images", (*Pipeline).images},
 		{"manifests", "write the Kubernetes manifests with names, sizes and limits", (*Pipeline).manifests},
