@@ -1,0 +1,205 @@
+// Command releasebench measures the key broker under load: CPU time and time of an attested release on both wires, beside
+// a reference that does the same TLS handshakes, gRPC exchange and P-256 verifications and nothing else; and 1000 sessions
+// at once.
+//
+//	releasebench [-n RELEASES] [-at-once SESSIONS]
+//
+// Every server and every client is a process of its own, on loopback. Collateral is warm. Quotes are software quotes,
+// signed in the process that drives the measurement and fetched over a unix socket, so that their cost, which hardware
+// does not have, is not the broker's. Secrets are kept in memory. What counts are the ratios: both sides are measured
+// one after the other on the same machine.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/attest/softsgx"
+)
+
+// clients is the number of processes that load a server.
+const clients = 4
+
+func main() {
+	releases := flag.Int("n", 2000, "releases of a measurement")
+	atOnce := flag.Int("at-once", 1000, "sessions at once")
+	role := flag.String("role", "", "for its own use: what this process is")
+	dir := flag.String("dir", "", "for its own use: the work directory")
+	address := flag.String("address", "", "for its own use: the server")
+	workers := flag.Int("workers", 1, "for its own use: loops of a client")
+	ownEvery := flag.Float64("own-every", 1, "for its own use: releases for one quote of the server's own")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	switch kind, wire, _ := strings.Cut(*role, "-"); kind {
+	case "":
+		err = measure(ctx, *releases, *atOnce)
+	case "broker":
+		err = serveBroker(ctx, *dir)
+	case "reference":
+		err = serveReference(ctx, *dir, *ownEvery)
+	default:
+		err = load(ctx, *dir, kind, wire, *address, *releases, *workers)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "releasebench: "+err.Error())
+		os.Exit(1)
+	}
+}
+
+func measure(ctx context.Context, releases, atOnce int) error {
+	dir, err := os.MkdirTemp("", "releasebench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	platform, err := softsgx.New(softsgx.Options{Now: time.Now().Add(-time.Hour)})
+	if err != nil {
+		return err
+	}
+	if err := platform.Save(filepath.Join(dir, "platform")); err != nil {
+		return err
+	}
+	if err := pccs.WriteDir(filepath.Join(dir, "collateral"), platform.Collateral()); err != nil {
+		return err
+	}
+	quotes, err := serveQuotes(filepath.Join(dir, "quotes"), platform.Attester(brokerEnclave()))
+	if err != nil {
+		return err
+	}
+	defer quotes.close()
+
+	fmt.Printf("| wire | releases/s | CPU per release | reference | ratio | goal | met |\n|---|---|---|---|---|---|---|\n")
+	for _, wire := range []string{"session", "legacy"} {
+		before := quotes.made.Load()
+		ours, err := run(ctx, dir, "broker", "fetch-"+wire, releases, 2, 1)
+		if err != nil {
+			return err
+		}
+		perQuote := float64(ours.releases) / math.Max(1, float64(quotes.made.Load()-before))
+		reference, err := run(ctx, dir, "reference", "plain-"+wire, releases, 2, perQuote)
+		if err != nil {
+			return err
+		}
+		ratio := float64(ours.perRelease()) / float64(reference.perRelease())
+		met := "yes"
+		if ratio > 1.5 {
+			met = "**no**"
+		}
+		fmt.Printf("| %s | %.0f | %s | %s | %.2f | ≤ 1.5 | %s |\n", wire, ours.rate(), micro(ours.perRelease()), micro(reference.perRelease()), ratio, met)
+	}
+	burst, err := run(ctx, dir, "broker", "fetch-session", atOnce, atOnce/clients, 1)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\n%d sessions at once from %d processes: %d served, %d times told to come later, p50 %s, p99 %s, peak resident memory %d MiB\n",
+		atOnce, clients, burst.releases, burst.later, burst.quantile(.5), burst.quantile(.99), burst.peak>>20)
+	return nil
+}
+
+func micro(d time.Duration) string { return fmt.Sprintf("%d µs", d.Microseconds()) }
+
+// result is what a measurement has found.
+type result struct {
+	releases, later int
+	took, cpu       time.Duration
+	peak            int64 // bytes
+	latencies       []time.Duration
+}
+
+func (r *result) perRelease() time.Duration { return r.cpu / time.Duration(r.releases) }
+
+func (r *result) rate() float64 { return float64(r.releases) / r.took.Seconds() }
+
+func (r *result) quantile(q float64) time.Duration {
+	slices.Sort(r.latencies)
+	return r.latencies[int(q*float64(len(r.latencies)-1))].Round(time.Millisecond)
+}
+
+// run starts a server, warms it up, and loads it from several processes.
+func run(ctx context.Context, dir, server, client string, releases, workers int, ownEvery float64) (*result, error) {
+	s, address, err := startServer(ctx, dir, server, ownEvery)
+	if err != nil {
+		return nil, err
+	}
+	defer s.stop()
+	if _, err := runClients(ctx, dir, client, address, clients*4, 1); err != nil {
+		return nil, fmt.Errorf("warming up: %w", err)
+	}
+	before, err := s.cpu()
+	if err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	r, err := runClients(ctx, dir, client, address, releases, workers)
+	if err != nil {
+		return nil, err
+	}
+	r.took = time.Since(start)
+	after, err := s.cpu()
+	if err != nil {
+		return nil, err
+	}
+	r.cpu = after - before
+	r.peak, err = s.peak()
+	return r, err
+}
+
+// report is what a client process prints.
+type report struct {
+	Latencies []time.Duration `json:"latencies"`
+	Later     int             `json:"later"`
+}
+
+func runClients(ctx context.Context, dir, role, address string, releases, workers int) (*result, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	type answer struct {
+		text []byte
+		err  error
+	}
+	answers := make(chan answer, clients)
+	for range clients {
+		go func() {
+			cmd := exec.CommandContext(ctx, self, "-role", role, "-dir", dir, "-address", address,
+				"-n", fmt.Sprint(releases/clients), "-workers", fmt.Sprint(workers))
+			cmd.Stderr = os.Stderr
+			text, err := cmd.Output()
+			answers <- answer{text, err}
+		}()
+	}
+	r := &result{}
+	for range clients {
+		a := <-answers
+		if a.err != nil {
+			err = a.err
+			continue
+		}
+		var one report
+		if bad := json.Unmarshal(a.text, &one); bad != nil {
+			err = bad
+		}
+		r.latencies = append(r.latencies, one.Latencies...)
+		r.later += one.Later
+	}
+	r.releases = len(r.latencies)
+	return r, err
+}
+
+var _ attest.Attester = (*remote)(nil)
