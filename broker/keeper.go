@@ -62,6 +62,7 @@ type Adoption struct {
 	At      time.Time
 	Version uint64   // that the policy gives itself
 	Digest  [32]byte // SHA-256 of its text
+	Text    []byte   // a keeper with a store keeps it for the next start and the other replicas, where Pinned is set
 	By      string   // who brought it: "file policy.yaml", "key NAME", "admin NAME"
 	// Pinned is set where the version decides (in an enclave). Without it any version is recorded and allowed: in
 	// bare mode the policy is a file of the operator's.

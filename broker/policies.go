@@ -75,7 +75,7 @@ func (p *Policies) Current() *policy.Policy { return p.current.Load().policy }
 
 func (p *Policies) adopt(ctx context.Context, next *policy.Policy, by string) error {
 	_, err := p.config.Keeper.Adopt(ctx, Adoption{
-		At: p.config.Now(), Version: next.Version, Digest: next.Digest(), By: by, Pinned: p.config.Pinned,
+		At: p.config.Now(), Version: next.Version, Digest: next.Digest(), Text: next.Text(), By: by, Pinned: p.config.Pinned,
 	})
 	if err != nil {
 		return &attest.Error{Code: attest.CodeOf(err), Step: "recording policy", Err: err}

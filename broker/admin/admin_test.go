@@ -254,7 +254,7 @@ func TestBrokerMakesIdentities(t *testing.T) {
 	}
 }
 
-func TestPolicyIsPushedAndKept(t *testing.T) {
+func TestPolicyIsPushed(t *testing.T) {
 	w := newWorld(t, false, memory.New(), &rootkey.Process{})
 	c := w.dial(t)
 	_, err := c.PushPolicy(t.Context(), &adminpb.PushPolicyRequest{Text: []byte("bad")})
@@ -264,9 +264,8 @@ func TestPolicyIsPushedAndKept(t *testing.T) {
 	if _, err := c.PushPolicy(t.Context(), &adminpb.PushPolicyRequest{Text: []byte("version: 2")}); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := w.keystore.Policy(t.Context())
-	if err != nil || string(kept) != "version: 2" || w.policies.text != "version: 2" || !strings.Contains(w.policies.by, "alice") {
-		t.Errorf("%q, %+v, %v", kept, w.policies, err)
+	if w.policies.text != "version: 2" || !strings.Contains(w.policies.by, "alice") {
+		t.Errorf("%+v", w.policies)
 	}
 }
 

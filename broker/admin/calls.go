@@ -99,17 +99,12 @@ func (s *Server) DeleteSecret(ctx context.Context, r *adminpb.DeleteSecretReques
 	return &adminpb.Done{}, s.options.Keystore.Delete(ctx, from(ctx).by, r.GetName())
 }
 
-// PushPolicy implements the service. The policy takes force here, and is then kept for the other replicas and the next
-// start.
+// PushPolicy implements the service.
 func (s *Server) PushPolicy(ctx context.Context, r *adminpb.PushPolicyRequest) (*adminpb.Done, error) {
 	if s.options.Policies == nil {
 		return nil, attest.Errorf(attest.CodeConfig, "pushing policy", "", "this broker takes no policy over the admin channel")
 	}
-	by := "admin " + from(ctx).by
-	if err := s.options.Policies.Replace(ctx, r.GetText(), by); err != nil {
-		return nil, err
-	}
-	return &adminpb.Done{}, s.options.Keystore.PutPolicy(ctx, by, r.GetText())
+	return &adminpb.Done{}, s.options.Policies.Replace(ctx, r.GetText(), "admin "+from(ctx).by)
 }
 
 // Unlock implements the service.

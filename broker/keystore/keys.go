@@ -187,17 +187,13 @@ func (k *Keystore) UnlockShare(ctx context.Context, share attest.Secret) (missin
 	if err != nil {
 		return 0, err
 	}
-	k.mu.Lock()
+	k.sharing.Lock()
+	defer k.sharing.Unlock()
 	missing, err = k.shares.Add(share, slots)
-	k.mu.Unlock()
 	if err != nil || missing > 0 {
 		return missing, err
 	}
-	defer func() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.shares.Forget()
-	}()
+	defer k.shares.Forget()
 	if err := k.unlockBy(ctx, &k.shares, false); err != nil {
 		return 0, err
 	}

@@ -67,10 +67,12 @@ type Keystore struct {
 	done    <-chan struct{}
 
 	mu      sync.RWMutex
-	keys    *keys // nil while it is locked
-	locked  error // why
-	shares  rootkey.Shares
+	keys    *keys                   // nil while it is locked
+	locked  error                   // why
 	catalog atomic.Pointer[catalog] // as last seen
+
+	sharing sync.Mutex
+	shares  rootkey.Shares // that were brought so far
 
 	refusals   bucket
 	unrecorded atomic.Uint64
@@ -133,13 +135,15 @@ func Open(ctx context.Context, o Options) (*Keystore, error) {
 func (k *Keystore) Close() {
 	k.stop()
 	k.ended.Wait()
+	k.sharing.Lock()
+	k.shares.Forget()
+	k.sharing.Unlock()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.keys != nil {
 		k.keys.wipe()
 		k.keys = nil
 	}
-	k.shares.Forget()
 	for _, s := range k.options.Fixed {
 		s.Wipe()
 	}

@@ -579,14 +579,22 @@ func TestPolicyVersionsOnlyRise(t *testing.T) {
 	}
 }
 
-func TestPushedPolicyReachesReplicas(t *testing.T) {
+// adopt puts a pinned policy in force.
+func adopt(t testing.TB, k *keystore.Keystore, version uint64, text string) error {
+	t.Helper()
+	_, err := k.Adopt(t.Context(), broker.Adoption{At: now, Version: version, Digest: sha256.Sum256([]byte(text)),
+		Text: []byte(text), By: "admin", Pinned: true})
+	return err
+}
+
+func TestAdoptedPolicyReachesReplicas(t *testing.T) {
 	shared := memory.New()
 	way := &rootkey.Process{}
 	same := func(o *keystore.Options) { o.Root = way }
 	a, b := open(t, shared, same), open(t, shared.Replica(), same)
 	told := make(chan struct{}, 10)
 	b.OnPolicy(func() { told <- struct{}{} })
-	if err := a.PutPolicy(t.Context(), "admin", []byte("version: 1")); err != nil {
+	if err := adopt(t, a, 1, "version: 1"); err != nil {
 		t.Fatal(err)
 	}
 	<-told

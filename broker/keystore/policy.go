@@ -22,6 +22,9 @@ func (k *Keystore) Adopt(ctx context.Context, a broker.Adoption) (receipt broker
 		return broker.Receipt{}, err
 	}
 	digest := hex.EncodeToString(a.Digest[:])
+	if len(a.Text) > MaxPolicy || len(a.Text) > 0 && sha256.Sum256(a.Text) != a.Digest {
+		return broker.Receipt{}, attest.Errorf(attest.CodeInternal, step, "", "a text of %d bytes that is not the policy's", len(a.Text))
+	}
 	var s *state
 	err = k.update(ctx, func(w store.Writer) (err error) {
 		if s, err = k.load(w, ring); err != nil {
@@ -37,7 +40,10 @@ func (k *Keystore) Adopt(ctx context.Context, a broker.Adoption) (receipt broker
 			}
 			if a.Version != known.Highest || known.Digest == "" {
 				s.catalog, s.dirty = s.catalog.clone(), true
-				s.catalog.Policy.Highest, s.catalog.Policy.Digest = a.Version, digest
+				s.catalog.Policy = policy{Highest: a.Version, Digest: digest, Kept: len(a.Text) > 0}
+				if err := w.Put(stateSpace, store.Row{Key: policyKey, Value: a.Text}); err != nil {
+					return err
+				}
 			}
 		}
 		n, err := s.note(a.At, a.By, "policy.adopt", "version "+strconv.FormatUint(a.Version, 10)+", SHA-256 "+digest)
@@ -65,34 +71,18 @@ var policyKey = []byte("policy")
 // MaxPolicy is the largest policy in bytes.
 const MaxPolicy = 1 << 20
 
-// PutPolicy keeps the text of a policy for all replicas, whose watchers it wakes. Whoever calls it has checked the
-// text; taking force is [Keystore.Adopt].
-func (k *Keystore) PutPolicy(ctx context.Context, by string, text []byte) error {
-	const step = "storing policy"
-	if len(text) == 0 || len(text) > MaxPolicy {
-		return attest.Errorf(attest.CodeConfig, step, "", "a policy of %d bytes", len(text))
-	}
-	sum := sha256.Sum256(text)
-	pushed := hex.EncodeToString(sum[:])
-	return k.administer(ctx, by, "policy.push", "SHA-256 "+pushed, func(w store.Writer, s *state) error {
-		s.catalog.Policy.Pushed = pushed
-		s.catalog.Policy.Number++
-		return w.Put(stateSpace, store.Row{Key: policyKey, Value: text})
-	})
-}
-
-// Policy is the text of the policy that was pushed last, nil where none was.
+// Policy is the text of the policy of the highest version that was adopted, nil where none is kept.
 func (k *Keystore) Policy(ctx context.Context) (text []byte, err error) {
 	err = k.readLog(ctx, func(r store.Reader, s *state, _ *keys) error {
 		text = nil
-		if s.catalog.Policy.Pushed == "" {
+		if !s.catalog.Policy.Kept {
 			return nil
 		}
 		rows, err := r.Get(stateSpace, policyKey)
 		if err != nil {
 			return err
 		}
-		if sum := sha256.Sum256(rows[0]); hex.EncodeToString(sum[:]) != s.catalog.Policy.Pushed {
+		if sum := sha256.Sum256(rows[0]); hex.EncodeToString(sum[:]) != s.catalog.Policy.Digest {
 			return errForged
 		}
 		text = rows[0]
@@ -111,14 +101,15 @@ func (k *Keystore) Last(ctx context.Context) (last time.Time, err error) {
 	return last, err
 }
 
-// watchers are called when the policy was pushed, by whatever replica.
+// watchers are called when another replica has put a policy in force.
 type watchers struct {
 	mu    sync.Mutex
 	calls []func()
-	seen  uint64
+	seen  string // digest
 }
 
-// OnPolicy calls f, in the background and never twice at once, after the policy was pushed here or at another replica.
+// OnPolicy calls f, in the background and never twice at once, after another replica has adopted a policy of a higher
+// version: [Keystore.Policy] is its text.
 func (k *Keystore) OnPolicy(f func()) {
 	k.watchers.mu.Lock()
 	defer k.watchers.mu.Unlock()
@@ -138,19 +129,19 @@ func (k *Keystore) watch(ctx context.Context) {
 
 // changed reads the state anew and tells of another policy.
 func (k *Keystore) changed(ctx context.Context) {
-	var number uint64
+	var digest string
 	if err := k.readLog(ctx, func(_ store.Reader, s *state, _ *keys) error {
-		number = s.catalog.Policy.Number
+		digest = s.catalog.Policy.Digest
 		return nil
 	}); err != nil {
 		return
 	}
 	k.watchers.mu.Lock()
 	calls := slices.Clone(k.watchers.calls)
-	if number == k.watchers.seen {
+	if digest == k.watchers.seen {
 		calls = nil
 	}
-	k.watchers.seen = number
+	k.watchers.seen = digest
 	k.watchers.mu.Unlock()
 	for _, f := range calls {
 		f()

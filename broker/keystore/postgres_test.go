@@ -142,7 +142,7 @@ func TestReplicasOfADatabaseAgree(t *testing.T) {
 	if values, _ := release(t, b, decision(1, "a")); values[0] != "value" {
 		t.Errorf("%q", values)
 	}
-	if err := a.PutPolicy(t.Context(), "admin", []byte("version: 1")); err != nil {
+	if err := adopt(t, a, 1, "version: 1"); err != nil {
 		t.Fatal(err)
 	}
 	<-told

@@ -57,8 +57,7 @@ type stored struct {
 type policy struct {
 	Highest uint64 `json:"highest,omitempty"` // version, of those that were pinned
 	Digest  string `json:"digest,omitempty"`  // of that version, hexadecimal
-	Pushed  string `json:"pushed,omitempty"`  // digest of the text that was pushed last
-	Number  uint64 `json:"number,omitempty"`  // of pushes
+	Kept    bool   `json:"kept,omitempty"`    // its text is in the store
 }
 
 func newCatalog() *catalog { return &catalog{Secrets: map[string][]stored{}} }
