@@ -29,7 +29,9 @@ type boot struct {
 	log     *logrus.Logger
 	// identity makes the application's TLS identity where the config asks for one.
 	identity identityMaker
-	// prefix stands before the paths of secret files: the new root, where it is entered after the boot.
+	// root, where it is not nil, names the directory of the new root, which is entered only after the boot.
+	root func() string
+	// prefix stands before the paths of secret files.
 	prefix string
 
 	undo []func()
@@ -124,7 +126,13 @@ func (b *boot) mountRoot(secrets map[string]attest.Secret) error {
 		root.EntryPoint = app.EntryPoint
 		root.Environment = []string{appVariable + "=" + string(text)}
 	}
-	return b.mounter.MountRoot(root)
+	if err := b.mounter.MountRoot(root); err != nil {
+		return err
+	}
+	if b.root != nil {
+		b.prefix = b.root()
+	}
+	return nil
 }
 
 func (b *boot) mountVolume(v config.Volume, secrets map[string]attest.Secret) error {

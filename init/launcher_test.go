@@ -1,3 +1,5 @@
+//go:build !plainlinux
+
 package main
 
 import (

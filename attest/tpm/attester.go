@@ -3,6 +3,7 @@ package tpm
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -229,4 +230,36 @@ func (d *Device) endorsementKey() (*client.Key, error) {
 		return nil, fmt.Errorf("making the endorsement key: %w", err)
 	}
 	return ek, nil
+}
+
+// Measured is the value of a register that was zero and then measured this digest.
+func Measured(digest [32]byte) [32]byte {
+	return sha256.Sum256(append(make([]byte, 32), digest[:]...))
+}
+
+// Measure extends a register that still is zero by a digest, and leaves one that is not as it is, so that a program
+// which starts again finds its own measurement. It returns the register's value.
+func (d *Device) Measure(register int, digest [32]byte) (value [32]byte, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	const step = "measuring into the TPM"
+	value, err = d.read(register)
+	if err == nil && value == [32]byte{} {
+		if err = tpm2.PCRExtend(d.rw, tpmutil.Handle(register), tpm2.AlgSHA256, digest[:], ""); err == nil {
+			value, err = d.read(register)
+		}
+	}
+	if err != nil {
+		return value, attest.Errorf(attest.CodeAttester, step, "Has the TPM a bank of SHA-256?", "register %d: %w", register, err)
+	}
+	return value, nil
+}
+
+func (d *Device) read(register int) (value [32]byte, err error) {
+	raw, err := tpm2.ReadPCR(d.rw, register, tpm2.AlgSHA256)
+	if err == nil && len(raw) != len(value) {
+		err = fmt.Errorf("it has %d bytes", len(raw))
+	}
+	copy(value[:], raw)
+	return value, err
 }

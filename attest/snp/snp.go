@@ -1,0 +1,143 @@
+// Package snp makes and verifies evidence of an AMD SEV-SNP guest, through configfs-tsm and
+// github.com/google/go-sev-guest.
+//
+// Evidence is what the guest gets from the firmware and the host together: the attestation report of 1184 bytes, then
+// the host's table of certificates (AMD 56421, SEV-ES GHCB, 4.1.8.1), which may be empty.
+//
+// What it proves is the guest's launch measurement, its policy and the firmware's versions; the guest's memory is
+// encrypted against the host. It does not prove what was loaded after the launch: that takes a measured boot below the
+// measurement, or the guest's TPM beside it.
+package snp
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/edgelesssys/ego/attestation/tcbstatus"
+	"github.com/google/go-sev-guest/abi"
+	"github.com/google/go-sev-guest/kds"
+	spb "github.com/google/go-sev-guest/proto/sevsnp"
+	"github.com/google/go-sev-guest/verify"
+	"github.com/google/go-sev-guest/verify/trust"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/tsm"
+)
+
+const provider = "sev_guest"
+
+// MaxEvidence bounds evidence, in bytes.
+const MaxEvidence = tsm.MaxReport + tsm.MaxAux
+
+// Attester implements [attest.Attester].
+type Attester struct{ client tsm.Client }
+
+// Open finds the machine's interface. The error's code is [attest.CodeAttester].
+func Open() (*Attester, error) {
+	client, err := tsm.Open()
+	if err != nil {
+		return nil, err
+	}
+	return New(client), nil
+}
+
+// New is an attester that asks client.
+func New(client tsm.Client) *Attester { return &Attester{client} }
+
+// Close implements [io.Closer].
+func (*Attester) Close() error { return nil }
+
+// Type implements [attest.Attester].
+func (*Attester) Type() attest.EvidenceType { return attest.SNP }
+
+// Evidence implements [attest.Attester].
+func (a *Attester) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
+	const step = "making evidence of the guest"
+	if err := ctx.Err(); err != nil {
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
+	}
+	raw, certificates, err := tsm.Report(a.client, provider, data, true)
+	if err != nil {
+		return attest.Evidence{}, err
+	}
+	report, err := abi.ReportToProto(raw)
+	if err != nil {
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
+	}
+	if attest.ReportData(report.GetReportData()) != data {
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "", "the report is not over the data that was asked for")
+	}
+	return attest.Evidence{Type: attest.SNP, Raw: append(raw[:abi.ReportSize:abi.ReportSize], certificates...)}, nil
+}
+
+// Verifier verifies reports below AMD's roots. It implements [attest.Verifier].
+type Verifier struct {
+	// Roots are, by product line ("Milan"), trusted instead of AMD's.
+	Roots map[string][]*trust.AMDRootCerts
+	// Fetch gets certificates that the evidence lacks, and revocation lists, from AMD's key distribution service. Nil:
+	// the evidence must bring its certificates, and revocation is not checked.
+	Fetch trust.HTTPSGetter
+}
+
+// Verify implements [attest.Verifier].
+func (v *Verifier) Verify(ctx context.Context, e attest.Evidence, at time.Time) (attest.Claims, error) {
+	const step = "verifying SEV-SNP evidence"
+	fail := func(code attest.Code, hint string, err error) (attest.Claims, error) {
+		return attest.Claims{}, attest.Errorf(code, step, hint, "%.500s", err.Error())
+	}
+	attestation, err := parse(e)
+	if err != nil {
+		return fail(attest.CodeEvidence, "", err)
+	}
+	chain := attestation.GetCertificateChain()
+	if v.Fetch == nil && len(chain.GetVcekCert()) == 0 && len(chain.GetVlekCert()) == 0 {
+		return fail(attest.CodeCollateral, "Let the host fill its certificate table (sevctl, snphost import), or fetch from AMD.",
+			fmt.Errorf("the evidence brings no certificate of the key that signs it"))
+	}
+	options := &verify.Options{
+		CheckRevocations: v.Fetch != nil, DisableCertFetching: v.Fetch == nil, Getter: v.Fetch, Now: at, TrustedRoots: v.Roots,
+	}
+	if err := verify.SnpAttestationContext(ctx, attestation, options); err != nil {
+		return fail(attest.CodeEvidence, "", err)
+	}
+	return claims(attestation)
+}
+
+func parse(e attest.Evidence) (*spb.Attestation, error) {
+	if e.Type != attest.SNP {
+		return nil, fmt.Errorf("it is of type %.16q", e.Type)
+	}
+	if len(e.Raw) < abi.ReportSize || len(e.Raw) > MaxEvidence {
+		return nil, fmt.Errorf("%d bytes", len(e.Raw))
+	}
+	return abi.ReportCertsToProto(e.Raw)
+}
+
+// claims translates a report whose signature holds.
+func claims(a *spb.Attestation) (attest.Claims, error) {
+	r := a.GetReport()
+	info, err := abi.ParseSignerInfo(r.GetSignerInfo())
+	if err != nil {
+		return attest.Claims{}, attest.Errorf(attest.CodeEvidence, "reading the report", "", "%w", err)
+	}
+	c := &attest.SNPClaims{
+		Measurement: [48]byte(r.GetMeasurement()), HostData: [32]byte(r.GetHostData()), FamilyID: [16]byte(r.GetFamilyId()),
+		ImageID: [16]byte(r.GetImageId()), IDKeyDigest: [48]byte(r.GetIdKeyDigest()),
+		ChipID: [64]byte(r.GetChipId()), ReportID: [32]byte(r.GetReportId()),
+		Policy: r.GetPolicy(), GuestSVN: r.GetGuestSvn(), VMPL: r.GetVmpl(),
+		ReportedTCB: tcb(r.GetReportedTcb()), CommittedTCB: tcb(r.GetCommittedTcb()),
+		SignedBy: kds.ProductLine(a.GetProduct()) + " " + info.SigningKey.String(),
+	}
+	if info.AuthorKeyEn {
+		c.AuthorKeyDigest = [48]byte(r.GetAuthorKeyDigest())
+	}
+	return attest.Claims{
+		Type: attest.SNP, ReportData: attest.ReportData(r.GetReportData()), SNP: c, TCB: attest.TCB{Status: tcbstatus.Unknown},
+	}, nil
+}
+
+func tcb(version uint64) attest.SNPTCB {
+	parts := kds.DecomposeTCBVersion(kds.TCBVersion(version))
+	return attest.SNPTCB{Bootloader: parts.BlSpl, TEE: parts.TeeSpl, SNP: parts.SnpSpl, Microcode: parts.UcodeSpl}
+}

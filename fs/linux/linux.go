@@ -1,0 +1,243 @@
+// Package linux mounts a workload's file systems on plain Linux: encrypted volumes through FUSE, each served by a
+// process of its own, memory that is never swapped out, and, where asked, a root from a volume.
+//
+// # What it promises
+//
+//   - Mounts are made in a mount namespace that [Unshare] makes: nothing else on the machine sees them, and they are
+//     gone with the last process in it. Only root in the machine's first namespaces can still look inside.
+//   - A volume is served by a process ([Serve]) with a user of its own. It has no capability but the one to read the
+//     volume's files, cannot be traced or dumped, its memory stays out of swap, and it ends with the process that
+//     started it. The key reaches it through a pipe.
+//   - Files of the volume have its owners and modes. Nobody can write.
+//
+// # What it does not promise
+//
+// When the process behind a volume dies, readers get ENOTCONN. Whoever is root in the machine and outside of the
+// namespace reads everything: what keeps the machine's owner out is a confidential VM, not this package.
+//
+// All calls of a [Mounter] and the start of the application must come from one goroutine that is locked to its thread
+// (runtime.LockOSThread), because a namespace belongs to a thread.
+package linux
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/fs"
+)
+
+// runDir holds what is needed to build a root, in a file system in memory.
+const runDir = "/run/sesame"
+
+// Options of a [Mounter].
+type Options struct {
+	// Self is the program to start for a volume. It has to call [Serve] where its argv[0] is [ServerName].
+	Self string
+	// UID is the user and group that serves volumes.
+	UID uint32
+	// Overlay puts a writable layer in memory above a root from a volume.
+	Overlay bool
+}
+
+// Mounter implements [fs.Mounter].
+type Mounter struct {
+	options Options
+	root    string // below which the workload's tree stands, "" for the one that is there
+	servers []Server
+}
+
+// NewMounter returns a mounter whose root is, until MountRoot says otherwise, the one that is there.
+func NewMounter(o Options) *Mounter { return &Mounter{options: o} }
+
+// Root is the directory below which the workload's tree stands until [Mounter.Enter].
+func (m *Mounter) Root() string { return m.root }
+
+// Servers are the processes behind the volumes.
+func (m *Mounter) Servers() []Server { return m.servers }
+
+// Unshare gives the calling thread a mount namespace of its own, from which no mount gets out.
+func Unshare() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return attest.Errorf(attest.CodeMount, "making a mount namespace",
+			"It needs CAP_SYS_ADMIN: docker run --cap-add SYS_ADMIN, or a user namespace around it.", "%w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return mountError("/", err)
+	}
+	return nil
+}
+
+func mountError(target string, err error) error {
+	hint := ""
+	switch {
+	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
+		hint = "Mounting needs CAP_SYS_ADMIN, and an AppArmor or seccomp profile that lets it: " +
+			"docker run --cap-add SYS_ADMIN --device /dev/fuse --security-opt apparmor=unconfined."
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EROFS):
+		hint = "Make the directory in the image: it does not exist and cannot be made."
+	case errors.Is(err, unix.ENODEV):
+		hint = "The kernel lacks this file system: modprobe fuse overlay."
+	}
+	return attest.Errorf(attest.CodeMount, "mounting "+target, hint, "%w", err)
+}
+
+// MountRoot mounts the volume that becomes the root, if there is one. [Mounter.Enter] goes into it.
+func (m *Mounter) MountRoot(root fs.Root) error {
+	if root.Source == "" {
+		return nil
+	}
+	if err := os.MkdirAll(runDir, 0o700); err != nil {
+		return mountError(runDir, err)
+	}
+	if err := memory(runDir, "mode=0755"); err != nil {
+		return err
+	}
+	undo := func(err error) error {
+		_ = unix.Unmount(runDir, unix.MNT_DETACH)
+		m.root = ""
+		return err
+	}
+	volume := fs.Volume{Source: root.Source, Target: "/", Key: root.Key, MAC: root.MAC}
+	m.root = filepath.Join(runDir, "root")
+	if !m.options.Overlay {
+		if err := m.MountVolume(volume); err != nil {
+			return undo(err)
+		}
+		return nil
+	}
+	merged := m.root
+	m.root = filepath.Join(runDir, "lower")
+	if err := m.MountVolume(volume); err != nil {
+		return undo(err)
+	}
+	upper, work := filepath.Join(runDir, "upper"), filepath.Join(runDir, "work")
+	for _, dir := range []string{merged, upper, work} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return undo(mountError(dir, err))
+		}
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", m.root, upper, work)
+	if err := unix.Mount("overlay", merged, "overlay", unix.MS_NODEV, options); err != nil {
+		return undo(mountError(merged, err))
+	}
+	m.root = merged
+	return nil
+}
+
+// MountVolume starts a process that serves the volume and waits until it does.
+func (m *Mounter) MountVolume(v fs.Volume) error {
+	target := filepath.Join(m.root, v.Target)
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		return mountError(v.Target, err)
+	}
+	source, err := filepath.Abs(v.Source)
+	if err != nil {
+		return mountError(v.Target, err)
+	}
+	v.Source = source
+	server, err := start(m.options, v, target)
+	if err != nil {
+		return err
+	}
+	m.servers = append(m.servers, server)
+	return nil
+}
+
+// MountMemory mounts a file system in memory that is never swapped out.
+func (m *Mounter) MountMemory(target string) error {
+	dir := filepath.Join(m.root, target)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return mountError(target, err)
+	}
+	return memory(dir, "mode=0755")
+}
+
+// memory mounts a tmpfs with noswap (Linux 6.4), or a ramfs, which is never swapped but has no limit and no attributes.
+func memory(dir, options string) error {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV
+	err := unix.Mount("sesame", dir, "tmpfs", flags, options+",noswap,size=50%")
+	if !errors.Is(err, unix.EINVAL) {
+		if err != nil {
+			return mountError(dir, err)
+		}
+		return nil
+	}
+	if swap, swapErr := swapping(); swapErr == nil && !swap {
+		err = unix.Mount("sesame", dir, "tmpfs", flags, options+",size=50%")
+	} else {
+		err = unix.Mount("sesame", dir, "ramfs", flags, options)
+	}
+	if err != nil {
+		return mountError(dir, err)
+	}
+	return nil
+}
+
+// swapping reports whether the machine has swap space.
+func swapping() (bool, error) {
+	f, err := os.Open("/proc/swaps")
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	lines := 0
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if strings.TrimSpace(s.Text()) != "" {
+			lines++
+		}
+	}
+	return lines > 1, nil // the first line is the heading
+}
+
+// Unmount takes a mount away. The process behind a volume ends by itself.
+func (m *Mounter) Unmount(target string) error {
+	dir := filepath.Join(m.root, target)
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return &attest.Error{Code: attest.CodeMount, Step: "unmounting " + target, Err: err}
+	}
+	return nil
+}
+
+// Enter makes the volume that MountRoot mounted the root of this thread and its children, with /proc, /sys, /dev and a
+// fresh /tmp. Without such a volume it does nothing.
+func (m *Mounter) Enter() error {
+	if m.root == "" {
+		return nil
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+		if err := os.MkdirAll(filepath.Join(m.root, dir), 0o755); err != nil {
+			return mountError(dir, err)
+		}
+		if err := unix.Mount(dir, filepath.Join(m.root, dir), "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return mountError(dir, err)
+		}
+	}
+	if err := os.Chdir(m.root); err != nil {
+		return mountError("/", err)
+	}
+	// With both the same directory the old root is stacked on the new one, and comes off again (pivot_root(2)).
+	err := unix.PivotRoot(".", ".")
+	if err == nil {
+		err = unix.Unmount(".", unix.MNT_DETACH)
+	} else if errors.Is(err, unix.EINVAL) {
+		// The first root of a machine, an initramfs, cannot be pivoted away from.
+		if err = unix.Mount(".", "/", "", unix.MS_MOVE, ""); err == nil {
+			err = unix.Chroot(".")
+		}
+	}
+	if err == nil {
+		err = os.Chdir("/")
+	}
+	if err != nil {
+		return mountError("/", err)
+	}
+	m.root = ""
+	return nil
+}

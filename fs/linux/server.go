@@ -1,0 +1,241 @@
+package linux
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/fs"
+	"github.com/sesame-init/sesame/fs/fuse"
+	"github.com/sesame-init/sesame/fs/sefs"
+)
+
+// ServerName is argv[0] of a process that has to call [Serve].
+const ServerName = "sesame-volume"
+
+// Server is a process behind a volume.
+type Server struct {
+	PID    int
+	Target string // of the volume, in the workload's tree
+}
+
+// The descriptors of a server beside the standard ones.
+const (
+	keyFD    = 3 // the key, then its end
+	reportFD = 4 // nothing where the volume is mounted, a report in JSON where it is not
+)
+
+// report is how a server says why it cannot serve.
+type report struct {
+	Code             attest.Code
+	Step, Text, Hint string
+}
+
+const maxReport = 16 << 10
+
+// start starts a server and waits for its word. The key is not kept.
+func start(o Options, v fs.Volume, target string) (server Server, err error) {
+	fail := func(err error) (Server, error) {
+		return Server{}, attest.Errorf(attest.CodeMount, "starting the process behind "+v.Target, "", "%w", err)
+	}
+	keyRead, keyWrite, err := os.Pipe()
+	if err != nil {
+		return fail(err)
+	}
+	defer keyRead.Close()
+	reportRead, reportWrite, err := os.Pipe()
+	if err != nil {
+		return fail(errors.Join(err, keyWrite.Close()))
+	}
+	defer reportRead.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return fail(err)
+	}
+	defer null.Close()
+	pid, err := syscall.ForkExec(o.Self, []string{ServerName, v.Source, target, v.MAC}, &syscall.ProcAttr{
+		Dir: "/", Env: []string{"GOMEMLIMIT=256MiB"},
+		Files: []uintptr{null.Fd(), 2, 2, keyRead.Fd(), reportWrite.Fd()},
+		Sys: &syscall.SysProcAttr{
+			Setsid:      true, // a terminal's signals are for the application
+			Credential:  &syscall.Credential{Uid: o.UID, Gid: o.UID, NoSetGroups: false},
+			AmbientCaps: ambient(),
+		},
+	})
+	_ = reportWrite.Close()
+	if err != nil {
+		_ = keyWrite.Close()
+		return fail(err)
+	}
+	_, keyErr := keyWrite.Write(v.Key.Expose())
+	keyErr = errors.Join(keyErr, keyWrite.Close())
+	text, err := io.ReadAll(io.LimitReader(reportRead, maxReport))
+	if err == nil && len(text) == len(mounted) && string(text) == mounted {
+		return Server{PID: pid, Target: v.Target}, nil
+	}
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	var status syscall.WaitStatus
+	_, _ = syscall.Wait4(pid, &status, 0, nil)
+	var said report
+	if json.Unmarshal(text, &said) != nil || said.Text == "" {
+		return fail(fmt.Errorf("it ended without a word: %w", errors.Join(err, keyErr, describe(status))))
+	}
+	return Server{}, attest.Errorf(said.Code, said.Step, said.Hint, "%s", said.Text)
+}
+
+// ambient are the capabilities that a server starts with: to mount, to read the volume's files, to lock memory, as far
+// as this process has them itself.
+func ambient() (list []uintptr) {
+	held, err := permitted()
+	if err != nil {
+		return nil
+	}
+	for _, c := range []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH, unix.CAP_IPC_LOCK} {
+		if held&(1<<c) != 0 {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// permitted are the first 32 capabilities that this thread may use.
+func permitted() (uint32, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	err := unix.Capget(&header, &data[0])
+	return data[0].Permitted, err
+}
+
+func describe(s syscall.WaitStatus) error {
+	if s.Signaled() {
+		return fmt.Errorf("%s", s.Signal())
+	}
+	return fmt.Errorf("exit status %d", s.ExitStatus())
+}
+
+const mounted = "mounted"
+
+// Serve is the whole of a server: it mounts the volume that its arguments name, gives up its capabilities and answers
+// until it is told to end. It returns the exit status.
+func Serve(args []string, log *logrus.Logger) int {
+	runtime.LockOSThread() // the death of the parent is told to a thread
+	out := os.NewFile(reportFD, "report")
+	served, err := serve(args, log)
+	if err != nil {
+		text, _ := json.Marshal(report{attest.CodeOf(err), "mounting volume", err.Error(), attest.HintOf(err)})
+		_, _ = out.Write(text)
+		return 1
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	if _, err := out.WriteString(mounted); err != nil {
+		return 1
+	}
+	_ = out.Close()
+	select {
+	case <-served.Done():
+	case <-stop:
+		_ = served.Unmount()
+	}
+	return 0
+}
+
+func serve(args []string, log *logrus.Logger) (*fuse.Server, error) {
+	if len(args) != 3 {
+		return nil, attest.Errorf(attest.CodeUsage, "starting", "", "want source, target and MAC")
+	}
+	source, target := args[0], args[1]
+	mac, err := sefs.ParseMAC(args[2])
+	if err != nil {
+		return nil, err
+	}
+	parent := os.Getppid()
+	if err := Harden(); err != nil {
+		return nil, err
+	}
+	key, err := readKey()
+	if err != nil {
+		return nil, err
+	}
+	// Relative to a directory that stays, because the root above it may be exchanged.
+	if err := os.Chdir(source); err != nil {
+		return nil, attest.Errorf(attest.CodeMount, "opening volume", "Check the volume's source in the config.", "%w", err)
+	}
+	volume, err := sefs.Open(".", sefs.OpenOptions{Key: &key, MAC: &mac})
+	clear(key[:])
+	if err != nil {
+		return nil, err
+	}
+	served, err := fuse.Mount(context.Background(), volume, target, fuse.Options{AllowOther: true, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	if err := dropCapabilities(); err != nil {
+		return nil, errors.Join(err, served.Unmount())
+	}
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil || os.Getppid() != parent {
+		return nil, errors.New("the process that started this one is gone")
+	}
+	return served, nil
+}
+
+func readKey() (key sefs.Key, err error) {
+	in := os.NewFile(keyFD, "key")
+	defer in.Close()
+	if _, err := io.ReadFull(in, key[:]); err != nil {
+		return key, attest.Errorf(attest.CodeSecret, "reading key", "", "%w", err)
+	}
+	return key, nil
+}
+
+// Harden keeps this process out of core dumps, debuggers and swap. Where memory cannot be locked and the machine has
+// swap, it fails with [attest.CodeInternal].
+func Harden() error {
+	const step = "protecting own memory"
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return attest.Errorf(attest.CodeInternal, step, "", "%w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return attest.Errorf(attest.CodeInternal, step, "", "%w", err)
+	}
+	err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+	if err == nil {
+		return nil
+	}
+	if swap, swapErr := swapping(); swapErr == nil && !swap {
+		return nil // nothing can be swapped out
+	}
+	return attest.Errorf(attest.CodeInternal, step, "Grant CAP_IPC_LOCK (docker run --cap-add IPC_LOCK), or turn swap off.",
+		"locking memory: %w", err)
+}
+
+// dropCapabilities leaves, in all threads, those to read the volume's files and to keep memory locked.
+func dropCapabilities() error {
+	held, err := permitted()
+	if err != nil {
+		return attest.Errorf(attest.CodeInternal, "dropping capabilities", "", "%w", err)
+	}
+	keep := held & (1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_IPC_LOCK)
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := [2]unix.CapUserData{{Effective: keep, Permitted: keep}}
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
+	if errno != 0 {
+		return attest.Errorf(attest.CodeInternal, "dropping capabilities", "This program has to be built without cgo.", "%w", errno)
+	}
+	_, _, errno = syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	if errno != 0 {
+		return attest.Errorf(attest.CodeInternal, "dropping capabilities", "", "%w", errno)
+	}
+	return nil
+}

@@ -1,0 +1,59 @@
+//go:build plainlinux
+
+package main
+
+import (
+	"io"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/snp"
+	"github.com/sesame-init/sesame/attest/tdx"
+	"github.com/sesame-init/sesame/attest/tpm"
+	"github.com/sesame-init/sesame/init/config"
+)
+
+// attester is an [attest.Attester] that holds a device.
+type attester interface {
+	attest.Attester
+	io.Closer
+}
+
+// openAttester opens the one that the config names. A TPM measures the config first where it says so.
+func openAttester(c *config.Config, digest [32]byte, log *logrus.Logger) (attester, error) {
+	switch c.Attester {
+	case attest.TDX:
+		return tdx.Open()
+	case attest.SNP:
+		return snp.Open()
+	}
+	options := tpm.Options{
+		Path: c.TPM.Device, PCRs: c.TPM.PCRs, EphemeralAK: c.TPM.EphemeralAK, EK: c.TPM.EndorsementKey, Log: c.TPM.EventLog,
+	}
+	if c.TPM.Certificates != "" {
+		var err error
+		if options.Chain, err = readCertificates(c.TPM.Certificates); err != nil {
+			return nil, err
+		}
+	}
+	device, err := tpm.Open(options)
+	if err != nil || c.TPM.ConfigPCR == nil {
+		return device, err
+	}
+	register := *c.TPM.ConfigPCR
+	if now, err := device.Measure(register, digest); err != nil {
+		_ = device.Close()
+		return nil, err
+	} else if now != tpm.Measured(digest) {
+		log.Warnf("register %d of the TPM was used before and does not hold this config: the broker will refuse it", register)
+	}
+	return device, nil
+}
+
+// peerVerifier judges the broker's evidence, of whatever kind it is.
+func peerVerifier(quotes attest.Verifier) attest.Verifier {
+	return attest.Verifiers{
+		attest.SGX: quotes, attest.TDX: quotes, attest.SNP: &snp.Verifier{}, attest.TPM: &tpm.Verifier{},
+	}
+}

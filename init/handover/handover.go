@@ -1,0 +1,160 @@
+// Package handover starts the application on plain Linux, in one of two ways.
+//
+// [App.Exec] replaces this process: same pid, same parent. Nobody reaps what the application leaves behind, and when the
+// process behind a volume dies, the application reads ENOTCONN.
+//
+// [Supervise] stays: it starts the application as a child, forwards signals to it, reaps every process that is left to
+// it, passes the application's exit status on (128 + n where signal n ended it), and ends it when a volume is lost: with
+// SIGTERM, and with SIGKILL ten seconds later.
+//
+// In both the application gets exactly the user, groups, environment and capabilities that the config names, the three
+// standard descriptors and no other, no core dumps (for itself and for its children: it cannot raise the limit), and
+// no_new_privs, so that no set-user-id program gives it more. What does not outlive an exec, such as protection from
+// debuggers, it does not get.
+//
+// Threads have identities and namespaces of their own: all calls must come from one goroutine that is locked to its
+// thread.
+package handover
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/attest"
+)
+
+// App is what is started.
+type App struct {
+	Path         string   // absolute
+	Args         []string // without argv[0]
+	Env          []string
+	UID, GID     uint32
+	Groups       []uint32
+	Capabilities []string // by name: all that it may ever have
+	Directory    string   // to start in
+}
+
+const step = "starting the application"
+
+// Check finds what is wrong with the app before anything is given up for it.
+func (a App) Check() error {
+	if _, err := mask(a.Capabilities); err != nil {
+		return attest.Errorf(attest.CodeConfig, step, "Write the names as capabilities(7) has them.", "%w", err)
+	}
+	return nil
+}
+
+// Exec gives up what the app may not have and replaces this process by it. It returns only an error; its code is
+// [attest.CodeLaunch], and this process must then end.
+func (a App) Exec() error {
+	if err := a.become(); err != nil {
+		return attest.Errorf(attest.CodeLaunch, step,
+			"Changing user and capabilities needs CAP_SETPCAP, CAP_SETUID and CAP_SETGID.", "%w", err)
+	}
+	if err := unix.Chdir(a.Directory); err != nil {
+		return attest.Errorf(attest.CodeLaunch, step, "Check linux.directory.", "changing to %s: %w", a.Directory, err)
+	}
+	err := syscall.Exec(a.Path, append([]string{a.Path}, a.Args...), a.Env)
+	hint := "Check app.path: it must be an executable file in the root that linux.uid may execute."
+	if errors.Is(err, syscall.ENOENT) {
+		hint = "Check app.path, and that its interpreter or loader (ldd shows it) is in the root, too."
+	}
+	return attest.Errorf(attest.CodeLaunch, step, hint, "%s: %w", a.Path, err)
+}
+
+// become takes on the app's identity in this thread.
+func (a App) become() error {
+	keep, err := mask(a.Capabilities)
+	if err != nil {
+		return err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return err
+	}
+	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("closing descriptors: %w", err)
+	}
+	if err := dropBounding(keep); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	groups := make([]int, len(a.Groups))
+	for i, g := range a.Groups {
+		groups[i] = int(g)
+	}
+	if err := syscall.Setgroups(groups); err != nil {
+		return fmt.Errorf("setting groups: %w", err)
+	}
+	if err := syscall.Setresgid(int(a.GID), int(a.GID), int(a.GID)); err != nil {
+		return fmt.Errorf("setting the group: %w", err)
+	}
+	if err := syscall.Setresuid(int(a.UID), int(a.UID), int(a.UID)); err != nil {
+		return fmt.Errorf("setting the user: %w", err)
+	}
+	if err := setCapabilities(keep); err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+}
+
+func dropBounding(keep uint64) error {
+	for c := range uintptr(64) {
+		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			return nil // beyond the kernel's last
+		}
+		if err != nil {
+			return err
+		}
+		if has == 0 || keep&(1<<c) != 0 {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+			return fmt.Errorf("dropping capability %d: %w", c, err)
+		}
+	}
+	return nil
+}
+
+// setCapabilities makes keep all that this thread has, and what an exec passes on to any user.
+func setCapabilities(keep uint64) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	for i := range data {
+		part := uint32(keep >> (32 * i))
+		data[i] = unix.CapUserData{Effective: part, Permitted: part, Inheritable: part}
+	}
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return fmt.Errorf("keeping capabilities: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return err
+	}
+	for c := range uintptr(64) {
+		if keep&(1<<c) == 0 {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, c, 0, 0); err != nil {
+			return fmt.Errorf("keeping capability %d: %w", c, err)
+		}
+	}
+	return nil
+}
+
+// StageName is argv[0] of a process that has to call [Stage].
+const StageName = "sesame-start"
+
+// Stage is the whole of a process between [Supervise] and the app: it execs the app that its argument describes.
+func Stage(args []string) error {
+	var a App
+	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &a) != nil {
+		return attest.Errorf(attest.CodeUsage, step, "", "want one description of an application")
+	}
+	return a.Exec()
+}
