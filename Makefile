@@ -28,14 +28,17 @@ PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 .PHONY: build demo test lint bench fuzz deps clean model
 
 build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker \
-       bin/libos/tensorflow_model_server
+       bin/libos/tensorflow_model_server bin/init-linux
 
 .PHONY: bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker $(OVERLAY)
-.PHONY: bin/libos/tensorflow_model_server
+.PHONY: bin/libos/tensorflow_model_server bin/init-linux
 $(OVERLAY):
 	@$(GO) run ./init/goruntime -o $(@D) >/dev/null
 bin/init: $(OVERLAY)
 	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./init
+# The same init for plain Linux, with all attesters.
+bin/init-linux:
+	CGO_ENABLED=0 $(GO) build -tags plainlinux $(PLAIN_FLAGS) -o $@ ./init
 # The key broker as it is packed into an Occlum instance.
 bin/libos/keybroker: $(OVERLAY)
 	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./cmd/keybroker

@@ -30,13 +30,13 @@ import (
 const self = "/proc/self/exe"
 
 func main() {
+	runtime.LockOSThread() // namespaces and capabilities belong to threads
 	switch os.Args[0] {
 	case linux.ServerName:
 		os.Exit(linux.Serve(os.Args[1:], newLogger()))
 	case handover.StageName:
 		os.Exit(refuse(os.Stderr, handover.Stage(os.Args[1:])))
 	}
-	runtime.LockOSThread() // namespaces and capabilities belong to threads
 	status, err := runOnLinux(os.Args[1:], newLogger())
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		status = refuse(os.Stderr, err)
@@ -78,7 +78,8 @@ func runOnLinux(args []string, log *logrus.Logger) (status int, err error) {
 		return 0, err
 	}
 	mounter := linux.NewMounter(linux.Options{
-		Self: self, UID: c.Linux.VolumeUID, Overlay: c.Root.Upper == "temporary",
+		Self: self, UID: c.Linux.VolumeUID, OwnerUID: c.Linux.UID, OwnerGID: c.Linux.GID,
+		Overlay: c.Root.Upper == "temporary",
 	})
 	if err := bootLinux(c, text, mounter, log); err != nil {
 		return 0, err

@@ -39,6 +39,23 @@
 // environment that init installs with the root, in the variable SESAME_APP; that name must never stand in
 // Occlum.json's env.untrusted.
 //
+// # On plain Linux
+//
+// Built with the tag plainlinux ("make bin/init-linux") it boots a container, a confidential VM or a machine with a TPM,
+// where the config says "platform": "linux":
+//
+//	init [--config FILE] [-- PROGRAM ARG...]
+//
+// Evidence comes from the attester that the config names. Mounts are made in a mount namespace of its own, volumes are
+// served by processes with a user of their own (package fs/linux), secrets stand in memory that is never swapped out,
+// and a root from a volume is entered by pivot_root. Then the application takes over this process, or is supervised
+// (package init/handover). It runs as the entry point of a container, under systemd, and as process 1 where somebody has
+// mounted /proc, /sys and /dev before. It needs the capabilities SYS_ADMIN, SETPCAP, SETUID, SETGID and DAC_OVERRIDE, and
+// IPC_LOCK where there is swap; none of them reaches the application unless the config says so.
+//
+// The config is not measured by itself here: "config_pcr" measures it into the TPM, or it stands in the image that the
+// machine's own boot measures. docs/platforms.md says what each platform proves.
+//
 // # What it does not do
 //
 // It does not protect an application from its own clients, it does not keep the host from starving it of time,

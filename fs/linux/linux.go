@@ -8,7 +8,8 @@
 //   - A volume is served by a process ([Serve]) with a user of its own. It has no capability but the one to read the
 //     volume's files, cannot be traced or dumped, its memory stays out of swap, and it ends with the process that
 //     started it. The key reaches it through a pipe.
-//   - Files of the volume have its owners and modes. Nobody can write.
+//   - Files have the modes of the volume, which keeps no owners: they belong to the application's user, and those of a
+//     root to root. Nobody can write.
 //
 // # What it does not promise
 //
@@ -31,6 +32,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs"
+	"github.com/sesame-init/sesame/fs/fuse"
 )
 
 // runDir holds what is needed to build a root, in a file system in memory.
@@ -42,6 +44,8 @@ type Options struct {
 	Self string
 	// UID is the user and group that serves volumes.
 	UID uint32
+	// OwnerUID and OwnerGID own all files of volumes but the root's.
+	OwnerUID, OwnerGID uint32
 	// Overlay puts a writable layer in memory above a root from a volume.
 	Overlay bool
 }
@@ -142,7 +146,11 @@ func (m *Mounter) MountVolume(v fs.Volume) error {
 		return mountError(v.Target, err)
 	}
 	v.Source = source
-	server, err := start(m.options, v, target)
+	owner := fuse.Owner{UID: m.options.OwnerUID, GID: m.options.OwnerGID}
+	if v.Target == "/" {
+		owner = fuse.Owner{}
+	}
+	server, err := start(m.options, v, target, owner)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
+	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -45,7 +45,7 @@ type report struct {
 const maxReport = 16 << 10
 
 // start starts a server and waits for its word. The key is not kept.
-func start(o Options, v fs.Volume, target string) (server Server, err error) {
+func start(o Options, v fs.Volume, target string, owner fuse.Owner) (server Server, err error) {
 	fail := func(err error) (Server, error) {
 		return Server{}, attest.Errorf(attest.CodeMount, "starting the process behind "+v.Target, "", "%w", err)
 	}
@@ -64,7 +64,8 @@ func start(o Options, v fs.Volume, target string) (server Server, err error) {
 		return fail(err)
 	}
 	defer null.Close()
-	pid, err := syscall.ForkExec(o.Self, []string{ServerName, v.Source, target, v.MAC}, &syscall.ProcAttr{
+	args := []string{ServerName, v.Source, target, v.MAC, fmt.Sprint(owner.UID), fmt.Sprint(owner.GID)}
+	pid, err := syscall.ForkExec(o.Self, args, &syscall.ProcAttr{
 		Dir: "/", Env: []string{"GOMEMLIMIT=256MiB"},
 		Files: []uintptr{null.Fd(), 2, 2, keyRead.Fd(), reportWrite.Fd()},
 		Sys: &syscall.SysProcAttr{
@@ -94,14 +95,14 @@ func start(o Options, v fs.Volume, target string) (server Server, err error) {
 	return Server{}, attest.Errorf(said.Code, said.Step, said.Hint, "%s", said.Text)
 }
 
-// ambient are the capabilities that a server starts with: to mount, to read the volume's files, to lock memory, as far
-// as this process has them itself.
+// ambient are the capabilities that a server starts with: to mount and to open /dev/fuse, to read the volume's files, to
+// lock memory, as far as this process has them itself.
 func ambient() (list []uintptr) {
 	held, err := permitted()
 	if err != nil {
 		return nil
 	}
-	for _, c := range []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_DAC_READ_SEARCH, unix.CAP_IPC_LOCK} {
+	for _, c := range []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_IPC_LOCK} {
 		if held&(1<<c) != 0 {
 			list = append(list, c)
 		}
@@ -129,9 +130,12 @@ const mounted = "mounted"
 // Serve is the whole of a server: it mounts the volume that its arguments name, gives up its capabilities and answers
 // until it is told to end. It returns the exit status.
 func Serve(args []string, log *logrus.Logger) int {
-	runtime.LockOSThread() // the death of the parent is told to a thread
 	out := os.NewFile(reportFD, "report")
-	served, err := serve(args, log)
+	parentEnded, err := ended(os.Getppid())
+	var served *fuse.Server
+	if err == nil {
+		served, err = serve(args, log)
+	}
 	if err != nil {
 		text, _ := json.Marshal(report{attest.CodeOf(err), "mounting volume", err.Error(), attest.HintOf(err)})
 		_, _ = out.Write(text)
@@ -145,22 +149,48 @@ func Serve(args []string, log *logrus.Logger) int {
 	_ = out.Close()
 	select {
 	case <-served.Done():
+	case <-parentEnded:
+		_ = served.Unmount()
 	case <-stop:
 		_ = served.Unmount()
 	}
 	return 0
 }
 
+// ended is closed when a process has ended, whatever it has become by exec until then. PR_SET_PDEATHSIG would not do: the
+// signal needs the dying process's permission, and an application of another user has none.
+func ended(pid int) (<-chan struct{}, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil || os.Getppid() != pid {
+		return nil, errors.Join(errors.New("the process that started this one is gone"), err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+			if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
+	}()
+	return done, nil
+}
+
 func serve(args []string, log *logrus.Logger) (*fuse.Server, error) {
-	if len(args) != 3 {
-		return nil, attest.Errorf(attest.CodeUsage, "starting", "", "want source, target and MAC")
+	if len(args) != 5 {
+		return nil, attest.Errorf(attest.CodeUsage, "starting", "", "want source, target, MAC, owner and group")
+	}
+	uid, uidErr := strconv.ParseUint(args[3], 10, 32)
+	gid, gidErr := strconv.ParseUint(args[4], 10, 32)
+	if err := errors.Join(uidErr, gidErr); err != nil {
+		return nil, attest.Errorf(attest.CodeUsage, "starting", "", "%w", err)
 	}
 	source, target := args[0], args[1]
 	mac, err := sefs.ParseMAC(args[2])
 	if err != nil {
 		return nil, err
 	}
-	parent := os.Getppid()
 	if err := Harden(); err != nil {
 		return nil, err
 	}
@@ -177,15 +207,14 @@ func serve(args []string, log *logrus.Logger) (*fuse.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	served, err := fuse.Mount(context.Background(), volume, target, fuse.Options{AllowOther: true, Log: log})
+	served, err := fuse.Mount(context.Background(), volume, target, fuse.Options{
+		AllowOther: true, Owner: &fuse.Owner{UID: uint32(uid), GID: uint32(gid)}, Log: log,
+	})
 	if err != nil {
 		return nil, err
 	}
 	if err := dropCapabilities(); err != nil {
 		return nil, errors.Join(err, served.Unmount())
-	}
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil || os.Getppid() != parent {
-		return nil, errors.New("the process that started this one is gone")
 	}
 	return served, nil
 }

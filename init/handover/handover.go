@@ -5,7 +5,7 @@
 //
 // [Supervise] stays: it starts the application as a child, forwards signals to it, reaps every process that is left to
 // it, passes the application's exit status on (128 + n where signal n ended it), and ends it when a volume is lost: with
-// SIGTERM, and with SIGKILL ten seconds later.
+// SIGTERM, and with SIGKILL ten seconds later. When the supervisor itself is killed, so is the application.
 //
 // In both the application gets exactly the user, groups, environment and capabilities that the config names, the three
 // standard descriptors and no other, no core dumps (for itself and for its children: it cannot raise the limit), and
@@ -36,6 +36,9 @@ type App struct {
 	Groups       []uint32
 	Capabilities []string // by name: all that it may ever have
 	Directory    string   // to start in
+
+	// tied ends the app with the process that started it.
+	tied bool
 }
 
 const step = "starting the application"
@@ -57,6 +60,11 @@ func (a App) Exec() error {
 	}
 	if err := unix.Chdir(a.Directory); err != nil {
 		return attest.Errorf(attest.CodeLaunch, step, "Check linux.directory.", "changing to %s: %w", a.Directory, err)
+	}
+	if a.tied {
+		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+			return attest.Errorf(attest.CodeLaunch, step, "", "%w", err)
+		}
 	}
 	err := syscall.Exec(a.Path, append([]string{a.Path}, a.Args...), a.Env)
 	hint := "Check app.path: it must be an executable file in the root that linux.uid may execute."
@@ -156,5 +164,6 @@ func Stage(args []string) error {
 	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &a) != nil {
 		return attest.Errorf(attest.CodeUsage, step, "", "want one description of an application")
 	}
+	a.tied = true
 	return a.Exec()
 }

@@ -1,0 +1,627 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/attest/tpm"
+	"github.com/sesame-init/sesame/attest/tpm/swtpm"
+	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/testenv"
+)
+
+// linuxBuild is init-linux and the probe, built once, and a software TPM.
+var linuxBuild struct {
+	once    sync.Once
+	dir     string
+	machine *swtpm.Machine
+	err     error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if linuxBuild.dir != "" {
+		_ = os.RemoveAll(linuxBuild.dir)
+	}
+	os.Exit(code)
+}
+
+func buildLinux(t *testing.T) {
+	t.Helper()
+	testenv.Root(t)
+	testenv.FUSE(t)
+	testenv.Program(t, "swtpm", swtpm.Program, "swtpm swtpm-tools")
+	linuxBuild.once.Do(func() {
+		linuxBuild.err = func() (err error) {
+			if linuxBuild.dir, err = os.MkdirTemp("", "init-linux"); err != nil {
+				return err
+			}
+			if err := os.Chmod(linuxBuild.dir, 0o755); err != nil { // the application has a user of its own
+				return err
+			}
+			for name, args := range map[string][]string{
+				"init-linux": {"-tags", "plainlinux", "."}, "probe": {"./testdata/probe"},
+			} {
+				cmd := exec.Command("go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o",
+					filepath.Join(linuxBuild.dir, name)}, args...)...)
+				cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+				if out, err := cmd.CombinedOutput(); err != nil {
+					return fmt.Errorf("building %s: %w\n%s", name, err, out)
+				}
+			}
+			linuxBuild.machine, err = swtpm.New(context.Background(), filepath.Join(linuxBuild.dir, "tpm"))
+			return err
+		}()
+	})
+	if linuxBuild.err != nil {
+		t.Fatal(linuxBuild.err)
+	}
+}
+
+const (
+	configRegister = 12
+	secretCanary   = "canary-91c4"
+	volumeKeyText  = "11-12-13-14-15-16-17-18-19-1a-1b-1c-1d-1e-1f-20"
+)
+
+// linuxBoot is a machine with a TPM, a broker that knows it, and a config for init-linux.
+type linuxBoot struct {
+	t      *testing.T
+	dir    string
+	config map[string]any
+	device *tpm.Device
+	socket string
+	log    *safeBuffer
+	policy *policy.Policy
+}
+
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func newLinuxBoot(t *testing.T, app ...string) *linuxBoot {
+	t.Helper()
+	buildLinux(t)
+	dir, err := os.MkdirTemp("", "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	running, err := linuxBuild.machine.Start(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = running.Stop() })
+	device, err := tpm.Open(tpm.Options{Path: running.Socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &linuxBoot{t: t, dir: dir, device: device, socket: running.Socket, log: &safeBuffer{}}
+	mac := b.volume("volume", fstest.MapFS{"hello": {Data: []byte("from the volume"), Mode: 0o400}})
+	platform, address := b.broker()
+	server := httptest.NewServer(platform.PCCS())
+	t.Cleanup(server.Close)
+	root := filepath.Join(dir, "root.pem")
+	if err := os.WriteFile(root, pemOf(platform.RootCA()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	broker := brokertest.Broker()
+	b.config = map[string]any{
+		"platform": "linux", "attester": "tpm", "backend": "grpc-ratls", "timeout": "20s",
+		"grpc_ratls": map[string]any{
+			"servers": []string{address}, "protocol": "session",
+			"broker_policy": map[string]any{"sgx": []any{map[string]any{
+				"mr_signer": fmt.Sprintf("%x", broker.MRSigner), "product_id": broker.ProductID, "min_svn": broker.SVN,
+			}}},
+		},
+		"tpm":     map[string]any{"device": running.Socket, "config_pcr": configRegister},
+		"root":    map[string]any{},
+		"app":     map[string]any{"path": filepath.Join(linuxBuild.dir, "probe"), "args": app},
+		"volumes": []any{map[string]any{"source": filepath.Join(dir, "volume"), "target": filepath.Join(dir, "mnt"), "key": "volume_key", "mac": mac}},
+		"secrets": []any{map[string]any{"name": "token", "path": "/run/secrets/token", "mode": "0400", "uid": 1234, "gid": 1235}},
+		"linux":   map[string]any{"uid": 1234, "gid": 1235, "groups": []int{1236}, "capabilities": []string{"CAP_NET_BIND_SERVICE"}, "environment": []string{"GIVEN", "SET=1"}},
+		"collateral": map[string]any{
+			"pccs_url": server.URL + "/sgx/certification/v4/", "allow_http": true, "root_ca": root,
+		},
+	}
+	return b
+}
+
+// volume makes a volume in the boot's directory.
+func (b *linuxBoot) volume(name string, files fstest.MapFS) (mac string) {
+	b.t.Helper()
+	key, err := sefs.ParseKey([]byte(volumeKeyText))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	m, err := sefs.Create(b.t.Context(), filepath.Join(b.dir, name), files, sefs.CreateOptions{Key: &key})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return m.String()
+}
+
+// broker starts a key broker on a software platform. b.policy is filled in by start.
+func (b *linuxBoot) broker() (*softsgx.Platform, string) {
+	b.t.Helper()
+	platform := brokertest.Platform(b.t, softsgx.Options{Now: time.Now().Add(-time.Hour)})
+	identity, err := ratls.NewIdentity(platform.Attester(brokertest.Broker()), ratls.Options{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	quotes := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{platform.RootCA()}, Source: pccs.Stapled(platform.Collateral())})
+	b.policy = &policy.Policy{}
+	return platform, brokertest.Listen(b.t, broker.Config{
+		Identity: identity, Verifier: attest.Verifiers{attest.SGX: quotes, attest.TPM: &tpm.Verifier{}},
+		Workloads: []broker.Workload{{Name: "app", Policy: b.policy, AllSecrets: true}},
+		Secrets:   brokertest.Secrets(map[string][]byte{"volume_key": []byte(volumeKeyText), "token": []byte(secretCanary)}),
+		Quoter:    brokertest.Quoter(platform, brokertest.Broker()), Now: time.Now, Logger: brokertest.Logger(b.log),
+	})
+}
+
+// start enrols the machine with the config as it is now, and starts init.
+func (b *linuxBoot) start(args ...string) *linuxRun {
+	b.t.Helper()
+	text := b.write()
+	b.enrol(text)
+	return b.startOnly(args...)
+}
+
+func (b *linuxBoot) write() []byte {
+	b.t.Helper()
+	text, err := json.Marshal(b.config)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "init.json"), text, 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+	return text
+}
+
+func (b *linuxBoot) enrol(text []byte) {
+	b.t.Helper()
+	e, err := b.device.Evidence(b.t.Context(), attest.ReportData{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	c, err := new(tpm.Verifier).Verify(b.t.Context(), e, time.Now())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	want := tpm.Measured(sha256.Sum256(text))
+	b.policy.TPM = []policy.TPM{{AK: c.TPM.AK[:], PCRs: policy.PCRs{0: make([]byte, 32), configRegister: want[:]}}}
+}
+
+// linuxRun is a started init.
+type linuxRun struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	out *safeBuffer
+}
+
+func (b *linuxBoot) startOnly(args ...string) *linuxRun {
+	b.t.Helper()
+	r := &linuxRun{t: b.t, out: &safeBuffer{}}
+	r.cmd = exec.Command(filepath.Join(linuxBuild.dir, "init-linux"), append([]string{"--config", filepath.Join(b.dir, "init.json")}, args...)...)
+	r.cmd.Stdout, r.cmd.Stderr, r.cmd.WaitDelay = r.out, r.out, 30*time.Second
+	r.cmd.Env = append(os.Environ(), "GIVEN=by the host", "NOT_GIVEN=x")
+	leaked, err := os.Open(os.DevNull)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer leaked.Close()
+	r.cmd.ExtraFiles = []*os.File{leaked} // something that init inherits and must not pass on
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := r.cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { _ = r.cmd.Process.Kill(); _ = r.cmd.Wait() })
+	return r
+}
+
+// waitFor waits until the output holds a text.
+func (r *linuxRun) waitFor(text string) {
+	r.t.Helper()
+	deadline := time.Now().Add(60 * time.Second)
+	for !strings.Contains(r.out.String(), text) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("no %q in:\n%s", text, r.out)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (r *linuxRun) status() int {
+	r.t.Helper()
+	err := r.cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		r.t.Fatal(err)
+	}
+	return r.cmd.ProcessState.ExitCode()
+}
+
+// sight is what the probe prints.
+type sight struct {
+	PID, UID, GID  int
+	Groups         []int
+	Env, Args      []string
+	Descriptors    map[string]string
+	Status         map[string]string
+	Core           uint64
+	Files          map[string]string
+	Root, Writable []string
+	Directory      string
+}
+
+func (r *linuxRun) sight() (s sight) {
+	r.t.Helper()
+	if status := r.status(); status != 0 {
+		r.t.Fatalf("exit status %d:\n%s", status, r.out)
+	}
+	text := r.out.String()
+	if err := json.Unmarshal([]byte(text[strings.Index(text, `{"PID"`):]), &s); err != nil {
+		r.t.Fatalf("%v in %s", err, text)
+	}
+	return s
+}
+
+// children are the direct children of a process, by argv[0].
+func children(t *testing.T, pid int) map[string]int {
+	t.Helper()
+	found := map[string]int{}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) < 2 || fields[1] != strconv.Itoa(pid) {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		name, _, _ := strings.Cut(string(line), "\x00")
+		found[name], _ = strconv.Atoi(filepath.Base(dir))
+	}
+	return found
+}
+
+func TestApplicationGetsWhatTheConfigNamesAndNothingElse(t *testing.T) {
+	for _, mode := range []string{"exec", "supervise"} {
+		t.Run(mode, func(t *testing.T) {
+			b := newLinuxBoot(t)
+			volume := filepath.Join(b.dir, "mnt", "hello")
+			b.config["app"].(map[string]any)["args"] = []string{"see", volume, "/run/secrets/token"}
+			b.config["linux"].(map[string]any)["mode"] = mode
+			r := b.start()
+			s := r.sight()
+			if (s.PID == r.cmd.Process.Pid) != (mode == "exec") {
+				t.Errorf("the application is process %d, init was %d", s.PID, r.cmd.Process.Pid)
+			}
+			if s.Files[volume] != "from the volume" || s.Files["/run/secrets/token"] != secretCanary || len(s.Writable) != 0 {
+				t.Errorf("files are %q, writable %q", s.Files, s.Writable)
+			}
+			if s.UID != 1234 || s.GID != 1235 || fmt.Sprint(s.Groups) != "[1236]" || s.Directory != "/" {
+				t.Errorf("user %d, group %d, groups %d, directory %s", s.UID, s.GID, s.Groups, s.Directory)
+			}
+			if got := strings.Join(s.Env[1:], " "); !strings.HasPrefix(s.Env[0], "PATH=") || got != "GIVEN=by the host SET=1" {
+				t.Errorf("environment is %q", s.Env)
+			}
+			for _, text := range []string{secretCanary, volumeKeyText, "1112131415161718191a1b1c1d1e1f20"} {
+				if strings.Contains(strings.Join(append(s.Env, s.Args...), " "), text) {
+					t.Errorf("a secret is in the environment or the command line: %q %q", s.Env, s.Args)
+				}
+				if log := strings.ReplaceAll(r.out.String(), `"/run/secrets/token":"`+secretCanary, ""); strings.Contains(log, text) {
+					t.Errorf("a secret is in the log:\n%s", log)
+				}
+			}
+			for fd, to := range s.Descriptors {
+				// The probe's own: of its Go runtime, and of the listing itself.
+				if fd > "2" && !strings.HasPrefix(to, "/proc/") && !strings.HasPrefix(to, "/sys/fs/cgroup/") {
+					t.Errorf("descriptor %s is left over: %s", fd, to)
+				}
+			}
+			const bind = "0000000000000400"
+			for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+				if s.Status[set] != bind {
+					t.Errorf("%s is %s, want %s", set, s.Status[set], bind)
+				}
+			}
+			if s.Status["NoNewPrivs"] != "1" || s.Core != 0 {
+				t.Errorf("no_new_privs is %s, core limit %d", s.Status["NoNewPrivs"], s.Core)
+			}
+			if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), b.dir) {
+				t.Errorf("the volume is mounted outside: %v\n%s", err, mounts)
+			}
+		})
+	}
+}
+
+func TestServerOfAVolumeHasItsOwnUserAndCannotBeLookedInto(t *testing.T) {
+	b := newLinuxBoot(t, "wait")
+	b.config["linux"].(map[string]any)["mode"] = "exec"
+	r := b.start()
+	r.waitFor("waiting")
+	pid := children(t, r.cmd.Process.Pid)["sesame-volume"]
+	if pid == 0 {
+		t.Fatalf("no server among %v", children(t, r.cmd.Process.Pid))
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := map[string]string{}
+	for _, line := range strings.Split(string(text), "\n") {
+		name, value, _ := strings.Cut(line, ":")
+		status[name] = strings.Join(strings.Fields(value), " ")
+	}
+	if status["Uid"] != "65533 65533 65533 65533" || status["Gid"] != "65533 65533 65533 65533" || status["Groups"] != "" {
+		t.Errorf("server runs as %s, %s, %s", status["Uid"], status["Gid"], status["Groups"])
+	}
+	if status["CapEff"] != "0000000000004004" || status["CapPrm"] != "0000000000004004" || status["CapAmb"] != "0000000000000000" {
+		t.Errorf("server may %s of %s, ambient %s", status["CapEff"], status["CapPrm"], status["CapAmb"])
+	}
+	if kb, _, _ := strings.Cut(status["VmLck"], " "); kb == "0" || kb == "" {
+		t.Errorf("locked memory is %q", status["VmLck"])
+	}
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, task := range tasks {
+		if text, err := os.ReadFile(task); err == nil && !strings.Contains(string(text), "CapEff:\t0000000000004004") {
+			t.Errorf("a thread of the server has more capabilities: %s", task)
+		}
+	}
+	info, err := os.Stat(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 { // what belongs to root here is closed to the server's user: not dumpable
+		t.Errorf("the server's memory is open to its user: %v", err)
+	}
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if strings.Contains(string(line), "11-12-13") {
+		t.Error("the key is on the command line")
+	}
+	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.status(); got != 7 {
+		t.Errorf("exit status %d", got)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for syscall.Kill(pid, 0) == nil {
+		if state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(state), ") Z ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the server outlives the application")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestLostVolumeEndsTheApplicationWithAClearMessage(t *testing.T) {
+	for app, patience := range map[string]time.Duration{"wait": 0, "stubborn": 10 * time.Second} {
+		t.Run(app, func(t *testing.T) {
+			r := supervised(t, app)
+			r.waitFor("waiting")
+			if err := syscall.Kill(children(t, r.cmd.Process.Pid)["sesame-volume"], syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			if got := r.status(); got != exitCodes[attest.CodeMount] {
+				t.Errorf("exit status %d", got)
+			}
+			if took := time.Since(start); took < patience {
+				t.Errorf("it was ended after %v", took)
+			}
+			for _, want := range []string{"init: refused [mount] supervising the application: the volume at ",
+				" is lost: the process behind it has ended (signal: killed)\ninit: to do: "} {
+				if !strings.Contains(r.out.String(), want) {
+					t.Errorf("no %q in:\n%s", want, r.out)
+				}
+			}
+		})
+	}
+}
+
+func supervised(t *testing.T, app string) *linuxRun {
+	t.Helper()
+	b := newLinuxBoot(t, app)
+	b.config["linux"].(map[string]any)["mode"] = "supervise"
+	return b.start()
+}
+
+func TestSupervisorForwardsSignals(t *testing.T) {
+	r := supervised(t, "wait")
+	r.waitFor("waiting")
+	if err := r.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.status(); got != 7 || !strings.Contains(r.out.String(), "got user defined signal 1") {
+		t.Errorf("exit status %d:\n%s", got, r.out)
+	}
+}
+
+func TestSupervisorPassesTheSignalOn(t *testing.T) {
+	if got := supervised(t, "kill").status(); got != 128+9 {
+		t.Errorf("exit status %d", got)
+	}
+}
+
+func TestSupervisorReapsOrphans(t *testing.T) {
+	r := supervised(t, "orphan")
+	r.waitFor("waiting")
+	var orphan int
+	text := r.out.String()
+	if _, err := fmt.Sscanf(text[strings.Index(text, "orphan "):], "orphan %d", &orphan); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for syscall.Kill(orphan, 0) == nil {
+		if time.Now().After(deadline) {
+			t.Fatal("the orphan is not reaped")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestRootFromAVolumeIsEntered(t *testing.T) {
+	buildLinux(t)
+	probe, err := os.ReadFile(filepath.Join(linuxBuild.dir, "probe"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, upper := range []string{"", "temporary"} {
+		t.Run("upper "+upper, func(t *testing.T) {
+			b := newLinuxBoot(t)
+			mac := b.volume("root", fstest.MapFS{
+				"bin/probe": {Data: probe, Mode: 0o555}, "etc/motd": {Data: []byte("inside"), Mode: 0o444},
+				"proc": {Mode: 0o755 | os.ModeDir}, "sys": {Mode: 0o755 | os.ModeDir}, "dev": {Mode: 0o755 | os.ModeDir},
+				"run/secrets": {Mode: 0o755 | os.ModeDir}, "models": {Mode: 0o755 | os.ModeDir},
+			})
+			b.config["root"] = map[string]any{"source": filepath.Join(b.dir, "root"), "key": "volume_key", "mac": mac, "upper": upper}
+			b.config["app"] = map[string]any{"path": "/bin/probe", "args": []string{"see", "/etc/motd", "/models/hello", "/run/secrets/token"}}
+			b.config["volumes"].([]any)[0].(map[string]any)["target"] = "/models"
+			b.config["linux"].(map[string]any)["mode"] = "supervise"
+			s := b.start().sight()
+			if s.Files["/etc/motd"] != "inside" || s.Files["/models/hello"] != "from the volume" || s.Files["/run/secrets/token"] != secretCanary {
+				t.Errorf("files are %q", s.Files)
+			}
+			if got := strings.Join(s.Root, " "); got != "bin dev etc models proc run sys" {
+				t.Errorf("the root has %s", got)
+			}
+		})
+	}
+}
+
+func TestMachineOrConfigThatIsNotEnrolledGetsNothing(t *testing.T) {
+	b := newLinuxBoot(t, "see")
+	b.enrol(b.write())
+	b.config["timeout"] = "21s" // changed after the broker's policy was written
+	b.write()
+	r := b.startOnly()
+	if got := r.status(); got != exitCodes[attest.CodeDenied] || strings.Contains(r.out.String(), `"PID"`) {
+		t.Errorf("exit status %d:\n%s", got, r.out)
+	}
+	if !strings.Contains(r.out.String(), "tpm[0].pcrs.12") || !strings.Contains(b.log.String(), "tpm[0].pcrs.12") {
+		t.Errorf("nobody names the register:\n%s\n%s", r.out, b.log)
+	}
+}
+
+func TestHostChoosesNoOtherProgramThanTheMeasuredOne(t *testing.T) {
+	b := newLinuxBoot(t, "see")
+	path := filepath.Join(linuxBuild.dir, "probe")
+	for name, c := range map[string]struct {
+		args []string
+		code attest.Code
+	}{
+		"another program":      {[]string{"--", "/bin/sh", "-c", "true"}, attest.CodeLaunch},
+		"other arguments":      {[]string{"--", path, "wait"}, attest.CodeLaunch},
+		"more arguments":       {[]string{"--", path, "see", "x"}, attest.CodeLaunch},
+		"without --":           {[]string{path, "see"}, attest.CodeUsage},
+		"config that is not":   {[]string{"--config", "/nonexistent"}, attest.CodeConfig},
+		"the measured program": {[]string{"--", path, "see"}, ""},
+	} {
+		r := b.start(c.args...)
+		if got := r.status(); got != exitCodes[c.code] {
+			t.Errorf("%s: exit status %d:\n%s", name, got, r.out)
+		}
+	}
+	delete(b.config, "app")
+	if got := b.start().status(); got != exitCodes[attest.CodeLaunch] {
+		t.Errorf("neither names a program: exit status %d", got)
+	}
+}
+
+func TestKilledSupervisorTakesTheApplicationWithIt(t *testing.T) {
+	r := supervised(t, "stubborn")
+	r.waitFor("waiting")
+	app := children(t, r.cmd.Process.Pid)[filepath.Join(linuxBuild.dir, "probe")]
+	if app == 0 {
+		t.Fatal("no application")
+	}
+	if err := r.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.status(); got != -1 { // its output ends only with the last process that has it
+		t.Errorf("exit status %d", got)
+	}
+	if state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", app)); err == nil && !strings.Contains(string(state), ") Z ") {
+		t.Error("the application lives")
+	}
+}
+
+func TestProcessOneSupervises(t *testing.T) {
+	b := newLinuxBoot(t, "see")
+	b.enrol(b.write())
+	cmd := exec.Command("unshare", "--pid", "--fork", "--mount-proc", "--kill-child",
+		filepath.Join(linuxBuild.dir, "init-linux"), "--config", filepath.Join(b.dir, "init.json"))
+	r := &linuxRun{t: t, cmd: cmd, out: &safeBuffer{}}
+	cmd.Stdout, cmd.Stderr = r.out, r.out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.sight(); s.PID == 1 {
+		t.Error("the application is process 1")
+	}
+}
+
+func TestLinuxBuildIsWithinItsBudgetAndMakesNoEvidenceUp(t *testing.T) {
+	buildLinux(t)
+	const budget = 24 << 20
+	info, err := os.Stat(filepath.Join(linuxBuild.dir, "init-linux"))
+	if err != nil || info.Size() > budget {
+		t.Errorf("init-linux has %d bytes of %d: %v", info.Size(), budget, err)
+	}
+	t.Logf("init-linux has %d bytes of %d", info.Size(), budget)
+	out, err := exec.Command("go", "list", "-deps", "-tags", "plainlinux", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range strings.Fields(string(out)) {
+		for _, bad := range []string{"softsgx", "occlumsim", "tpm/swtpm", "sesame/broker", "go-tpm-tools/simulator"} {
+			if strings.Contains(p, bad) {
+				t.Errorf("init-linux depends on %s", p)
+			}
+		}
+	}
+}
