@@ -12,6 +12,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
+	"github.com/sesame-init/sesame/attest/tpm"
 	"github.com/sesame-init/sesame/broker/policy"
 )
 
@@ -73,7 +74,21 @@ func (s *Server) session(stream session.Stream, from *connection) error {
 			secret.Wipe() // gRPC has its own copy, which is beyond reach
 		}
 	}()
-	return session.Release(stream, names, secrets, (*session.Receipt)(receipt))
+	var wrapped attest.EvidenceType
+	if registers := force.policy.Wrap(workloads, peer.Claims, s.config.Now()); registers != nil {
+		wrapped = attest.TPM
+		for i, secret := range secrets {
+			sealed, err := tpm.Wrap(peer.Claims.TPM, registers, secret)
+			if err != nil {
+				r.log.Errorf("released, but not sent: %v", err)
+				return session.Deny(stream, err, (*session.Receipt)(receipt))
+			}
+			secret.Wipe()
+			secrets[i] = attest.NewSecret(sealed)
+		}
+		r.log.WithField("pcrs", registers).Info("secrets wrapped to the peer's TPM")
+	}
+	return session.Release(stream, names, secrets, (*session.Receipt)(receipt), wrapped)
 }
 
 // failed deals with a session that ended before the client was known. It is a refusal where the client has shown

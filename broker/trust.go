@@ -9,6 +9,8 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/attest/snp"
+	"github.com/sesame-init/sesame/attest/tpm"
 	"github.com/sesame-init/sesame/broker/policy"
 )
 
@@ -21,11 +23,16 @@ type Trust struct {
 	ownSeen  *recorder
 }
 
-// NewTrust verifies SGX and TDX evidence as a policy says, with collateral of a source.
+// NewTrust verifies evidence as a policy says: quotes of SGX and TDX with collateral of a source, reports of SEV-SNP
+// with the certificates that they bring, quotes of TPMs.
 func NewTrust(t policy.Trust, source dcap.Source) (*Trust, error) {
 	roots, err := t.RootCertificates()
 	if err != nil {
 		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading trust.roots", Err: err}
+	}
+	tpms, err := t.TPMChains()
+	if err != nil {
+		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading trust.tpm_certificates", Err: err}
 	}
 	verifier := func(s dcap.Source) attest.Verifier {
 		return dcap.NewVerifier(dcap.Config{
@@ -34,13 +41,20 @@ func NewTrust(t policy.Trust, source dcap.Source) (*Trust, error) {
 		})
 	}
 	peers, own := &recorder{source: source}, &recorder{source: source}
-	return &Trust{Verifier: verifier(peers), source: peers, roots: roots, own: verifier(own), ownSeen: own}, nil
+	quotes := verifier(peers)
+	all := attest.Verifiers{
+		attest.SGX: quotes, attest.TDX: quotes, attest.SNP: &snp.Verifier{}, attest.TPM: &tpm.Verifier{Certificates: tpms},
+	}
+	return &Trust{Verifier: all, source: peers, roots: roots, own: verifier(own), ownSeen: own}, nil
 }
 
 // OpenSource finds the source of collateral that a policy names.
 func OpenSource(t policy.Trust, now func() time.Time) (dcap.Source, error) {
-	if t.Collateral.Directory != "" {
+	switch {
+	case t.Collateral.Directory != "":
 		return pccs.Dir(t.Collateral.Directory), nil
+	case t.Collateral.URL == "":
+		return noSource{}, nil
 	}
 	roots, err := t.RootCertificates()
 	if err != nil {
@@ -52,6 +66,15 @@ func OpenSource(t policy.Trust, now func() time.Time) (dcap.Source, error) {
 		c.RootCAs.AppendCertsFromPEM([]byte(t.Collateral.CA))
 	}
 	return pccs.New(c)
+}
+
+// noSource is that of a policy which wants no quotes.
+type noSource struct{}
+
+// Collateral implements [dcap.Source].
+func (noSource) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error) {
+	return nil, attest.Errorf(attest.CodeCollateral, "finding collateral", "Write trust.collateral into the policy.",
+		"the policy names no source of collateral")
 }
 
 // Close ends what the source of collateral has running.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,9 +20,6 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/attest/tpm"
@@ -90,13 +86,14 @@ const (
 
 // linuxBoot is a machine with a TPM, a broker that knows it, and a config for init-linux.
 type linuxBoot struct {
-	t      *testing.T
-	dir    string
-	config map[string]any
-	device *tpm.Device
-	socket string
-	log    *safeBuffer
-	policy *policy.Policy
+	t        *testing.T
+	dir      string
+	config   map[string]any
+	device   *tpm.Device
+	socket   string
+	log      *safeBuffer
+	policies *broker.Policies
+	version  int
 }
 
 type safeBuffer struct {
@@ -136,7 +133,7 @@ func newLinuxBoot(t *testing.T, app ...string) *linuxBoot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &linuxBoot{t: t, dir: dir, device: device, socket: running.Socket, log: &safeBuffer{}}
+	b := &linuxBoot{t: t, dir: dir, device: device, socket: running.Socket, log: &safeBuffer{}, version: 1}
 	mac := b.volume("volume", fstest.MapFS{"hello": {Data: []byte("from the volume"), Mode: 0o400}})
 	platform, address := b.broker()
 	server := httptest.NewServer(platform.PCCS())
@@ -181,7 +178,7 @@ func (b *linuxBoot) volume(name string, files fstest.MapFS) (mac string) {
 	return m.String()
 }
 
-// broker starts a key broker on a software platform. b.policy is filled in by start.
+// broker starts a key broker on a software platform. enrol says whom it knows.
 func (b *linuxBoot) broker() (*softsgx.Platform, string) {
 	b.t.Helper()
 	platform := brokertest.Platform(b.t, softsgx.Options{Now: time.Now().Add(-time.Hour)})
@@ -189,14 +186,26 @@ func (b *linuxBoot) broker() (*softsgx.Platform, string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	quotes := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{platform.RootCA()}, Source: pccs.Stapled(platform.Collateral())})
-	b.policy = &policy.Policy{}
+	keeper := brokertest.Secrets(map[string][]byte{"volume_key": []byte(volumeKeyText), "token": []byte(secretCanary)})
+	log := brokertest.Logger(b.log)
+	first := brokertest.Policy(b.t, policyOf(make([]byte, 32), make([]byte, 32)))
+	b.policies = brokertest.Policies(b.t, brokertest.Trust(b.t, platform), first, keeper, log)
 	return platform, brokertest.Listen(b.t, broker.Config{
-		Identity: identity, Verifier: attest.Verifiers{attest.SGX: quotes, attest.TPM: &tpm.Verifier{}},
-		Workloads: []broker.Workload{{Name: "app", Policy: b.policy, AllSecrets: true}},
-		Secrets:   brokertest.Secrets(map[string][]byte{"volume_key": []byte(volumeKeyText), "token": []byte(secretCanary)}),
-		Quoter:    brokertest.Quoter(platform, brokertest.Broker()), Now: time.Now, Logger: brokertest.Logger(b.log),
+		Identity: identity, Policies: b.policies, Keeper: keeper, Quoter: brokertest.Quoter(platform, brokertest.Broker()),
+		Now: time.Now, Logger: log,
 	})
+}
+
+// policyOf is a policy that releases everything to one machine with one config.
+func policyOf(ak, config []byte) string {
+	return fmt.Sprintf(`workloads:
+  app:
+    versions:
+      - tpm: [{ak: %x, pcrs: {0: %x, %d: %x}}]
+secrets:
+  volume_key: {workloads: [app]}
+  token: {workloads: [app]}
+`, ak, make([]byte, 32), configRegister, config)
 }
 
 // start enrols the machine with the config as it is now, and starts init.
@@ -230,7 +239,10 @@ func (b *linuxBoot) enrol(text []byte) {
 		b.t.Fatal(err)
 	}
 	want := tpm.Measured(sha256.Sum256(text))
-	b.policy.TPM = []policy.TPM{{AK: c.TPM.AK[:], PCRs: policy.PCRs{0: make([]byte, 32), configRegister: want[:]}}}
+	b.version++
+	if err := b.policies.Replace(b.t.Context(), []byte(brokertest.PolicyText(b.version, policyOf(c.TPM.AK[:], want[:]))), "test"); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 // linuxRun is a started init.
@@ -623,5 +635,35 @@ func TestLinuxBuildIsWithinItsBudgetAndMakesNoEvidenceUp(t *testing.T) {
 				t.Errorf("init-linux depends on %s", p)
 			}
 		}
+	}
+}
+
+func TestWrappedReleaseOpensOnTheMachineItWasMeantFor(t *testing.T) {
+	b := newLinuxBoot(t)
+	b.config["app"].(map[string]any)["args"] = []string{"see", "/run/secrets/token"}
+	b.config["tpm"].(map[string]any)["endorsement_key"] = true
+	config := tpm.Measured(sha256.Sum256(b.write()))
+	device, err := tpm.Open(tpm.Options{Path: b.socket, EK: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := device.Evidence(t.Context(), attest.ReportData{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := new(tpm.Verifier).Verify(t.Context(), e, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(policyOf(make([]byte, 32), config[:]), fmt.Sprintf("ak: %x", make([]byte, 32)),
+		fmt.Sprintf("ek: %x, wrap: true", c.TPM.EK), 1)
+	if err := b.policies.Replace(t.Context(), []byte(brokertest.PolicyText(2, text)), "test"); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.startOnly().sight(); s.Files["/run/secrets/token"] != secretCanary {
+		t.Errorf("files are %q", s.Files)
+	}
+	if !strings.Contains(b.log.String(), "secrets wrapped to the peer's TPM") {
+		t.Errorf("nothing was wrapped:\n%s", b.log)
 	}
 }

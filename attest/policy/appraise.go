@@ -3,6 +3,7 @@ package policy
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +25,9 @@ type Appraisal struct {
 	Accepted bool `json:"accepted"`
 	// Entry is the rule name of the entry that matched ("sgx[0]"), "" where none did.
 	Entry string `json:"entry,omitempty"`
+	// Wrap is what the entry demands of whoever releases something: to encrypt it to the TPM's endorsement key and to
+	// these registers. Nil: nothing.
+	Wrap []int `json:"wrap,omitempty"`
 	// Reasons has one line per rule, in the order of the policy. Of the entries, an accepted appraisal gives
 	// the one that matched, a refused one all.
 	Reasons []Reason `json:"reasons"`
@@ -110,6 +114,9 @@ func (p *Policy) Appraise(c attest.Claims, at time.Time) Appraisal {
 	}
 	if i := slices.IndexFunc(entries, func(j judge) bool { return !j.failed }); i >= 0 {
 		a.Entry = strings.TrimSuffix(entries[i].prefix, ".")
+		if c.Type == attest.TPM && p.TPM[i].Wrap {
+			a.Wrap = slices.Sorted(maps.Keys(p.TPM[i].PCRs))
+		}
 		entries = entries[i : i+1]
 	}
 	for _, j := range entries {

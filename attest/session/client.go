@@ -86,6 +86,13 @@ type Released struct {
 	Receipt *Receipt // nil where the broker sends none; verified where ClientConfig.Log is known
 }
 
+// An Unwrapper opens secrets that were encrypted to its hardware. An attester that is one gets what the broker wraps.
+type Unwrapper interface {
+	attest.Attester
+	// Unwrap returns the secret. The error's code is [attest.CodeSecret].
+	Unwrap(ctx context.Context, wrapped []byte) (attest.Secret, error)
+}
+
 // A BusyError is the broker's word that it has too much to do. It is worth a retry.
 type BusyError struct {
 	After time.Duration // to wait
@@ -141,11 +148,11 @@ func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, c
 	if err != nil {
 		return nil, busy(stream, err)
 	}
-	return c.take(answer.GetResult(), names, b.Leaf(Client))
+	return c.take(ctx, answer.GetResult(), names, b.Leaf(Client))
 }
 
 // take checks what the broker has sent. Nothing of it is used before its receipt was checked.
-func (c ClientConfig) take(r *sessionpb.Result, names []string, binder [32]byte) (*Released, error) {
+func (c ClientConfig) take(ctx context.Context, r *sessionpb.Result, names []string, binder [32]byte) (*Released, error) {
 	got, err := secrets(r, names)
 	if err != nil {
 		return nil, err
@@ -154,13 +161,34 @@ func (c ClientConfig) take(r *sessionpb.Result, names []string, binder [32]byte)
 	if err == nil && c.Log != nil {
 		err = receipt.Check(c.Log, binder)
 	}
+	code := attest.CodeEvidence
+	if err == nil && r.GetWrapped() != "" {
+		code, err = attest.CodeSecret, c.unwrap(ctx, attest.EvidenceType(r.GetWrapped()), got)
+	}
 	if err != nil {
 		for _, s := range got {
 			s.Wipe()
 		}
-		return nil, &attest.Error{Code: attest.CodeEvidence, Step: "reading secrets", Err: err}
+		return nil, &attest.Error{Code: code, Step: "reading secrets", Err: err}
 	}
 	return &Released{Secrets: got, Receipt: receipt}, nil
+}
+
+// unwrap opens all secrets with the attester's hardware, in place.
+func (c ClientConfig) unwrap(ctx context.Context, kind attest.EvidenceType, secrets map[string]attest.Secret) error {
+	unwrapper, ok := c.Attester.(Unwrapper)
+	if !ok || unwrapper.Type() != kind {
+		return fmt.Errorf("the broker has encrypted them to hardware of type %.16q, which this environment has not", kind)
+	}
+	for name, wrapped := range secrets {
+		secret, err := unwrapper.Unwrap(ctx, wrapped.Expose())
+		if err != nil {
+			return fmt.Errorf("secret %s: %w", name, err)
+		}
+		wrapped.Wipe()
+		secrets[name] = secret
+	}
+	return nil
 }
 
 type clientStream = grpc.BidiStreamingClient[sessionpb.ClientMessage, sessionpb.BrokerMessage]

@@ -147,9 +147,10 @@ func (c BrokerConfig) Prove(ctx context.Context, cs tls.ConnectionState, own *x5
 	return c.evidence(ctx, &b, Prover)
 }
 
-// Release sends secrets in the order in which they were asked for. receipt may be nil.
-func Release(stream Stream, names []string, secrets []attest.Secret, receipt *Receipt) error {
-	result := &sessionpb.Result{Receipt: encodeReceipt(receipt)}
+// Release sends secrets in the order in which they were asked for. receipt may be nil. wrapped is the type of the
+// attester that alone opens them, "" where they are open.
+func Release(stream Stream, names []string, secrets []attest.Secret, receipt *Receipt, wrapped attest.EvidenceType) error {
+	result := &sessionpb.Result{Receipt: encodeReceipt(receipt), Wrapped: string(wrapped)}
 	for i, name := range names {
 		result.Secrets = append(result.Secrets, &sessionpb.Secret{Name: name, Value: secrets[i].Expose()})
 	}

@@ -110,6 +110,18 @@ func (p *Policy) Match(claims attest.Claims, at time.Time, wire string) ([]*Work
 		"If this peer is wanted, add its measurement to the policy.", "%s", strings.Join(why, "; "))
 }
 
+// Wrap is what the workloads that a peer is demand of a release to it: to encrypt it to the TPM of the claims and to
+// these registers. Nil: none demands it.
+func (p *Policy) Wrap(peer []*Workload, claims attest.Claims, at time.Time) (registers []int) {
+	for _, w := range peer {
+		if i, _ := w.judge(claims, at); i >= 0 {
+			registers = append(registers, w.Versions[i].Appraise(claims, at).Wrap...)
+		}
+	}
+	slices.Sort(registers)
+	return slices.Compact(registers)
+}
+
 // Legacy reports whether any workload may use the legacy wire.
 func (p *Policy) Legacy() bool {
 	return slices.ContainsFunc(p.order, func(name string) bool { return p.Workloads[name].Wire == WireLegacy })

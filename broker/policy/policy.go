@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,6 +50,9 @@ type Trust struct {
 	// Roots are certificates in PEM to trust instead of Intel's. They are logged at every start.
 	Roots      []string   `yaml:"roots"`
 	Collateral Collateral `yaml:"collateral"`
+	// TPMCertificates are certificates in PEM that complete the chains of TPMs' endorsement keys: intermediates and
+	// roots. They are not trusted by standing here: a workload's ek_roots names the root by its fingerprint.
+	TPMCertificates []string `yaml:"tpm_certificates"`
 	// The least numbers that are believed, whatever the clock says.
 	MinimumEvaluation uint32 `yaml:"minimum_evaluation"`
 	MinimumRootCRL    uint64 `yaml:"minimum_root_crl"`
@@ -160,7 +164,7 @@ func (p *Policy) complete(fault func(key, format string, args ...any)) {
 	if p.Version == 0 {
 		fault("version", "is missing: a whole number from 1 that rises with every change")
 	}
-	p.Trust.check(fault)
+	p.Trust.check(p.quotes(), fault)
 	if len(p.Workloads) == 0 {
 		fault("workloads", "is missing: nobody could have a secret")
 	}
@@ -243,7 +247,23 @@ func (s *Secret) check(key string, workloads map[string]*Workload, fault func(ke
 	checkSpan(key, s.From, s.Until, fault)
 }
 
-func (t *Trust) check(fault func(key, format string, args ...any)) {
+// quotes reports whether any workload is one of SGX or TDX.
+func (p *Policy) quotes() bool {
+	for _, w := range p.Workloads {
+		if w != nil && slices.ContainsFunc(w.Versions, func(v Version) bool { return len(v.SGX)+len(v.TDX) > 0 || v.appraiser != nil }) {
+			return true
+		}
+	}
+	return len(p.Workloads) == 0
+}
+
+// check reports what is wrong. quotes says whether any workload is one of SGX or TDX, whose quotes need collateral.
+func (t *Trust) check(quotes bool, fault func(key, format string, args ...any)) {
+	for i, text := range t.TPMCertificates {
+		if _, err := certificate(text); err != nil {
+			fault(fmt.Sprintf("trust.tpm_certificates[%d]", i), "%v", err)
+		}
+	}
 	for i, text := range t.Roots {
 		if _, err := certificate(text); err != nil {
 			fault(fmt.Sprintf("trust.roots[%d]", i), "%v", err)
@@ -256,6 +276,7 @@ func (t *Trust) check(fault func(key, format string, args ...any)) {
 		}
 	}
 	switch u, err := url.Parse(c.URL); {
+	case c.URL == "" && c.Directory == "" && !quotes:
 	case c.URL == "" && c.Directory == "":
 		fault("trust.collateral", "is missing: the url of a PCCS, or a directory with collateral")
 	case c.URL != "" && c.Directory != "":
@@ -269,9 +290,14 @@ func (t *Trust) check(fault func(key, format string, args ...any)) {
 }
 
 // RootCertificates are those of Roots.
-func (t *Trust) RootCertificates() ([]*x509.Certificate, error) {
+func (t *Trust) RootCertificates() ([]*x509.Certificate, error) { return certificates(t.Roots) }
+
+// TPMChains are those of TPMCertificates.
+func (t *Trust) TPMChains() ([]*x509.Certificate, error) { return certificates(t.TPMCertificates) }
+
+func certificates(texts []string) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
-	for _, text := range t.Roots {
+	for _, text := range texts {
 		c, err := certificate(text)
 		if err != nil {
 			return nil, err

@@ -516,6 +516,7 @@ type Result struct {
 	Secrets       []*Secret              `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"` // in the order of the request
 	Denial        *Denial                `protobuf:"bytes,2,opt,name=denial,proto3" json:"denial,omitempty"`   // instead of secrets
 	Receipt       *Receipt               `protobuf:"bytes,3,opt,name=receipt,proto3" json:"receipt,omitempty"` // of the release or the denial; optional
+	Wrapped       string                 `protobuf:"bytes,4,opt,name=wrapped,proto3" json:"wrapped,omitempty"` // type of the attester that alone opens the values: "tpm"; empty: they are open
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -569,6 +570,13 @@ func (x *Result) GetReceipt() *Receipt {
 		return x.Receipt
 	}
 	return nil
+}
+
+func (x *Result) GetWrapped() string {
+	if x != nil {
+		return x.Wrapped
+	}
+	return ""
 }
 
 // Receipt places what was decided in the broker's release log.
@@ -791,11 +799,12 @@ const file_session_proto_rawDesc = "" +
 	"\vroot_ca_crl\x18\a \x01(\fR\trootCaCrl\"X\n" +
 	"\aRequest\x127\n" +
 	"\bevidence\x18\x01 \x01(\v2\x1b.sesame.session.v1.EvidenceR\bevidence\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"\xa6\x01\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"\xc0\x01\n" +
 	"\x06Result\x123\n" +
 	"\asecrets\x18\x01 \x03(\v2\x19.sesame.session.v1.SecretR\asecrets\x121\n" +
 	"\x06denial\x18\x02 \x01(\v2\x19.sesame.session.v1.DenialR\x06denial\x124\n" +
-	"\areceipt\x18\x03 \x01(\v2\x1a.sesame.session.v1.ReceiptR\areceipt\"k\n" +
+	"\areceipt\x18\x03 \x01(\v2\x1a.sesame.session.v1.ReceiptR\areceipt\x12\x18\n" +
+	"\awrapped\x18\x04 \x01(\tR\awrapped\"k\n" +
 	"\aReceipt\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\fR\x05entry\x12\x1e\n" +
