@@ -75,6 +75,7 @@ e2e-k8s: build model
 bench: build model
 	$(GO) test -run '^$$' -bench . -benchmem ./attest/dcap ./fs/sefs
 	$(GO) run ./fs/volumebench -size $(BENCHSIZE)
+	$(GO) run ./broker/releasebench
 
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \

@@ -349,6 +349,36 @@ func TestInAnEnclaveOnlyThePinnedKeyChangesThePolicyAndVersionsRise(t *testing.T
 	}
 }
 
+func TestSystemdIsToldOfReadinessReloadsAndTheEnd(t *testing.T) {
+	platform := brokertest.Platform(t, softsgx.Options{Now: time.Now()})
+	dir := folder(t, platform)
+	write(t, filepath.Join(dir, policyName), policyFor(platform, dir, 1, aa, ""))
+	address := &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"}
+	socket, err := net.ListenUnixgram("unixgram", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	t.Setenv("NOTIFY_SOCKET", address.Name)
+	told := func(want string) {
+		t.Helper()
+		_ = socket.SetReadDeadline(time.Now().Add(30 * time.Second))
+		b := make([]byte, 1000)
+		n, err := socket.Read(b)
+		if err != nil || !strings.HasPrefix(string(b[:n]), want) {
+			t.Errorf("told %q, %v, want %q", b[:n], err, want)
+		}
+	}
+	t.Run("", func(t *testing.T) {
+		r := run(t, place{name: "bare"}, dir, "--secrets", filepath.Join(dir, broker.SecretsFile))
+		told("READY=1")
+		r.hangup <- syscall.SIGHUP
+		told("RELOADING=1\nMONOTONIC_USEC=")
+		told("READY=1")
+	})
+	told("STOPPING=1")
+}
+
 func TestCheckSaysWhatIsWrongWithItsLine(t *testing.T) {
 	platform := brokertest.Platform(t, softsgx.Options{Now: time.Now()})
 	dir := folder(t, platform)

@@ -23,6 +23,7 @@ import (
 	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store"
+	"github.com/sesame-init/sesame/broker/store/postgres"
 	"github.com/sesame-init/sesame/broker/store/sqlite"
 )
 
@@ -58,7 +59,7 @@ func openStore(ctx context.Context, s policy.StoreAt) (store.Store, error) {
 	case s.SQLite != "":
 		return sqlite.Open(ctx, s.SQLite)
 	case s.Postgres != "":
-		return openPostgres(ctx, s.Postgres)
+		return postgres.Open(ctx, s.Postgres)
 	}
 	return nil, nil
 }

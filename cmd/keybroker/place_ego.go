@@ -7,14 +7,14 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/edgelesssys/ego/enclave"
+	ego "github.com/edgelesssys/ego/enclave"
 
 	"github.com/sesame-init/sesame/attest"
 )
 
 // openEGo opens the attester of EGo's runtime.
 var openEGo = func() (attester, error) {
-	if _, err := enclave.GetSelfReport(); err != nil {
+	if _, err := ego.GetSelfReport(); err != nil {
 		return nil, attest.Errorf(attest.CodeAttester, "asking EGo's runtime",
 			"Build with ego-go, sign with ego sign, start with ego run; outside of EGo use bin/keybroker.", "%w", err)
 	}
@@ -33,7 +33,7 @@ func (egoAttester) Close() error { return nil }
 // size of the quote in 8 bytes, little-endian) and the quote.
 func (egoAttester) Evidence(_ context.Context, data attest.ReportData) (attest.Evidence, error) {
 	const step = "making evidence"
-	report, err := enclave.GetRemoteReport(data[:])
+	report, err := ego.GetRemoteReport(data[:])
 	if err != nil {
 		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "Check the quoting service (aesmd, PCCS) of the host.", "%w", err)
 	}
