@@ -38,8 +38,10 @@ func WriteHTML(w io.Writer, runs ...Named) error {
 		var done, failed, p50, p99, byShare []point
 		for at, s := range r.Seconds {
 			x := float64(at)
-			done = append(done, point{x, float64(s.Succeeded)})
-			failed = append(failed, point{x, float64(s.Failed)})
+			if x+1 <= r.Elapsed || at == 0 { // the last second is not a whole one
+				done = append(done, point{x, float64(s.Succeeded)})
+				failed = append(failed, point{x, float64(s.Failed)})
+			}
 			if s.Succeeded > 0 {
 				p50, p99 = append(p50, point{x, s.P50}), append(p99, point{x, s.P99})
 			}

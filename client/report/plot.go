@@ -11,7 +11,7 @@ import (
 // The drawing's size and margins, in the units of its view box.
 const (
 	width, height           = 760, 280
-	left, right, top, below = 64, 16, 12, 40
+	left, right, top, below = 64, 24, 12, 40
 )
 
 type point struct{ x, y float64 }

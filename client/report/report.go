@@ -66,7 +66,7 @@ func New(r *client.Result, retries int) *Run {
 		Max: milliseconds(l.Max()), Throughput: r.Throughput(), Start: r.Start.UTC().Truncate(time.Millisecond),
 		Distribution: []Point{}, Seconds: []Second{},
 	}
-	for _, p := range []float64{0, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 99.95, 99.99} {
+	for _, p := range []float64{25, 50, 75, 90, 95, 99, 99.5, 99.9, 99.95, 99.99} {
 		if float64(l.Count())*(100-p) >= 100 { // at least one request is above it
 			run.Distribution = append(run.Distribution, Point{p, milliseconds(l.Percentile(p))})
 		}
