@@ -1,4 +1,5 @@
 # make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy, BACKEND=grpc-ratls|maa|aecs)
+#             PLATFORM=linux: with a software TPM instead of Occlum (TAMPER=pcr|ak)
 # make test   all tests, race detector on
 # The other targets: build lint bench fuzz deps clean.
 
@@ -9,6 +10,7 @@ BENCHSIZE  ?= 1GiB
 TAMPER     ?=
 WIRE       ?= session
 TLS        ?= broker
+PLATFORM   ?= occlum
 BACKEND    ?= grpc-ratls
 
 # The loader that an Occlum initfs holds, and the lower bound of time that init believes.
@@ -57,7 +59,7 @@ build/model/.done: $(wildcard packaging/standin/*.go packaging/standin/*/*.go)
 	@touch $@
 
 demo: build model
-	@$(GO) run ./packaging/demo -backend $(BACKEND) -wire $(WIRE) -tls $(TLS) $(if $(TAMPER),-tamper $(TAMPER))
+	@$(GO) run ./packaging/demo -platform $(PLATFORM) -backend $(BACKEND) -wire $(WIRE) -tls $(TLS) $(if $(TAMPER),-tamper $(TAMPER))
 
 test: build model
 	$(GO) test -race -timeout 40m ./...

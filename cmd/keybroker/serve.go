@@ -61,6 +61,11 @@ func (c *command) begin() (*begun, error) {
 			if err != nil {
 				return nil, err
 			}
+			if c.collateral == "" { // a policy file that needs a source names one
+				folder.Wipe()
+				return nil, attest.Errorf(attest.CodeConfig, "finding collateral",
+					"Set PCCS_URL, or give --collateral with a PCCS address or a folder.", "no source is named")
+			}
 			return &begun{policy: folder.Policy, from: "Occlum's files", secrets: folder.Secrets}, nil
 		}
 	}
@@ -92,7 +97,11 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	identity, own, err := c.place.identity(filepath.Join(c.folder, c.keyFile), host.Now, log)
+	keyFile := c.keyFile
+	if !filepath.IsAbs(keyFile) {
+		keyFile = filepath.Join(c.folder, keyFile)
+	}
+	identity, own, err := c.place.identity(keyFile, host.Now, log)
 	if err != nil {
 		return err
 	}
@@ -276,10 +285,6 @@ func (c *command) trust(t policy.Trust, now func() time.Time, log *logrus.Logger
 		if strings.Contains(c.collateral, "://") {
 			t.Collateral = policy.Collateral{URL: c.collateral, AllowHTTP: true}
 		}
-	}
-	if t.Collateral.URL == "" && t.Collateral.Directory == "" {
-		return nil, attest.Errorf(attest.CodeConfig, "finding collateral",
-			"Set PCCS_URL, or give --collateral with a PCCS address or a folder.", "no source is named")
 	}
 	if strings.HasPrefix(t.Collateral.URL, "http://") {
 		log.Warn("collateral comes over http: who is on the way sees which platforms are asked for and can withhold it")

@@ -56,6 +56,7 @@ func newRootCommand() *cobra.Command {
 		rootkeyCommand(),
 		secretCommand(),
 		tokenCommand(),
+		tpmCommand(),
 		volumeCommand(),
 	)
 	return root

@@ -101,15 +101,24 @@ func (b *broker) build(ctx context.Context, name, signKey string, product, svn i
 }
 
 func (b *broker) writeSecrets(dir string, files map[string]string) error {
+	secrets, err := encodeSecrets(files)
+	if err != nil {
+		return err
+	}
+	return writeJSON(filepath.Join(dir, "image/secret_config.json"), secrets)
+}
+
+// encodeSecrets is the content of Occlum's secret_config.json.
+func encodeSecrets(files map[string]string) (map[string]any, error) {
 	secrets := map[string]any{}
 	for name, file := range files {
 		content, err := os.ReadFile(file)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		secrets[name] = base64.StdEncoding.EncodeToString(content)
 	}
-	return writeJSON(filepath.Join(dir, "image/secret_config.json"), secrets)
+	return secrets, nil
 }
 
 func (b *broker) start(ctx context.Context) (string, error) {

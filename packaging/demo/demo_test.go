@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sesame-init/sesame/attest/tpm/swtpm"
 	initconfig "github.com/sesame-init/sesame/init/config"
 	"github.com/sesame-init/sesame/internal/testenv"
 )
@@ -114,5 +115,24 @@ func TestEveryTamperingIsRefusedForItsReason(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestMainJobOnLinux(t *testing.T) {
+	testenv.Root(t)
+	testenv.Program(t, "swtpm", swtpm.Program, "swtpm swtpm-tools")
+	for _, tamper := range []string{"", "pcr", "ak"} {
+		t.Run("tamper "+tamper, func(t *testing.T) {
+			d := newDemo(t, "grpc-ratls")
+			work, err := os.MkdirTemp("", "demo") // a socket's path must be short
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { d.stopAll(); _ = os.RemoveAll(work) })
+			d.work = work
+			if err := runLinux(t.Context(), d, tamper); !errors.Is(err, errRefused) && tamper != "" || err != nil && tamper == "" {
+				t.Fatal(err)
+			}
+		})
 	}
 }

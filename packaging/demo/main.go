@@ -9,6 +9,8 @@
 // another platform or another signer is used, other arguments are asked for) and the run must end in a refusal
 // for the right reason, with no server started: exit status 1 where it does, 3 where it does not.
 //
+// With -platform linux the same happens outside of Occlum, on a machine with a software TPM.
+//
 // Everything it makes stands in one temporary directory and is gone at the end; every server it starts listens
 // on 127.0.0.1 and is stopped.
 package main
@@ -37,6 +39,7 @@ var errRefused = errors.New("refused as it must be")
 func main() {
 	tamper := flag.String("tamper", "", "change one thing: "+tamperWords)
 	backend := flag.String("backend", "grpc-ratls", "the service that releases the keys: "+strings.Join(serviceWords(), ", "))
+	platform := flag.String("platform", "occlum", "occlum, or linux: a machine with a software TPM; its tamperings are pcr and ak")
 	bin := flag.String("bin", "bin", "directory of the built programs")
 	model := flag.String("model", "build/model", "directory that the training program wrote")
 	wire := flag.String("wire", "session", "protocol between init and broker: session, or legacy as Occlum's own programs speak it")
@@ -45,7 +48,7 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, *backend, *tamper, *wire, *tls, *bin, *model, *keep)
+	err := run(ctx, *platform, *backend, *tamper, *wire, *tls, *bin, *model, *keep)
 	stop()
 	switch {
 	case err == nil:
@@ -57,7 +60,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, backend, tamper, wire, tls, bin, model string, keep bool) (err error) {
+func run(ctx context.Context, platform, backend, tamper, wire, tls, bin, model string, keep bool) (err error) {
 	if tls != "broker" && tls != "attested" {
 		return fmt.Errorf("unknown TLS %q, want broker or attested", tls)
 	}
@@ -65,8 +68,11 @@ func run(ctx context.Context, backend, tamper, wire, tls, bin, model string, kee
 	if !d.choose(backend) {
 		return fmt.Errorf("unknown BACKEND %q, want one of %s", backend, strings.Join(serviceWords(), ", "))
 	}
+	if platform != "occlum" && platform != "linux" {
+		return fmt.Errorf("unknown PLATFORM %q, want occlum or linux", platform)
+	}
 	runs := d.tamperings()[tamper]
-	if tamper != "" && runs == nil {
+	if platform == "occlum" && tamper != "" && runs == nil {
 		return fmt.Errorf("unknown TAMPER %q with BACKEND %s, want one of %s", tamper, backend,
 			strings.Join(slices.Sorted(maps.Keys(d.tamperings())), ", "))
 	}
@@ -90,6 +96,9 @@ func run(ctx context.Context, backend, tamper, wire, tls, bin, model string, kee
 	}
 	if d.model, err = filepath.Abs(model); err != nil {
 		return err
+	}
+	if platform == "linux" {
+		return runLinux(ctx, d, tamper)
 	}
 	return d.run(ctx, runs)
 }

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sesame-init/sesame/attest/tpm/swtpm"
+	"github.com/sesame-init/sesame/internal/testenv"
+)
+
+// TestTPMCommands runs the scripts that need a TPM.
+func TestTPMCommands(t *testing.T) {
+	testenv.Program(t, "swtpm", swtpm.Program, "swtpm swtpm-tools")
+	dir, err := os.MkdirTemp("", "tpm") // the socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // the scripts run in parallel, after this function has returned
+	machine, err := swtpm.New(t.Context(), filepath.Join(dir, "m"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificates, err := machine.CertificatesFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	running, err := machine.Start(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = running.Stop() })
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/tpm", RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("TPM", running.Socket)
+			e.Setenv("CERTIFICATES", certificates)
+			return nil
+		},
+	})
+}
