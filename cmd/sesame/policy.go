@@ -26,9 +26,9 @@ import (
 func policyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "policy",
-		Short: "Check, explain and sign the key broker's policies",
+		Short: "Check, explain, sign and push the key broker's policies",
 	}
-	cmd.AddCommand(policyCheckCommand(), policyExplainCommand(), policyKeygenCommand(), policySignCommand())
+	cmd.AddCommand(policyCheckCommand(), policyExplainCommand(), policyKeygenCommand(), policySignCommand(), policyPushCommand())
 	return cmd
 }
 

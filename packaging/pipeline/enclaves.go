@@ -172,9 +172,10 @@ func (p *Pipeline) broker(ctx context.Context) error {
 		}
 		return p.build(ctx, "broker", packed, instance.Spec{
 			Dir: p.path("instances", "init_ra_server"), Init: p.program("init"), Root: root, InitFS: p.trusted(),
+			Dirs: []string{storeDir},
 			Conf: conf, SignKey: ring.Path(keyring.BrokerSigner), OcclumLibc: p.o.OcclumLibc,
 			InitConf: &config.Config{
-				Backend: "none", Root: config.Root{Upper: "temporary"},
+				Backend: "none", Root: config.Root{Upper: "persistent"},
 				App:        &config.App{EntryPoint: brokerEntry, Path: brokerPath, Args: []string{"{name}:{number}"}},
 				Collateral: p.collateral(),
 			},
@@ -197,6 +198,10 @@ func (p *Pipeline) brokerConf(program string) (*occlumconf.Config, error) {
 	conf.Env.Default = []string{"OCCLUM=yes", "GOMAXPROCS=2"}
 	conf.Env.Untrusted = []string{"PCCS_URL"}
 	conf.Process.Heap = 32 << 20
+	// Its store outlives a boot: encrypted by the broker under a key that only this enclave can unseal.
+	if _, _, upper := conf.Root(); upper != nil && upper.Options != nil {
+		upper.Options.Temporary = false
+	}
 	size, err := treeSize(program)
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeConfig, "packing the key broker", "Run make build.", "%w", err)

@@ -101,6 +101,7 @@ const (
 	brokerPath  = "/opt/sesame/bin/keybroker"
 	rootCAPath  = "/etc/sesame/root_ca.pem"
 	sslPath     = "/etc/tf_ssl.cfg"
+	storeDir    = "/var/lib/sesame" // of the broker, in the writable layer of its root
 
 	instancesInImage = "/opt/sesame"
 )

@@ -85,6 +85,7 @@ type policyFile struct {
 	Trust     policyTrust               `yaml:"trust"`
 	Workloads map[string]policyWorkload `yaml:"workloads"`
 	Secrets   map[string]policySecret   `yaml:"secrets"`
+	Broker    policyBroker              `yaml:"broker"`
 }
 
 type policyTrust struct {
@@ -114,6 +115,25 @@ type policySecret struct {
 	Workloads []string `yaml:"workloads"`
 }
 
+type policyBroker struct {
+	Store   policyStore   `yaml:"store"`
+	RootKey policyRootKey `yaml:"root_key"`
+	Admin   policyAdmin   `yaml:"admin"`
+}
+
+type policyStore struct {
+	SQLite string `yaml:"sqlite"`
+}
+
+type policyRootKey struct {
+	Sealed bool `yaml:"sealed"`
+}
+
+type policyAdmin struct {
+	Listen string   `yaml:"listen"`
+	Roots  []string `yaml:"roots"`
+}
+
 // policyText is the policy for measurements. What is written is read again as the broker will.
 func (p *Pipeline) policyText(a allowed) ([]byte, error) {
 	file := policyFile{
@@ -127,6 +147,18 @@ func (p *Pipeline) policyText(a allowed) ([]byte, error) {
 			return nil, err
 		}
 		file.Trust.Roots = []string{string(root)}
+	}
+	keys, err := p.ring()
+	if err != nil {
+		return nil, err
+	}
+	admin, err := os.ReadFile(keys.Path(keyring.AdminCert))
+	if err != nil {
+		return nil, err
+	}
+	file.Broker = policyBroker{
+		Store: policyStore{SQLite: storeDir + "/store.db"}, RootKey: policyRootKey{Sealed: true},
+		Admin: policyAdmin{Listen: fmt.Sprintf("0.0.0.0:%d", AdminPort), Roots: []string{string(admin)}},
 	}
 	var w policyWorkload
 	for _, v := range a.Builds {

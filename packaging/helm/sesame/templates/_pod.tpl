@@ -35,9 +35,17 @@ initContainers:
       limits: {cpu: 500m, memory: 128Mi}
     volumeMounts:
       - {name: instance, mountPath: /stage}
+{{- if .store }}
+      - {name: store, mountPath: /stage/run}
+{{- end }}
 volumes:
   - {name: instance, emptyDir: {}}
   - {name: tmp, emptyDir: {}}
+{{- if and .store .root.Values.broker.storage }}
+  - {name: store, persistentVolumeClaim: {claimName: init-ra-server-store}}
+{{- else if .store }}
+  - {name: store, emptyDir: {}}
+{{- end }}
 {{- if eq .root.Values.mode "simulator" }}
 {{ include "sesame.platform" .root | indent 2 }}
 {{- end }}
@@ -77,6 +85,9 @@ resources:
 {{- end }}
 volumeMounts:
   - {name: instance, mountPath: /opt/sesame/{{ .image }}}
+{{- if .store }}
+  - {name: store, mountPath: /opt/sesame/{{ .image }}/run}
+{{- end }}
   - {name: tmp, mountPath: /tmp}
 {{- if eq .root.Values.mode "simulator" }}
   - {name: platform, mountPath: /platform, readOnly: true}
