@@ -277,9 +277,9 @@ func (e *suite) secondOpener(ctx context.Context) (string, error) {
 	if err == nil {
 		return "", errors.New("a second instance started on the same files")
 	}
-	line := lineWith(err.Error(), "lock")
+	line := lineWith(err.Error(), "another running instance holds the volume")
 	if line == "" {
 		return "", fmt.Errorf("refused, but not because of the lock: %w", err)
 	}
-	return line[max(0, len(line)-120):], nil
+	return line, nil
 }
