@@ -64,7 +64,7 @@ func NewPolicies(ctx context.Context, c PoliciesConfig, first *policy.Policy, by
 // Collateral finds the collateral of the broker's own evidence, for [session.QuoterOptions], where the policy in force
 // says that it comes from.
 func (p *Policies) Collateral(ctx context.Context, evidence attest.Evidence) (*dcap.Collateral, error) {
-	return p.current.Load().trust.collateral(ctx, evidence, p.config.Now())
+	return p.current.Load().trust.Collateral(ctx, evidence, p.config.Now())
 }
 
 // Trust is what the policy in force trusts.

@@ -92,9 +92,9 @@ func (t *Trust) VerifyOwn(ctx context.Context, evidence attest.Evidence, at time
 	return t.own.Verify(ctx, evidence, at)
 }
 
-// collateral finds that of the broker's own evidence, to be stapled: whatever verifying it asks the source for. So
+// Collateral finds that of the broker's own evidence, to be stapled: whatever verifying it asks the source for. So
 // only evidence that is genuine gets collateral.
-func (t *Trust) collateral(ctx context.Context, evidence attest.Evidence, at time.Time) (*dcap.Collateral, error) {
+func (t *Trust) Collateral(ctx context.Context, evidence attest.Evidence, at time.Time) (*dcap.Collateral, error) {
 	if _, err := t.own.Verify(ctx, evidence, at); err != nil {
 		return nil, err
 	}

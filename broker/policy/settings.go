@@ -21,6 +21,14 @@ type Settings struct {
 	Store     StoreAt `yaml:"store"`
 	RootKey   KeyFrom `yaml:"root_key"`
 	Admin     Admin   `yaml:"admin"`
+	// Witnesses get the checkpoints of the release log: URLs (c2sp.org/tlog-witness) or folders, each Interval.
+	Witnesses Witnesses `yaml:"witnesses"`
+}
+
+// Witnesses say who else keeps the head of the release log.
+type Witnesses struct {
+	At       []string           `yaml:"at"`
+	Interval appraisal.Duration `yaml:"interval"` // default 1 min, at least 1 s
 }
 
 // StoreAt says where secrets and release log are kept: one of them, or neither for Occlum's secret_config.json alone.
@@ -29,8 +37,8 @@ type StoreAt struct {
 	Postgres string `yaml:"postgres"` // URL of a database that several replicas share
 }
 
-// KeyFrom says how the broker finds the key of its store at the start: one of them. With none, or where it fails, the
-// broker starts locked, until administrators unlock it.
+// KeyFrom says how the broker finds the key of its store at the start: sealed or in a file. With neither, or where it
+// fails, the broker asks the replicas, and stays locked until one of them or an administrator unlocks it.
 type KeyFrom struct {
 	Sealed bool   `yaml:"sealed"` // to processor and measurement, in an SGX enclave
 	File   string `yaml:"file"`   // with the key, made where there is none; outside of enclaves
@@ -63,17 +71,20 @@ func (s *Settings) check(fault func(key, format string, args ...any)) {
 	if s.Store.SQLite != "" && s.Store.Postgres != "" {
 		fault("broker.store", "names two stores")
 	}
-	ways := 0
-	for _, named := range []bool{s.RootKey.Sealed, s.RootKey.File != "", len(s.RootKey.Replicas) > 0} {
-		if named {
-			ways++
-		}
-	}
 	switch {
-	case ways > 1:
+	case s.RootKey.Sealed && s.RootKey.File != "":
 		fault("broker.root_key", "names more than one way")
-	case ways > 0 && !stored:
+	case (s.RootKey.Sealed || s.RootKey.File != "" || len(s.RootKey.Replicas) > 0) && !stored:
 		fault("broker.root_key", "is of a store, and none is named")
+	}
+	if s.Witnesses.Interval == 0 {
+		s.Witnesses.Interval = appraisal.Duration(time.Minute)
+	}
+	if s.Witnesses.Interval < appraisal.Duration(time.Second) {
+		fault("broker.witnesses.interval", "is less than a second")
+	}
+	if len(s.Witnesses.At) > 0 && !stored {
+		fault("broker.witnesses", "keep the log of a store, and none is named")
 	}
 	for i, address := range s.RootKey.Replicas {
 		if _, port, err := net.SplitHostPort(address); err != nil || port == "" {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 	"github.com/sesame-init/sesame/broker/admin"
 	"github.com/sesame-init/sesame/broker/keystore"
 	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/broker/releaselog"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store"
 	"github.com/sesame-init/sesame/broker/store/postgres"
@@ -33,6 +36,8 @@ const unlockInterval = 2 * time.Second
 // latePolicies are policies that an administrator can replace once the keystore is unlocked.
 type latePolicies struct {
 	now atomic.Pointer[broker.Policies]
+	// first is what the policy trusts that the broker starts with: a locked broker proves itself, too.
+	first func(ctx context.Context, own attest.Evidence) (*dcap.Collateral, error)
 }
 
 // Replace implements [admin.PolicyStore].
@@ -46,11 +51,10 @@ func (l *latePolicies) Replace(ctx context.Context, text []byte, by string) erro
 
 // collateral is that of the broker's own evidence, once it is known where it comes from.
 func (l *latePolicies) collateral(ctx context.Context, own attest.Evidence) (*dcap.Collateral, error) {
-	p := l.now.Load()
-	if p == nil {
-		return nil, errors.New("the broker is locked")
+	if p := l.now.Load(); p != nil {
+		return p.Collateral(ctx, own)
 	}
-	return p.Collateral(ctx, own)
+	return l.first(ctx, own)
 }
 
 // openStore opens the store that a policy names, nil where it names none.
@@ -283,4 +287,39 @@ func boundClock(ctx context.Context, keys *keystore.Keystore, c *clock.Bounded) 
 	}
 	c.AtLeast(last)
 	return nil
+}
+
+// witness pushes the log's head to the witnesses that the policy names, until ctx ends. It returns a function that
+// waits for its end.
+func witness(ctx context.Context, w policy.Witnesses, keys *keystore.Keystore, log *logrus.Logger) (wait func(), err error) {
+	key, err := keys.LogKey()
+	if err != nil {
+		return nil, err
+	}
+	client := &http.Client{Timeout: 30 * time.Second}
+	var all []releaselog.Witness
+	for _, at := range w.At {
+		one, err := releaselog.NewWitness(at, key, client)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	var running sync.WaitGroup
+	for i, one := range all {
+		log := log.WithField("witness", w.At[i])
+		running.Go(func() {
+			good := true
+			releaselog.Run(ctx, keys, one, time.Duration(w.Interval), func(err error) {
+				switch {
+				case err != nil:
+					log.WithField("hint", attest.HintOf(err)).Errorf("%v", err)
+				case !good:
+					log.Info("the witness has the log again")
+				}
+				good = err == nil
+			})
+		})
+	}
+	return running.Wait, nil
 }

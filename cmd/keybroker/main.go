@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker/policy"
@@ -38,6 +39,7 @@ import (
 var buildTime = "0"
 
 func main() {
+	protect()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
@@ -51,6 +53,13 @@ func main() {
 	defer ticks.Stop()
 	c := command{folder: ".", place: here, hangup: hangup, ticks: ticks.C, stdout: os.Stdout, stderr: os.Stderr}
 	os.Exit(c.run(ctx, os.Args[1:], os.Getenv("PCCS_URL")))
+}
+
+// protect keeps memory with secrets out of core files, and from other processes of the same user. Where the kernel does
+// not know how, as in an enclave, there is nothing to keep it from.
+func protect() {
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 }
 
 // followInterval is how often the policy file is looked at.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/clock"
+	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/policy"
@@ -114,6 +116,18 @@ func (c *command) serve(ctx context.Context, address string) error {
 	}
 	defer closeKeeper()
 	late := &latePolicies{}
+	if own != nil {
+		silent := logrus.New()
+		silent.SetOutput(io.Discard) // it is said when the policies are opened
+		early, err := c.trust(first.policy.Trust, host.Now, silent)
+		if err != nil {
+			return err
+		}
+		defer early.Close()
+		late.first = func(ctx context.Context, own attest.Evidence) (*dcap.Collateral, error) {
+			return early.Collateral(ctx, own, host.Now())
+		}
+	}
 	config := broker.Config{Identity: identity, Keeper: keeper, Now: host.Now, Metrics: broker.NewMetrics(), Logger: log}
 	if own != nil {
 		quotes := first.policy.Broker.Quotes
@@ -141,6 +155,12 @@ func (c *command) serve(ctx context.Context, address string) error {
 		if err != nil {
 			return err
 		}
+		waitWitness, err := witness(ctx, first.policy.Broker.Witnesses, keys, log)
+		if err != nil {
+			return err
+		}
+		defer waitWitness()
+		defer stop()
 		log.Infof("clients check receipts of the release log by \"log_key\": %q", key)
 	}
 	if err := c.newest(ctx, first, keys, log); err != nil {

@@ -1,0 +1,333 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/broker/admin"
+	"github.com/sesame-init/sesame/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/broker/admin/admintest"
+	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/broker/releaselog"
+)
+
+// programEnv makes the test's program the broker itself, for tests that kill it.
+const programEnv = "SESAME_TEST_KEYBROKER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(programEnv) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+const canary = "canary-77e0-custody"
+
+// custody is a broker that runs as a process of its own, with a store, administrators, and a workload.
+type custody struct {
+	t        *testing.T
+	dir      string
+	platform *softsgx.Platform
+	alice    tls.Certificate
+	session  string // addresses
+	admin    string
+	http     string
+
+	cmd *exec.Cmd
+	out *buffer // all that it has ever said
+	pin []byte
+}
+
+func newCustody(t *testing.T) *custody {
+	c := &custody{t: t, platform: brokertest.Platform(t, softsgx.Options{Now: time.Now()}), out: &buffer{},
+		alice: admintest.Administrator(t, "alice"), session: freeAddress(t), admin: freeAddress(t), http: freeAddress(t)}
+	c.dir = folder(t, c.platform)
+	root := strings.ReplaceAll(strings.TrimSpace(string(pem.EncodeToMemory(
+		&pem.Block{Type: "CERTIFICATE", Bytes: c.alice.Certificate[0]}))), "\n", "\n        ")
+	settings := fmt.Sprintf("broker:\n  store: {sqlite: %q}\n  root_key: {file: %q}\n  witnesses: {at: [%q]}\n"+
+		"  admin:\n    listen: %q\n    roots:\n      - |\n        %s\n",
+		filepath.Join(c.dir, "broker.db"), filepath.Join(c.dir, "root.key"), filepath.Join(c.dir, "witness"), c.admin, root)
+	if err := os.Mkdir(filepath.Join(c.dir, "witness"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(c.dir, policyName), policyFor(c.platform, c.dir, 1, aa, settings))
+	t.Cleanup(func() { c.stop(syscall.SIGKILL) })
+	return c
+}
+
+// start returns when it answers.
+func (c *custody) start() {
+	c.t.Helper()
+	c.cmd = exec.Command(os.Args[0], "--http", c.http, "--log-level", "debug", c.session)
+	c.cmd.Dir, c.cmd.Env = c.dir, append(os.Environ(), programEnv+"=1")
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	listening := &buffer{}
+	c.cmd.Stdout, c.cmd.Stderr = io.MultiWriter(listening, c.out), c.out
+	if err := c.cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	listening.wait(c.t, "Server listening on")
+	if m := regexp.MustCompile(`broker_key[\\" :]+([0-9a-f]{64})`).FindStringSubmatch(c.out.String()); m != nil {
+		c.pin, _ = hex.DecodeString(m[1])
+	}
+}
+
+func (c *custody) stop(s syscall.Signal) {
+	if c.cmd != nil {
+		_ = c.cmd.Process.Signal(s)
+		_ = c.cmd.Wait()
+		c.cmd = nil
+	}
+}
+
+func (c *custody) dial(ctx context.Context) (*admin.Client, error) {
+	return admin.Dial(ctx, admin.DialOptions{Address: c.admin, Certificate: c.alice,
+		Broker: session.ClientConfig{BrokerKey: c.pin, Now: time.Now}})
+}
+
+func (c *custody) put(ctx context.Context, name string) error {
+	client, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	_, err = client.PutSecret(ctx, &adminpb.PutSecretRequest{Name: name, Kind: "value",
+		Value: &adminpb.PutSecretRequest_Content{Content: []byte(canary)}})
+	return err
+}
+
+// noting remembers the digest of the evidence that it has made last. It is of one client.
+type noting struct {
+	attest.Attester
+	last string
+}
+
+// Evidence implements [attest.Attester].
+func (n *noting) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
+	e, err := n.Attester.Evidence(ctx, data)
+	sum := sha256.Sum256(e.Raw)
+	n.last = hex.EncodeToString(sum[:])
+	return e, err
+}
+
+// fetch runs one session and returns the digest of the evidence that it was for.
+func (c *custody) fetch(ctx context.Context) (string, error) {
+	evidence := &noting{Attester: c.platform.Attester(brokertest.Workload())}
+	client, err := grpcratls.New(grpcratls.Config{Servers: []string{c.session}, Protocol: grpcratls.SessionV1,
+		Attester: evidence, BrokerKey: c.pin, Pause: 5 * time.Millisecond})
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	got, err := client.Fetch(ctx, []string{"image_key"})
+	if err == nil && string(got["image_key"].Expose()) != canary {
+		err = fmt.Errorf("another value")
+	}
+	return evidence.last, err
+}
+
+// entries reads the log.
+func (c *custody) entries(client *admin.Client) (all []*releaselog.Entry) {
+	c.t.Helper()
+	for {
+		page, err := client.ReadLog(c.t.Context(), &adminpb.ReadLogRequest{From: int64(len(all)), Limit: 256})
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if len(page.GetEntries()) == 0 {
+			return all
+		}
+		for _, text := range page.GetEntries() {
+			e, err := releaselog.Parse(text)
+			if err != nil {
+				c.t.Fatal(err)
+			}
+			all = append(all, e)
+		}
+	}
+}
+
+// TestKilledAHundredTimesItReleasesNothingWithoutItsEntry kills the broker while workloads fetch and an administrator
+// puts secrets.
+func TestKilledAHundredTimesItReleasesNothingWithoutItsEntry(t *testing.T) {
+	kills := 100
+	if testing.Short() {
+		kills = 3
+	}
+	c := newCustody(t)
+	c.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if err := c.put(ctx, "image_key"); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var released, accepted []string
+	progress := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				evidence, err := c.fetch(ctx)
+				if err != nil {
+					continue // it was killed meanwhile
+				}
+				mu.Lock()
+				released = append(released, evidence)
+				mu.Unlock()
+				select {
+				case progress <- struct{}{}:
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			name := "put-" + rand.Text()
+			if err := c.put(ctx, name); err == nil {
+				mu.Lock()
+				accepted = append(accepted, name)
+				mu.Unlock()
+			}
+		}
+	})
+	for i := range kills {
+		for range 1 + i%3 {
+			<-progress
+		}
+		c.stop(syscall.SIGKILL)
+		c.start()
+	}
+	cancel()
+	wg.Wait()
+	client, err := c.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	recorded := map[string]bool{}
+	for _, e := range c.entries(client) {
+		if e.Kind == releaselog.Release {
+			recorded[e.Evidence] = true
+		}
+	}
+	for _, evidence := range released {
+		if !recorded[evidence] {
+			t.Errorf("a secret was released without its entry")
+		}
+	}
+	list, err := client.ListSecrets(t.Context(), &adminpb.ListSecretsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for _, s := range list.GetSecrets() {
+		there[s.GetName()] = true
+	}
+	for _, name := range accepted {
+		if !there[name] {
+			t.Errorf("accepted secret %s is lost", name)
+		}
+	}
+	t.Logf("%d kills, %d releases seen of %d recorded, %d secrets accepted", kills, len(released), len(recorded), len(accepted))
+	if len(released) < kills || len(accepted) == 0 {
+		t.Error("too little happened for the test to mean anything")
+	}
+}
+
+// TestNoSecretLeavesButToWorkloads looks for a secret wherever else one could leave.
+func TestNoSecretLeavesButToWorkloads(t *testing.T) {
+	c := newCustody(t)
+	c.start()
+	if err := c.put(t.Context(), "image_key"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.fetch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.put(t.Context(), "image_key") // an error
+	stranger := brokertest.Workload()
+	stranger.MREnclave[0] ^= 1
+	client, err := grpcratls.New(grpcratls.Config{Servers: []string{c.session}, Protocol: grpcratls.SessionV1,
+		Attester: c.platform.Attester(stranger), BrokerKey: c.pin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = client.Fetch(t.Context(), []string{"image_key"})
+	if attest.CodeOf(err) != attest.CodeDenied {
+		t.Errorf("a stranger: %v", err)
+	}
+	root, err := os.ReadFile(filepath.Join(c.dir, "root.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []byte
+	for _, name := range []string{"cmdline", "environ", "limits"} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", c.cmd.Process.Pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "limits" && !regexp.MustCompile(`Max core file size +0 +0 `).Match(text) {
+			t.Errorf("it may write a core file:\n%s", text)
+		}
+		said = append(said, text...)
+	}
+	answer, err := http.Get("http://" + c.http + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := io.ReadAll(answer.Body)
+	_ = answer.Body.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.stop(syscall.SIGABRT) // which prints all stacks
+	said = append(append(said, metrics...), c.out.String()...)
+	files := 0
+	err = filepath.Walk(c.dir, func(name string, info os.FileInfo, err error) error {
+		if err != nil || info.IsDir() || strings.HasSuffix(name, "root.key") || strings.HasSuffix(name, "broker.key") {
+			return err
+		}
+		if strings.HasPrefix(filepath.Base(name), "core") {
+			t.Errorf("there is a core file")
+		}
+		files++
+		text, err := os.ReadFile(name)
+		said = append(said, text...)
+		return err
+	})
+	if err != nil || files < 4 || len(said) < 10_000 {
+		t.Fatalf("%d files with %d bytes: %v", files, len(said), err)
+	}
+	for what, value := range map[string][]byte{"the secret": []byte(canary), "the root key": bytes.TrimSpace(root)} {
+		if bytes.Contains(said, value) {
+			t.Errorf("%s is to be read outside of the broker", what)
+		}
+	}
+	if found, _ := filepath.Glob(filepath.Join(c.dir, "witness", "latest")); len(found) != 1 {
+		t.Error("the witness was told nothing")
+	}
+}
