@@ -43,9 +43,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
-	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net"
 	"regexp"
 	"slices"
@@ -54,6 +52,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
@@ -261,23 +260,10 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 	if err != nil {
 		return nil, &attest.Error{Step: stepFetch, Code: attest.CodeOf(err), Err: err}
 	}
-	pause := c.config.Pause
-	for round := 1; ; round++ {
-		secrets, again, err := c.round(ctx, self, wants)
-		if err == nil {
-			return secrets, nil
-		}
-		if !again {
-			return nil, &attest.Error{Step: stepFetch, Code: attest.CodeOf(err), Err: err}
-		}
-		shortened := pause/2 + mathrand.N(pause/2+1)
-		c.config.Logger.WithError(err).Warnf("no AECS has answered, next try in %s", shortened.Round(time.Millisecond))
-		if ended := wait(ctx, shortened); ended != nil {
-			return nil, &attest.Error{Step: stepFetch, Code: attest.CodeOf(err),
-				Err: fmt.Errorf("%w after %d rounds of tries; the last: %w", ended, round, err)}
-		}
-		pause = min(2*pause, 16*c.config.Pause)
-	}
+	rounds := backend.Rounds{Servers: c.config.Servers, Kind: "AECS", Pause: c.config.Pause, Logger: c.config.Logger}
+	return rounds.Fetch(ctx, func(ctx context.Context, server string) (map[string]attest.Secret, error) {
+		return c.try(ctx, server, self, wants)
+	})
 }
 
 func (c *Client) wanted(names []string) ([]wanted, error) {
@@ -302,57 +288,6 @@ func (c *Client) wanted(names []string) ([]wanted, error) {
 		wants = append(wants, w)
 	}
 	return wants, nil
-}
-
-// round tries every server once. It returns the first error that no other try can change, if all servers gave one, else
-// says that another round may help, and returns the error to report if there is none.
-func (c *Client) round(ctx context.Context, self *identity, wants []wanted) (
-	secrets map[string]attest.Secret, again bool, err error) {
-	var refused, missed error
-	for _, server := range c.config.Servers {
-		secrets, err := c.try(ctx, server, self, wants)
-		if err == nil {
-			return secrets, false, nil
-		}
-		err = &attest.Error{Step: "asking AECS " + server, Code: attest.CodeOf(err), Err: err}
-		if code := attest.CodeOf(err); code == attest.CodeUnreachable || code == attest.CodeCollateral {
-			missed = first(missed, err)
-		} else {
-			refused = first(refused, err)
-		}
-		if ctx.Err() != nil {
-			break
-		}
-		if len(c.config.Servers) > 1 {
-			c.config.Logger.Warn(err)
-		}
-	}
-	if missed != nil && ctx.Err() == nil {
-		return nil, true, missed
-	}
-	return nil, false, first(refused, missed)
-}
-
-func first(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
-}
-
-// wait returns the context's error if it ends, or is certain to end, before the pause is over.
-func wait(ctx context.Context, pause time.Duration) error {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
-		return context.DeadlineExceeded
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 // try fetches all secrets from one server over one connection.

@@ -21,8 +21,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"net"
 	"time"
 
@@ -32,6 +30,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/ratls"
@@ -147,27 +146,23 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 	if err != nil {
 		return nil, err
 	}
-	pause := c.config.Pause
-	for round := 1; ; round++ {
-		secrets, again, err := c.round(ctx, &certificate, names, round)
-		if err == nil {
-			return secrets, nil
-		}
-		if !again {
-			return nil, &attest.Error{Step: step, Code: attest.CodeOf(err), Err: err}
-		}
-		shortened := pause/2 + rand.N(pause/2+1)
-		var busy *session.BusyError
-		if errors.As(err, &busy) {
-			shortened = max(shortened, busy.After/2+rand.N(busy.After+1))
-		}
-		c.config.Logger.WithError(err).Warnf("no broker has answered, next try in %s", shortened.Round(time.Millisecond))
-		if ended := wait(ctx, shortened); ended != nil {
-			return nil, &attest.Error{Step: step, Code: attest.CodeOf(err),
-				Err: fmt.Errorf("%w after %d rounds of tries; the last: %w", ended, round, err)}
-		}
-		pause = min(2*pause, 16*c.config.Pause)
+	rounds := backend.Rounds{
+		Servers: c.config.Servers, Kind: "broker", Pause: c.config.Pause, Logger: c.config.Logger,
+		Final: func(err error, round int) bool {
+			var silent *silentError
+			return !backend.Passing(err) && (!errors.As(err, &silent) || round >= ambiguousTries)
+		},
+		After: func(err error) time.Duration {
+			var busy *session.BusyError
+			if errors.As(err, &busy) {
+				return busy.After
+			}
+			return 0
+		},
 	}
+	return rounds.Fetch(ctx, func(ctx context.Context, server string) (map[string]attest.Secret, error) {
+		return c.try(ctx, server, &certificate, names)
+	})
 }
 
 // certificate is this environment's for one Fetch. In a session it only carries a key.
@@ -180,62 +175,6 @@ func (c *Client) certificate(ctx context.Context) (tls.Certificate, error) {
 		return certificate, attest.Errorf(attest.CodeInternal, "making a key", "", "%w", err)
 	}
 	return certificate, nil
-}
-
-// round tries every server once. It returns the first error that no other try can change, if all servers gave one,
-// else says that another round may help, and returns the error to report if there is none.
-func (c *Client) round(ctx context.Context, certificate *tls.Certificate, names []string, round int) (
-	secrets map[string]attest.Secret, again bool, err error) {
-	var refused, missed error
-	for _, server := range c.config.Servers {
-		secrets, err := c.try(ctx, server, certificate, names)
-		if err == nil {
-			return secrets, false, nil
-		}
-		err = &attest.Error{Step: "asking broker " + server, Code: attest.CodeOf(err), Err: err}
-		var silent *silentError
-		final := attest.CodeOf(err) != attest.CodeUnreachable && attest.CodeOf(err) != attest.CodeCollateral
-		if final && (!errors.As(err, &silent) || round >= ambiguousTries) {
-			refused = first(refused, err)
-		} else {
-			missed = first(missed, err)
-		}
-		if ctx.Err() != nil {
-			break
-		}
-		if len(c.config.Servers) > 1 {
-			c.config.Logger.Warn(err)
-		}
-	}
-	if missed != nil && ctx.Err() == nil {
-		return nil, true, missed
-	}
-	if refused != nil {
-		return nil, false, refused
-	}
-	return nil, false, missed
-}
-
-func first(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
-}
-
-// wait returns the context's error if it ends, or is certain to end, before the pause is over.
-func wait(ctx context.Context, pause time.Duration) error {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
-		return context.DeadlineExceeded
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 func checkNames(names []string) error {
