@@ -99,3 +99,5 @@ func (m *Metrics) session(took time.Duration, err error) {
 func (m *Metrics) kept(took time.Duration, err error) {
 	m.keeper.WithLabelValues(outcome(err)).Observe(took.Seconds())
 }
+
+func (m *Metrics) reloaded(err error) { m.reloads.WithLabelValues(outcome(err)).Inc() }

@@ -34,7 +34,7 @@ type inForce struct {
 	trust  *Trust
 }
 
-// PoliciesConfig configures [Policies]. All fields are needed, except Key.
+// PoliciesConfig configures [Policies]. All fields are needed, except Key and Metrics.
 type PoliciesConfig struct {
 	// Trust makes what verifies evidence.
 	Trust  func(policy.Trust) (*Trust, error)
@@ -44,7 +44,9 @@ type PoliciesConfig struct {
 	// Key signs policies that [Policies.ReplaceSigned] takes; nil: none is taken.
 	Key    note.Verifier
 	Now    func() time.Time
-	Logger logrus.FieldLogger
+	// Metrics count replacements; nil: nothing is counted.
+	Metrics *Metrics
+	Logger  logrus.FieldLogger
 }
 
 // NewPolicies puts a first policy in force and records it. by says where it comes from.
@@ -89,7 +91,11 @@ func (p *Policies) Replace(ctx context.Context, text []byte, by string) error {
 	defer p.mu.Unlock()
 	old := p.current.Load()
 	log := p.config.Logger.WithField("by", by)
-	if err := p.replace(ctx, old, text, by); err != nil {
+	err := p.replace(ctx, old, text, by)
+	if p.config.Metrics != nil {
+		p.config.Metrics.reloaded(err)
+	}
+	if err != nil {
 		log.WithField("hint", attest.HintOf(err)).Errorf("the policy stays as it is, version %d: %v", old.policy.Version, err)
 		return err
 	}

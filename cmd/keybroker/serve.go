@@ -166,7 +166,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err := c.newest(ctx, first, keys, log); err != nil {
 		return err
 	}
-	if config.Policies, err = c.policies(ctx, first, keeper, host.Now, log); err != nil {
+	if config.Policies, err = c.policies(ctx, first, keeper, host.Now, config.Metrics, log); err != nil {
 		return err
 	}
 	defer func() { config.Policies.Trust().Close() }()
@@ -255,11 +255,11 @@ func listenOn(ctx context.Context, address string) (net.Listener, error) {
 }
 
 // policies puts the first policy in force.
-func (c *command) policies(ctx context.Context, first *begun, keeper broker.Keeper, now func() time.Time, log *logrus.Logger) (
-	*broker.Policies, error) {
+func (c *command) policies(ctx context.Context, first *begun, keeper broker.Keeper, now func() time.Time,
+	metrics *broker.Metrics, log *logrus.Logger) (*broker.Policies, error) {
 	config := broker.PoliciesConfig{
 		Trust:  func(t policy.Trust) (*broker.Trust, error) { return c.trust(t, now, log) },
-		Keeper: keeper, Pinned: c.place.enclave, Now: now, Logger: log,
+		Keeper: keeper, Pinned: c.place.enclave, Now: now, Metrics: metrics, Logger: log,
 	}
 	key, err := policyKey(first.policy)
 	if err != nil {
