@@ -42,8 +42,8 @@ type PoliciesConfig struct {
 	// Pinned is set in an enclave, where the version of a policy must rise.
 	Pinned bool
 	// Key signs policies that [Policies.ReplaceSigned] takes; nil: none is taken.
-	Key    note.Verifier
-	Now    func() time.Time
+	Key note.Verifier
+	Now func() time.Time
 	// Metrics count replacements; nil: nothing is counted.
 	Metrics *Metrics
 	Logger  logrus.FieldLogger
