@@ -138,7 +138,6 @@ func (*Client) Name() string { return "grpc-ratls" }
 
 // Fetch implements [backend.Backend].
 func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.Secret, error) {
-	const step = "fetching secrets"
 	if err := checkNames(names); err != nil {
 		return nil, err
 	}
