@@ -194,7 +194,7 @@ func retryAfter(text string, now time.Time) time.Duration {
 
 // refusal turns an error answer into words.
 func (c *call) refusal(a answer) error {
-	e := parseServiceError(a.body, func(text string) string { return printable(c.redact(text)) })
+	e := parseServiceError(a.body, c.clean)
 	code, hint := c.advise(a.status, e)
 	if c.transient(a.status) {
 		code, hint = attest.CodeUnreachable, "The service is busy or failing; it was asked again until the deadline."
@@ -255,12 +255,22 @@ func parseServiceError(body []byte, clean func(string) string) (e serviceError) 
 	return e
 }
 
+// clean makes a service's words fit to print: one line, bounded, without tokens and this call's credentials. What is
+// not printable goes first, so that it cannot hide a token.
+func (c *call) clean(s string) string { return bounded(c.redact(line(s))) }
+
 // printable is the first line of a peer's text, bounded, and without what is not printable.
-func printable(s string) string {
-	s, _, _ = strings.Cut(s, "\n")
+func printable(s string) string { return bounded(line(s)) }
+
+func bounded(s string) string {
 	if len(s) > maxMessage {
 		s = s[:maxMessage]
 	}
+	return strings.ToValidUTF8(s, "")
+}
+
+func line(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == utf8.RuneError {
 			return -1

@@ -219,6 +219,17 @@ func (s *Server) Close() {
 	}
 }
 
+// Token is the token that the instance of a host name gives for a quote, without runtime data; "" where it refuses.
+func (c *Cloud) Token(ctx context.Context, host string, quote []byte) string {
+	body := strings.NewReader(`{"quote":` + quoted(b64.EncodeToString(quote)) + `}`)
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "https://"+host+"/attest/SgxEnclave?api-version=2022-08-01", body)
+	answer, refused := c.attest(r)
+	if refused != nil {
+		return ""
+	}
+	return answer.(map[string]string)["token"]
+}
+
 // Transport reaches the server by whatever host name, over TLS to the cloud's own root.
 func (s *Server) Transport() http.RoundTripper {
 	return s.config.PKI.transport(s.config.Now, func(ctx context.Context, host string) (net.Conn, error) {
