@@ -159,7 +159,7 @@ func (a *azure) tamperings() map[string][]tampering {
 			refusal:     []string{"refused [denied]", "MAA answers 400 InvalidParameter"},
 			serviceSays: "signature",
 		}},
-		"broker": {
+		"vault": {
 			lie(maatest.OtherVault, "refused [policy]", "releases key"),
 			lie(maatest.UntrustedChain, "refused [evidence]", "unknown authority"),
 			lie(maatest.WeakerWrapping, "refused [evidence]", "CKM_RSA_AES_KEY_WRAP"),

@@ -30,8 +30,8 @@ import (
 	"time"
 )
 
-// tamperWords are the changes that the key broker's runs know; other services know fewer.
-const tamperWords = "config, model, quote, broker, key, argv"
+// tamperWords are the changes that the runs know.
+const tamperWords = "config, model, quote, broker (other services: server, vault), key, argv"
 
 // errRefused is the wanted end of a tampered run.
 var errRefused = errors.New("refused as it must be")
