@@ -2,10 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -26,15 +27,17 @@ func tokenCommand() *cobra.Command {
 }
 
 func tokenVerifyCommand() *cobra.Command {
-	var issuer, jwks, at string
+	var issuer, jwks, ca, at string
 	var debug, asJSON bool
+	var enclave enclaveFlags
 	cmd := &cobra.Command{
 		Use:   "verify --issuer URL [--jwks FILE] TOKEN",
 		Short: "Verify a token of Microsoft Azure Attestation for an SGX enclave",
 		Long: `verify checks signature, issuer, dates and type of a token, as somebody must who relies on it. TOKEN is a file,
 or "-" for standard input. The keys come from the issuer over TLS, or from a file; addresses within the token
-are never followed. Exit status 0 is valid, 1 refused, 2 wrong usage.`,
-		Example: "  sesame token verify --issuer https://sharedweu.weu.attest.azure.net token.jwt",
+are never followed. A valid token says only that some enclave runs: name the enclave that you expect by its
+measurement, or by its signer with product id and SVN. Exit status 0 is valid, 1 refused, 2 wrong usage.`,
+		Example: "  sesame token verify --issuer https://sharedweu.weu.attest.azure.net --mrenclave 3e7d… token.jwt",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			now := time.Now()
@@ -47,17 +50,24 @@ are never followed. Exit status 0 is valid, 1 refused, 2 wrong usage.`,
 			if !strings.HasPrefix(issuer, "https://") {
 				return attest.Errorf(attest.CodeUsage, "--issuer", "Name the instance that you trust.", "%q does not begin with https://", issuer)
 			}
+			want, err := enclave.read(cmd)
+			if err != nil {
+				return err
+			}
 			text, err := readToken(cmd.InOrStdin(), args[0])
 			if err != nil {
 				return &attest.Error{Code: attest.CodeUsage, Step: "reading token", Err: err, Hint: "Name a readable file."}
 			}
-			keys, err := tokenKeys(cmd.Context(), issuer, jwks)
+			keys, err := tokenKeys(cmd.Context(), issuer, jwks, ca)
 			if err != nil {
 				return err
 			}
 			token, err := maa.ParseToken(strings.TrimSpace(string(text)))
 			if err == nil {
-				err = token.Validate(maa.Expectation{Issuer: issuer, Keys: keys, Now: now, Debug: debug})
+				err = token.Validate(maa.Expectation{
+					Issuer: issuer, Keys: keys, Now: now, Debug: debug,
+					MREnclave: want.MREnclave, MRSigner: want.MRSigner, ProductID: want.ProductID, MinSVN: want.MinSVN,
+				})
 			}
 			if asJSON {
 				return printTokenJSON(cmd.OutOrStdout(), token, err)
@@ -74,6 +84,8 @@ are never followed. Exit status 0 is valid, 1 refused, 2 wrong usage.`,
 	f := cmd.Flags()
 	f.StringVar(&issuer, "issuer", "", "the MAA instance, https://NAME.REGION.attest.azure.net")
 	f.StringVar(&jwks, "jwks", "", "read the instance's keys from this file instead of asking it")
+	f.StringVar(&ca, "ca", "", "verify the instance's TLS certificate with the roots in this PEM file")
+	enclave.add(cmd)
 	f.StringVar(&at, "at", "", "judge at this time (RFC 3339) instead of now")
 	f.BoolVar(&debug, "debug", false, "accept tokens of debug enclaves, too")
 	f.BoolVar(&asJSON, "json", false, "print verdict, reason and claims as JSON")
@@ -94,7 +106,8 @@ func readToken(stdin io.Reader, name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxTokenInput))
 }
 
-func tokenKeys(ctx context.Context, issuer, file string) (*maa.KeySet, error) {
+// tokenKeys reads the instance's keys from a file, or asks the instance over TLS to the machine's roots or those in ca.
+func tokenKeys(ctx context.Context, issuer, file, ca string) (*maa.KeySet, error) {
 	if file != "" {
 		text, err := readToken(nil, file)
 		if err != nil {
@@ -102,26 +115,20 @@ func tokenKeys(ctx context.Context, issuer, file string) (*maa.KeySet, error) {
 		}
 		return maa.ParseKeySet(text)
 	}
-	const hint = "Check --issuer and the network, or give the keys by --jwks."
+	network := maa.Network{}
+	if ca != "" {
+		text, err := os.ReadFile(ca)
+		network.Roots = x509.NewCertPool()
+		if err == nil && !network.Roots.AppendCertsFromPEM(text) {
+			err = errors.New(ca + " holds no certificate")
+		}
+		if err != nil {
+			return nil, &attest.Error{Code: attest.CodeUsage, Step: "--ca", Err: err, Hint: "Name a PEM file."}
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(issuer, "/")+"/certs", nil)
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeUsage, "fetching keys", hint, "malformed address")
-	}
-	answer, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeUnreachable, "fetching keys", hint, "%w", err)
-	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(answer.Body, maxTokenInput))
-	if err == nil && answer.StatusCode != http.StatusOK {
-		err = fmt.Errorf("the instance answers %d", answer.StatusCode)
-	}
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeUnreachable, "fetching keys", hint, "%w", err)
-	}
-	return maa.ParseKeySet(text)
+	return maa.FetchKeySet(ctx, network, issuer)
 }
 
 func printTokenJSON(w io.Writer, token *maa.Token, refused error) error {

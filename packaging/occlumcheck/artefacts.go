@@ -87,11 +87,16 @@ func (i *inspection) trust() error {
 		return nil
 	}
 	c := i.init.Collateral
-	files := []struct{ key, file string }{{"collateral.pccs_ca", c.PCCSCA}, {"collateral.root_ca", c.RootCA}}
+	type named struct{ key, file string }
+	files := []named{{"collateral.pccs_ca", c.PCCSCA}, {"collateral.root_ca", c.RootCA}}
 	if t := i.aecsTLS(); t != nil {
-		files = append(files, []struct{ key, file string }{
-			{"aecs.tls.ca", t.CA}, {"aecs.tls.certificate", t.Certificate}, {"aecs.tls.key", t.Key},
-		}...)
+		files = append(files, named{"aecs.tls.ca", t.CA}, named{"aecs.tls.certificate", t.Certificate}, named{"aecs.tls.key", t.Key})
+	}
+	if i.init.Backend == "maa" {
+		files = append(files, named{"maa.tls_roots", i.init.MAA.TLSRoots})
+	}
+	if i.init.Backend == "maa-token" {
+		files = append(files, named{"maa_token.tls_roots", i.init.MAAToken.TLSRoots})
 	}
 	for _, f := range files {
 		if f.file != "" && i.resolve("initfs", f.file) == "" {
