@@ -451,6 +451,10 @@ func TestInstanceNamesEveryBadSetting(t *testing.T) {
 		{"no CA certificates", gone("initfs/etc/ssl"), Error, "ca-certificates.crt", "PCCS"},
 		{"no file with the PCCS's CA", in(configs, `"pccs_url"`, `"pccs_ca": "/etc/pccs.pem", "pccs_url"`), Error,
 			"pccs_ca", "/etc/pccs.pem"},
+		{"no file with Azure's roots", in(configs, `"grpc-ratls",`, `"maa", "maa": {
+		  "endpoint": "https://test.uks.attest.azure.net", "vault": "https://test.vault.azure.net", "aad": {"mode": "managed-identity"},
+		  "keys": {"image_key": {"name": "image"}, "model_key": {"name": "model"}, "ssl_config": {"name": "kek"}, "token": {"name": "kek"}},
+		  "tls_roots": "/etc/sesame/azure_roots.pem"},`), Error, "maa.tls_roots", "/etc/sesame/azure_roots.pem"},
 		{"no file with the AECS's CA", useAECS, Error, "aecs.tls.ca", "/etc/aecs/ca.pem"},
 		{"the key for an AECS", func(t *testing.T, dir string) {
 			useAECS(t, dir)
