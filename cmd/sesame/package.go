@@ -75,6 +75,8 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&o.Model, "model", "", "`directory` of the model's version folders (required for all steps)")
 	flags.StringVar(&o.ModelName, "model-name", "resnet", "`name` of the model")
 	flags.StringSliceVar(&o.Names, "tls-name", []string{"localhost", "127.0.0.1", "tf-demo-svc"}, "`names` of the server's certificate")
+	flags.StringVar(&o.ServerTLS, "server-tls", pipeline.FromBroker, "where the server's TLS key comes from: one of the `broker`'s for all\n"+
+		"replicas, or made in each enclave with a certificate that carries its evidence")
 	flags.IntVar(&o.CPUs, "cpus", 4, "`number` of processors that the inference server may use")
 	flags.StringVar(&o.AppImage, "app-image", "", "container `image` of the application: a reference, oci:DIR or tar:FILE\n"+
 		"(default tensorflow/serving:2.5.1, or standin in mode sim)")

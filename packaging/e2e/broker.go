@@ -7,12 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"github.com/sesame-init/sesame/packaging/keyring"
 	"github.com/sesame-init/sesame/packaging/pipeline"
@@ -100,22 +99,17 @@ func (e *suite) withdrawOld(ctx context.Context) error {
 
 func (e *suite) currentTag() string { return e.tag("later") }
 
-// rotateTLS gives the broker a new TLS identity, whose certificate it writes to a file, and returns the version that it
-// takes the place of.
+// rotateTLS lets the broker make a new TLS identity, which nobody else has, writes its certificate to a file, and
+// returns the version that it takes the place of.
 func (e *suite) rotateTLS(ctx context.Context, certificate string) (old string, err error) {
 	if old, err = e.version(ctx, keyring.SSLConfig); err != nil {
 		return "", err
 	}
-	config, crt, err := keyring.NewServerIdentity([]string{"localhost", "127.0.0.1", "tf-demo-svc"}, 24*time.Hour, time.Now())
-	if err != nil {
+	if err := os.Remove(certificate); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	file := filepath.Join(e.work, "rotated.cfg")
-	if err := errors.Join(os.WriteFile(file, config, 0o600), os.WriteFile(certificate, crt, 0o644)); err != nil {
-		return "", err
-	}
-	defer os.Remove(file)
-	_, err = e.admin(ctx, "secret", "rotate", keyring.SSLConfig, "--kind", "tf-ssl-config", "--file", file)
+	_, err = e.admin(ctx, "secret", "generate", keyring.SSLConfig, "--rotate", "--kind", "tf-ssl-config", "--name", "localhost",
+		"--name", "tf-demo-svc", "--out", certificate)
 	return old, err
 }
 

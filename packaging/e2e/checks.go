@@ -33,6 +33,7 @@ func (e *suite) checks() []check {
 		{"deleting a pod under load fails no request", false, e.deletesUnderLoad},
 		{"without the broker running pods serve, new ones wait, and start when it is back", false, e.brokerGoes},
 		{"a pod whose model volume was tampered with refuses, and says why", false, e.tampered},
+		{"three replicas with keys of their own prove themselves before a picture is sent", false, e.attestedInference},
 		{"the Helm chart is sound, and its test passes", false, e.helmChart},
 	}
 }
@@ -140,11 +141,7 @@ func (e *suite) emptyBroker(ctx context.Context) (string, error) {
 	if err := e.waitReady(ctx, brokers, 1, bootLimit); err != nil {
 		return "", err
 	}
-	line, err := e.waitLog(ctx, bootLimit, []string{"-l", servers}, "next try in", "error=")
-	if err != nil {
-		line, err = e.waitLog(ctx, logLimit, []string{"-l", servers}, "refused [")
-	}
-	return line, err
+	return e.waitLog(ctx, bootLimit, []string{"-l", servers}, "image_key")
 }
 
 func (e *suite) secretsArrive(ctx context.Context) (string, error) {

@@ -260,3 +260,45 @@ func (e *suite) newPodWaits(ctx context.Context) (line string, err error) {
 	})
 	return line, err
 }
+
+// attestedInference rolls out servers that make their own TLS keys, and asks them as a client that trusts measurements
+// and no certificate.
+func (e *suite) attestedInference(ctx context.Context) (string, error) {
+	if err := e.buildWith(ctx, "attested", laterCPUs, []string{"--server-tls", "enclave"}, "--push"); err != nil {
+		return "", err
+	}
+	if err := errors.Join(e.scale(ctx, 3), e.pushPolicy(ctx)); err != nil {
+		return "", err
+	}
+	if err := errors.Join(e.applyServers(ctx), e.rollout(ctx), e.waitReady(ctx, servers, 3, bootLimit)); err != nil {
+		return "", err
+	}
+	server, err := e.server(ctx)
+	if err != nil {
+		return "", err
+	}
+	trust := []string{"--server", server, "--collateral", e.path("platform", "collateral"), "--root-ca", e.path("platform", "root_ca.pem"),
+		"--image", e.sample()}
+	ask := func(policy string, more ...string) (string, error) {
+		return e.sesame(ctx, append(append(more, trust...), "--policy", policy)...)
+	}
+	for range 6 { // each over a connection of its own, to whichever pod
+		if _, err := ask(e.path("server-policy.yaml"), "predict"); err != nil {
+			return "", err
+		}
+	}
+	out, err := ask(e.path("server-policy.yaml"), "bench", "--cnum", "6", "--loop", "4", "--retries", "2")
+	if err != nil {
+		return "", err
+	}
+	// A genuine server that is not the wanted one gets no picture.
+	other := filepath.Join(e.work, "other-policy.yaml")
+	if err := os.WriteFile(other, []byte("sgx:\n  - mr_enclave: "+strings.Repeat("ab", 32)+"\n"), 0o644); err != nil {
+		return "", err
+	}
+	if _, err := ask(other, "predict"); err == nil || !strings.Contains(err.Error(), "mr_enclave") {
+		return "", fmt.Errorf("a client that wants another measurement got an answer: %w", err)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	return lines[len(lines)-1], nil
+}

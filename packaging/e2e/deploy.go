@@ -37,9 +37,14 @@ func (e *suite) sesame(ctx context.Context, args ...string) (string, error) {
 // build makes and pushes the images of a build, and its manifests. Builds differ in what is measured: the number of
 // processors.
 func (e *suite) build(ctx context.Context, name string, cpus int, steps ...string) error {
+	return e.buildWith(ctx, name, cpus, nil, steps...)
+}
+
+// buildWith is build with further options.
+func (e *suite) buildWith(ctx context.Context, name string, cpus int, options []string, steps ...string) error {
 	args := []string{"package", "-s", "sim", "-r", e.registry, "-g", e.tag(name), "--work", filepath.Join(e.work, "package"),
 		"--programs", e.bin, "--cpus", fmt.Sprint(cpus), "--tls-name", "localhost,127.0.0.1,tf-demo-svc"}
-	_, err := e.sesame(ctx, append(args, steps...)...)
+	_, err := e.sesame(ctx, append(append(args, options...), steps...)...)
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
@@ -35,7 +36,8 @@ func (p *Pipeline) workload(ctx context.Context) error {
 	dir := p.path("instances", "tf_demo")
 	packed := p.path("packed", "tf_demo")
 	in := input{
-		words: []string{p.o.Mode, p.o.Backend, p.address(), p.o.PCCS, mac, signer, p.o.ModelName, fmt.Sprint(p.o.CPUs), p.tool.Program},
+		words: []string{p.o.Mode, p.o.Backend, p.address(), p.o.PCCS, mac, signer, p.o.ModelName, fmt.Sprint(p.o.CPUs),
+			p.tool.Program, p.o.ServerTLS, strings.Join(p.o.Names, ",")},
 		files: append(p.commonFiles(), p.path("root"), p.path("model.volume"), p.o.Template,
 			ring.Path(keyring.WorkloadSigner), ring.Path(keyring.ImageKey)),
 	}
@@ -131,7 +133,7 @@ func (p *Pipeline) workloadInit(brokerSigner, mac string) (*config.Config, error
 		return nil, err
 	}
 	models := "/models/" + p.o.ModelName
-	return &config.Config{
+	c := &config.Config{
 		Backend: p.o.Backend, Timeout: config.Duration(bootTimeout),
 		GRPCRATLS: &config.GRPCRATLS{
 			Servers: []string{p.address()}, Protocol: "session",
@@ -144,9 +146,14 @@ func (p *Pipeline) workloadInit(brokerSigner, mac string) (*config.Config, error
 				"--ssl_config_file=" + sslPath},
 		},
 		Volumes:    []config.Volume{{Source: "./model", Target: models, Key: keyring.ModelKey, MAC: mac}},
-		Secrets:    []config.SecretFile{{Name: keyring.SSLConfig, Path: sslPath, Mode: 0o400}},
 		Collateral: p.collateral(),
-	}, nil
+	}
+	if p.o.ServerTLS == InEnclave {
+		c.AppTLS = &config.AppTLS{Format: "tf-serving", Path: sslPath, Attested: true, Names: p.o.Names}
+	} else {
+		c.Secrets = []config.SecretFile{{Name: keyring.SSLConfig, Path: sslPath, Mode: 0o400}}
+	}
+	return c, nil
 }
 
 // broker builds the key broker's enclave. It holds no secret, and the first policy: who administers it, and the first

@@ -43,6 +43,14 @@ const (
 	Hardware  = "hw"  // Occlum's
 )
 
+// Where the inference server's TLS key comes from.
+const (
+	// FromBroker: one key and certificate for all replicas, a secret of the broker's.
+	FromBroker = "broker"
+	// InEnclave: each enclave makes a key of its own, with a certificate that carries its evidence.
+	InEnclave = "enclave"
+)
+
 // Options of a deployment.
 type Options struct {
 	Work     string // directory of all results
@@ -58,6 +66,7 @@ type Options struct {
 	Model     string   // directory of version folders
 	ModelName string   // as requests name it
 	Names     []string // of the server's certificate
+	ServerTLS string   // where the server's TLS key comes from: FromBroker or InEnclave
 	CPUs      int      // processors for the inference server
 
 	AppImage string   // image of the inference server, see [ociimage.Open]
@@ -126,6 +135,8 @@ func New(o Options) (*Pipeline, error) {
 		return nil, usage("Give both, as -r registry.example/team -g v1.", "the images need a registry and a tag")
 	case o.Program == serverEntry:
 		return nil, usage("Let its image have it elsewhere.", "the launcher stands at %s", serverEntry)
+	case o.ServerTLS != FromBroker && o.ServerTLS != InEnclave:
+		return nil, usage("Write broker or enclave.", "the server's TLS key cannot come from %q", o.ServerTLS)
 	case o.CPUs < 1:
 		return nil, usage("Write 1 or more.", "%d processors", o.CPUs)
 	case o.BrokerPort < 1 || o.BrokerPort > 65535:

@@ -47,7 +47,7 @@ func options(t *testing.T) (Options, *bytes.Buffer) {
 	return Options{
 		Work: filepath.Join(dir, "work"), Registry: "registry.example/team", Tag: "v1", Mode: Simulated, Backend: "grpc-ratls",
 		BrokerHost: "init-ra-server-svc", BrokerPort: 5000, PCCS: "http://sim-pccs:8081/sgx/certification/v4/",
-		Model: filepath.Join(dir, "model"), ModelName: "resnet", Names: []string{"localhost"}, CPUs: 4,
+		Model: filepath.Join(dir, "model"), ModelName: "resnet", Names: []string{"localhost"}, CPUs: 4, ServerTLS: FromBroker,
 		AppImage: standIn, Program: "/usr/bin/tensorflow_model_server",
 		Template: filepath.Join(repository, "Occlum.json"), Programs: filepath.Join(repository, "bin"),
 		Manifests: filepath.Join(repository, "packaging/kubernetes"), Client: filepath.Join(repository, "packaging/clientscripts"),
@@ -239,7 +239,12 @@ func TestARollOutAllowsBothMeasurementsUntilTheOldOneIsWithdrawn(t *testing.T) {
 	if got := allowedBy(t, p); !slices.Equal(got, []string{old.MREnclave, now.MREnclave}) {
 		t.Errorf("the policy allows %v", got)
 	}
-	o.Withdraw = true
+	o.ServerTLS, o.Tag = InEnclave, "v3" // another measurement again
+	p = all(t, o, enclaves...)
+	if got := allowedBy(t, p); len(got) != 3 {
+		t.Errorf("the policy allows %v", got)
+	}
+	o.Withdraw, o.ServerTLS, o.Tag = true, FromBroker, "v2"
 	p = all(t, o, enclaves...)
 	if got := allowedBy(t, p); !slices.Equal(got, []string{now.MREnclave}) {
 		t.Errorf("after the withdrawal the policy allows %v", got)
@@ -417,14 +422,14 @@ func TestManifestsAndChartHaveTheTemplatesNumbers(t *testing.T) {
 }
 
 func TestOptionsAreRefused(t *testing.T) {
-	good := Options{Work: t.TempDir(), Registry: "r", Tag: "t", Mode: Simulated, Backend: "grpc-ratls", BrokerPort: 1, CPUs: 1}
+	good := Options{Work: t.TempDir(), Registry: "r", Tag: "t", Mode: Simulated, Backend: "grpc-ratls", BrokerPort: 1, CPUs: 1, ServerTLS: FromBroker}
 	if _, err := New(good); err != nil {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*Options){
 		"mode": func(o *Options) { o.Mode = "debug" }, "backend": func(o *Options) { o.Backend = "none" },
 		"registry": func(o *Options) { o.Registry = "" }, "tag": func(o *Options) { o.Tag = "" },
-		"port": func(o *Options) { o.BrokerPort = 70000 }, "cpus": func(o *Options) { o.CPUs = 0 },
+		"tls": func(o *Options) { o.ServerTLS = "" }, "port": func(o *Options) { o.BrokerPort = 70000 }, "cpus": func(o *Options) { o.CPUs = 0 },
 		"program": func(o *Options) { o.Program = serverEntry },
 	} {
 		o := good

@@ -62,7 +62,7 @@ func (p *Pipeline) policyStep(context.Context) error {
 	file := p.path("policy.yaml")
 	if _, err := os.Stat(file); err == nil && slices.Equal(before, a.Builds) {
 		p.say("policy", "%s is as it was, version %d", file, a.Version)
-		return nil
+		return p.writeServerPolicy(a)
 	}
 	a.Version++
 	text, err := p.policyText(a)
@@ -76,7 +76,22 @@ func (p *Pipeline) policyStep(context.Context) error {
 		return err
 	}
 	p.say("policy", "%s, version %d, allows %d measurements", file, a.Version, len(a.Builds))
-	return nil
+	return p.writeServerPolicy(a)
+}
+
+// writeServerPolicy writes what clients of attested inference demand of the server: to be one of the builds.
+func (p *Pipeline) writeServerPolicy(a allowed) error {
+	var file struct {
+		SGX []policyEnclave `yaml:"sgx"`
+	}
+	for _, v := range a.Builds {
+		file.SGX = append(file.SGX, policyEnclave{v.MREnclave})
+	}
+	text, err := yaml.Marshal(file)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(p.path("server-policy.yaml"), text, 0o644)
 }
 
 // The parts of the broker's policy file that are written here; package broker/policy reads it.
