@@ -28,7 +28,10 @@ import (
 const version = 1 // of the tables, PRAGMA user_version
 
 // Store is an open file. Make it with [Open].
-type Store struct{ db *sql.DB }
+type Store struct {
+	db            *sql.DB
+	get, put, del *sql.Stmt
+}
 
 // Open opens the file at path, or makes it. The error's code is [attest.CodeConfig] where another process has it open
 // or a newer program has made it, and [attest.CodeInternal] otherwise.
@@ -77,6 +80,18 @@ func (s *Store) prepare(ctx context.Context) error {
 			PRAGMA user_version = %d;
 			COMMIT`, version))
 	}
+	for _, statement := range []struct {
+		to   **sql.Stmt
+		text string
+	}{
+		{&s.get, "SELECT value FROM rows WHERE space = ? AND key = ?"},
+		{&s.put, "INSERT INTO rows (space, key, value) VALUES (?, ?, ?) ON CONFLICT (space, key) DO UPDATE SET value = excluded.value"},
+		{&s.del, "DELETE FROM rows WHERE space = ? AND key = ?"},
+	} {
+		if err == nil {
+			*statement.to, err = s.db.PrepareContext(ctx, statement.text)
+		}
+	}
 	if err == nil {
 		return nil
 	}
@@ -119,7 +134,7 @@ func (s *Store) transaction(ctx context.Context, options *sql.TxOptions, f func(
 		return fmt.Errorf("beginning transaction: %w", explain(err))
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after a commit
-	t := &transaction{ctx: ctx, tx: tx}
+	t := &transaction{ctx: ctx, tx: tx, get: tx.StmtContext(ctx, s.get), put: tx.StmtContext(ctx, s.put), del: tx.StmtContext(ctx, s.del)}
 	if err := f(t); err != nil {
 		return err
 	}
@@ -142,9 +157,10 @@ func (*Store) Watch(ctx context.Context, _ func()) error {
 func (s *Store) Close() error { return s.db.Close() }
 
 type transaction struct {
-	ctx    context.Context
-	tx     *sql.Tx
-	failed error
+	ctx           context.Context
+	tx            *sql.Tx
+	get, put, del *sql.Stmt // the store's, on the transaction's connection
+	failed        error
 }
 
 func (t *transaction) fail(doing string, err error) error {
@@ -156,8 +172,7 @@ func (t *transaction) fail(doing string, err error) error {
 func (t *transaction) Get(space store.Space, keys ...[]byte) ([][]byte, error) {
 	values := make([][]byte, len(keys))
 	for i, key := range keys {
-		err := t.tx.QueryRowContext(t.ctx, "SELECT value FROM rows WHERE space = ? AND key = ?", string(space), key).
-			Scan(&values[i])
+		err := t.get.QueryRowContext(t.ctx, string(space), key).Scan(&values[i])
 		if errors.Is(err, sql.ErrNoRows) {
 			continue
 		}
@@ -213,9 +228,7 @@ func (t *transaction) Put(space store.Space, rows ...store.Row) error {
 		if value == nil {
 			value = []byte{}
 		}
-		_, err := t.tx.ExecContext(t.ctx, "INSERT INTO rows (space, key, value) VALUES (?, ?, ?) "+
-			"ON CONFLICT (space, key) DO UPDATE SET value = excluded.value", string(space), r.Key, value)
-		if err != nil {
+		if _, err := t.put.ExecContext(t.ctx, string(space), r.Key, value); err != nil {
 			return t.fail("writing", err)
 		}
 	}
@@ -225,8 +238,7 @@ func (t *transaction) Put(space store.Space, rows ...store.Row) error {
 // Delete implements [store.Writer].
 func (t *transaction) Delete(space store.Space, keys ...[]byte) error {
 	for _, key := range keys {
-		_, err := t.tx.ExecContext(t.ctx, "DELETE FROM rows WHERE space = ? AND key = ?", string(space), key)
-		if err != nil {
+		if _, err := t.del.ExecContext(t.ctx, string(space), key); err != nil {
 			return t.fail("deleting", err)
 		}
 	}
