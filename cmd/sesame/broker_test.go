@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"github.com/sesame-init/sesame/broker/admin"
 	"github.com/sesame-init/sesame/broker/admin/admintest"
 	"github.com/sesame-init/sesame/broker/keystore"
+	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store/memory"
 )
@@ -103,8 +105,25 @@ func (b *brokers) keystore(o keystore.Options) *keystore.Keystore {
 func (b *brokers) listen(name string, k *keystore.Keystore, proof session.BrokerConfig) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	b.env.Setenv(name, admintest.Listen(b.t, admin.Options{Keystore: k, Identity: b.identity, Session: proof,
-		Roots: admintest.Roots(b.alice), Now: time.Now, Logger: log}))
+	o := admin.Options{Keystore: k, Identity: b.identity, Session: proof, Roots: admintest.Roots(b.alice), Now: time.Now, Logger: log}
+	if name == "BROKER" {
+		o.Policies = &inForce{}
+	}
+	b.env.Setenv(name, admintest.Listen(b.t, o))
+}
+
+// inForce takes policies whose version is higher than that of the last one.
+type inForce struct{ version atomic.Uint64 }
+
+func (p *inForce) Replace(_ context.Context, text []byte, by string) error {
+	parsed, err := policy.Parse(text)
+	if err != nil {
+		return err
+	}
+	if before := p.version.Swap(parsed.Version); parsed.Version <= before || by == "" {
+		return attest.Errorf(attest.CodeConfig, "replacing policy", "Raise version.", "version %d is in force", before)
+	}
+	return nil
 }
 
 // releases makes a log with something in it.

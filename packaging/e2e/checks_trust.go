@@ -116,7 +116,7 @@ func (e *suite) withdraws(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	broker, err := e.waitLog(ctx, logLimit, []string{"-l", brokers}, "refused", "mr_enclave")
+	broker, err := e.waitLog(ctx, logLimit, []string{"-l", brokers}, "peer refused: appraising peer", "mr_enclave")
 	if err != nil {
 		return "", err
 	}

@@ -155,9 +155,6 @@ func New(o Options) (*Pipeline, error) {
 			p.tool.Program = filepath.Join(o.Programs, "occlum")
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(o.Work, stepsDir), 0o755); err != nil {
-		return nil, err
-	}
 	return p, nil
 }
 
@@ -185,6 +182,9 @@ func Steps() []Step {
 
 // Run does steps in the order given. Each prints its lines.
 func (p *Pipeline) Run(ctx context.Context, steps ...Step) error {
+	if err := os.MkdirAll(p.path(stepsDir), 0o755); err != nil {
+		return err
+	}
 	for _, s := range steps {
 		if err := ctx.Err(); err != nil {
 			return err
