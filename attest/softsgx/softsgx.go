@@ -276,7 +276,7 @@ func (attester) Type() attest.EvidenceType { return attest.SGX }
 
 func (a attester) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
 	if err := ctx.Err(); err != nil {
-		return attest.Evidence{}, err
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, "making a quote", "", "%w", err)
 	}
 	body := a.body
 	body.ReportData = data

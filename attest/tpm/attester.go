@@ -160,7 +160,7 @@ func (d *Device) quote(e *evidence) error {
 	if e.AK, err = ak.PublicArea().Encode(); err != nil {
 		return err
 	}
-	quoted, err := d.quoteRetrying(ak, extraData(e.ReportData, e.EK))
+	quoted, err := d.quoteRetrying(ak, e.extraData())
 	if err != nil {
 		return err
 	}

@@ -21,8 +21,8 @@
 // # Encoding
 //
 // Evidence is a CBOR map of at most 60 KiB (see evidence); the quote's extraData is
-// SHA-256("sesame-tpm-v1" ‖ report data ‖ SHA-256(EK's SubjectPublicKeyInfo, or nothing)), because a TPM takes less
-// extraData than report data has bytes. Only the SHA-256 bank is quoted. A firmware log is compressed with DEFLATE.
+// SHA-256("sesame-tpm-v1" ‖ report data ‖ hashes), because a TPM takes less extraData than report data has bytes. The
+// hashes, where there is an EK, are the SHA-256 of its SubjectPublicKeyInfo and of each certificate. Only the SHA-256 bank is quoted. A firmware log is compressed with DEFLATE.
 package tpm
 
 import (
@@ -120,13 +120,15 @@ func unmarshal(raw []byte) (*evidence, error) {
 }
 
 // extraData is what the quote covers besides the registers.
-func extraData(reportData, ek []byte) []byte {
+func (e *evidence) extraData() []byte {
 	h := sha256.New()
 	h.Write([]byte(label))
-	h.Write(reportData)
-	if len(ek) > 0 {
-		sum := sha256.Sum256(ek)
-		h.Write(sum[:])
+	h.Write(e.ReportData)
+	if len(e.EK) > 0 {
+		for _, part := range append([][]byte{e.EK}, e.Chain...) {
+			sum := sha256.Sum256(part)
+			h.Write(sum[:])
+		}
 	}
 	return h.Sum(nil)
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -58,9 +59,12 @@ func (v *Verifier) verify(raw attest.Evidence, at time.Time) (none attest.Claims
 		pcrs.Pcrs[uint32(i)] = value
 	}
 	quoted := &tpmpb.Quote{Quote: e.Quote, RawSig: e.Signature, Pcrs: pcrs}
-	if err := quote.Verify(quoted, key, extraData(e.ReportData, e.EK)); err != nil {
+	if err := quote.Verify(quoted, key, e.extraData()); err != nil {
 		return none, errors.New("the quote is not what the attestation key has signed for this report data and these registers: " +
 			bounded(err))
+	}
+	if err := signedBy(e.Quote, e.AK); err != nil {
+		return none, err
 	}
 	if len(e.Log) > 0 {
 		if err := replay(c, e, quoted, key); err != nil {
@@ -99,6 +103,25 @@ func attestationKey(area []byte) (crypto.PublicKey, error) {
 	return key, nil
 }
 
+// signedBy checks that a quote names the key of this public area as the one that has signed it, and that it is a primary
+// key of the owner hierarchy. Without it the attributes would be the sender's claim only (TPM 2.0 Library, part 1,
+// "Qualified Names").
+func signedBy(quoted, area []byte) error {
+	said, err := tpm2.DecodeAttestationData(quoted)
+	if err != nil {
+		return fmt.Errorf("reading the quote: %s", bounded(err))
+	}
+	name := sha256.Sum256(area)
+	qualified := binary.BigEndian.AppendUint32(nil, uint32(tpm2.HandleOwner))
+	qualified = binary.BigEndian.AppendUint16(qualified, uint16(tpm2.AlgSHA256))
+	want := sha256.Sum256(append(qualified, name[:]...))
+	signer := said.QualifiedSigner.Digest
+	if signer == nil || signer.Alg != tpm2.AlgSHA256 || !bytes.Equal(signer.Value, want[:]) {
+		return errors.New("the quote names another key than the evidence does, or one outside of the owner hierarchy")
+	}
+	return nil
+}
+
 // replay checks the firmware's log against the quoted registers and takes from it what policies ask for.
 func replay(c *attest.TPMClaims, e *evidence, quoted *tpmpb.Quote, key crypto.PublicKey) error {
 	log, err := decompress(e.Log)
@@ -108,7 +131,7 @@ func replay(c *attest.TPMClaims, e *evidence, quoted *tpmpb.Quote, key crypto.Pu
 	state, err := server.VerifyAttestation(
 		&attestpb.Attestation{AkPub: e.AK, Quotes: []*tpmpb.Quote{quoted}, EventLog: log},
 		server.VerifyOpts{
-			Nonce: extraData(e.ReportData, e.EK), TrustedAKs: []crypto.PublicKey{key}, HashAlgo: tpm2.AlgSHA256,
+			Nonce: e.extraData(), TrustedAKs: []crypto.PublicKey{key}, HashAlgo: tpm2.AlgSHA256,
 			AllowEmptySBVar: true, AllowEFIAppBeforeCallingEvent: true,
 		})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
@@ -46,7 +47,7 @@ func Report(client Client, provider string, data attest.ReportData, aux bool) (o
 		}
 		return nil, nil, attest.Errorf(attest.CodeAttester, step, hint, "%w", err)
 	}
-	if response.Provider != provider {
+	if strings.TrimSpace(response.Provider) != provider { // the kernel ends the line
 		return nil, nil, attest.Errorf(attest.CodeAttester, step, "Name the attester that this machine has in the config.",
 			"the machine's provider is %.32q, not %s", response.Provider, provider)
 	}

@@ -1,0 +1,18 @@
+package tpm_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/attesttest"
+	"github.com/sesame-init/sesame/attest/tpm"
+)
+
+func TestConformance(t *testing.T) {
+	socket, certificates := machine(t, 0)
+	attesttest.Run(t, attesttest.Case{
+		Type: attest.TPM, Verifier: verifier, At: time.Now(),
+		Attester: open(t, tpm.Options{Path: socket, EK: true, Chain: certificates}),
+	})
+}
