@@ -93,6 +93,8 @@ deps:
 	test -e $(INTERPRETER) && command -v musl-gcc >/dev/null || missing="$$missing musl-tools"; \
 	command -v fusermount3 >/dev/null || missing="$$missing fuse3"; \
 	command -v podman >/dev/null || missing="$$missing podman"; \
+	command -v nginx >/dev/null || missing="$$missing nginx-light"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v swtpm >/dev/null && command -v swtpm_setup >/dev/null || missing="$$missing swtpm swtpm-tools"; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \

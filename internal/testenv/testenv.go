@@ -5,7 +5,7 @@
 // "all"), as it does in CI, the test fails instead, so that nothing is skipped unnoticed.
 //
 // Names in use: "vectors" (the data sets below the folder in SESAME_VECTORS), "fuse", "root", "userns",
-// "ptrace", "musl", "cc", "podman", "swtpm", "toolchains", "postgres", "bin", "shellcheck".
+// "ptrace", "musl", "cc", "podman", "swtpm", "nginx", "redis", "toolchains", "postgres", "bin", "shellcheck".
 package testenv
 
 import (
