@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -20,9 +21,13 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/dcap"
+	appraisal "github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/broker/policy"
 )
 
 // client fetches from a broker by the session protocol as the enclave that attester is.
@@ -492,4 +497,86 @@ func TestASessionThatSaysNothingEnds(t *testing.T) {
 	if got, err := ask(t, f.client(t, silent), "image_key"); err == nil {
 		t.Errorf("it has got %d secrets", len(got))
 	}
+}
+
+// source is a source of collateral that may fail.
+type source func(context.Context, dcap.Request) (*dcap.Collateral, error)
+
+func (s source) Collateral(ctx context.Context, r dcap.Request) (*dcap.Collateral, error) {
+	return s(ctx, r)
+}
+
+func TestWithoutTrueCollateralNothingIsReleasedAndReadinessSaysSo(t *testing.T) {
+	stranger := brokertest.Platform(t, softsgx.Options{})
+	old := brokertest.Platform(t, softsgx.Options{Now: brokertest.Now.Add(-60 * 24 * time.Hour)})
+	for name, s := range map[string]source{
+		"down": func(context.Context, dcap.Request) (*dcap.Collateral, error) {
+			return nil, attest.Errorf(attest.CodeUnreachable, "fetching collateral", "", "connection refused")
+		},
+		"slow": func(ctx context.Context, _ dcap.Request) (*dcap.Collateral, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+		"lying": func(context.Context, dcap.Request) (*dcap.Collateral, error) { return stranger.Collateral(), nil },
+		"garbage": func(context.Context, dcap.Request) (*dcap.Collateral, error) {
+			return &dcap.Collateral{TCBInfo: []byte("{")}, nil
+		},
+		"expired": func(context.Context, dcap.Request) (*dcap.Collateral, error) { return old.Collateral(), nil },
+	} {
+		k := &counted{}
+		var server *broker.Server
+		platform := brokertest.Platform(t, softsgx.Options{})
+		if name == "expired" {
+			platform = old
+		}
+		f := start(t, func(f *fixture, c *broker.Config) {
+			f.platform = platform
+			c.Identity, c.Quoter = brokertest.Identity(t, platform, brokertest.Broker()), brokertest.Quoter(platform, brokertest.Broker())
+			k.Keeper, c.Keeper = c.Keeper, k
+			root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: platform.RootCA().Raw})
+			trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			decide(t, f, c, trust, twoWorkloads+"broker: {limits: {session: 300ms, handshake: 300ms}}")
+			if server, err = broker.New(*c); err != nil {
+				t.Fatal(err)
+			}
+		})
+		a := f.platform.Attester(brokertest.Workload())
+		byKey := func(c *grpcratls.Config) { // the client's own collateral is not what is tested
+			c.Verifier, c.Policy = believing{}, believing{}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		got, err := f.client(t, a, byKey).Fetch(ctx, []string{"image_key"})
+		cancel()
+		if got != nil || err == nil {
+			t.Errorf("%s: a session has got %d secrets", name, len(got))
+		}
+		if got, err := get(t, f.dial(t, f.workload(t)), "image_key"); got != "" || err == nil {
+			t.Errorf("%s: a legacy peer has got %q", name, got)
+		}
+		if n := k.released.Load(); n != 0 {
+			t.Errorf("%s: %d releases", name, n)
+		}
+		// Only a source that has answered is known to be needed.
+		if ready := server.Ready(context.Background()); name == "expired" && ready.Collateral == nil {
+			t.Errorf("%s: ready", name)
+		}
+	}
+}
+
+// believing takes any broker's evidence.
+type believing struct{}
+
+func (believing) Verify(_ context.Context, e attest.Evidence, _ time.Time) (attest.Claims, error) {
+	q, err := sgx.ParseQuote(e.Raw)
+	if err != nil {
+		return attest.Claims{}, err
+	}
+	return attest.Claims{Type: attest.SGX, SGX: &q.SGX.SGXClaims, ReportData: q.ReportData()}, nil
+}
+
+func (believing) Appraise(attest.Claims, time.Time) appraisal.Appraisal {
+	return appraisal.Appraisal{Accepted: true}
 }
