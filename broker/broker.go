@@ -78,7 +78,7 @@ type Server struct {
 	rpc        *grpc.Server
 	health     *health.Server
 	metrics    *Metrics
-	handshakes chan struct{} // places for those in flight
+	handshakes chan struct{} // places for those whose evidence is verified
 	sessions   chan struct{}
 	wire.UnimplementedGrSecretServer
 }

@@ -499,6 +499,25 @@ func TestASessionThatSaysNothingEnds(t *testing.T) {
 	}
 }
 
+func TestPeersThatSayNothingHoldUpNobody(t *testing.T) {
+	f := start(t, func(f *fixture, c *broker.Config) {
+		decide(t, f, c, nil, twoWorkloads+"broker: {limits: {handshakes: 1}}")
+	})
+	for range 20 {
+		conn, err := net.Dial("tcp", f.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte{0x16, 0x03}) // the beginning of a greeting
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // a handshake may take 20
+	defer cancel()
+	if _, err := f.client(t, f.platform.Attester(brokertest.Workload())).Fetch(ctx, []string{"image_key"}); err != nil {
+		t.Error(err)
+	}
+}
+
 // source is a source of collateral that may fail.
 type source func(context.Context, dcap.Request) (*dcap.Collateral, error)
 

@@ -47,13 +47,6 @@ func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 	s := g.server
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.settings.Limits.Handshake))
 	defer cancel()
-	select {
-	case s.handshakes <- struct{}{}:
-		defer func() { <-s.handshakes }()
-	case <-ctx.Done():
-		s.metrics.overload("handshakes")
-		return nil, nil, ctx.Err()
-	}
 	start := time.Now()
 	who := &connection{remote: raw.RemoteAddr().String()}
 	certificate := func(ctx context.Context) (*tls.Certificate, error) {
@@ -93,6 +86,14 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 	r := s.newRequest(who.remote, policy.WireLegacy, force)
 	if _, err := io.ReadFull(rand.Reader, who.seed[:]); err != nil {
 		return err
+	}
+	// A place is taken here and not before: peers that say nothing must not hold places.
+	select {
+	case s.handshakes <- struct{}{}:
+		defer func() { <-s.handshakes }()
+	case <-ctx.Done():
+		s.metrics.overload("handshakes")
+		return ctx.Err()
 	}
 	var claims attest.Claims
 	var err error
