@@ -107,7 +107,7 @@ func (c *command) way(r policy.KeyFrom, own attester) (rootkey.Way, error) {
 	case r.Sealed:
 		processor, ok := own.(rootkey.Processor)
 		if !ok {
-			return nil, attest.Errorf(attest.CodeConfig, step, "Take sealed out of broker.root_key.", "only an Occlum enclave seals")
+			return nil, attest.Errorf(attest.CodeConfig, step, "Take sealed out of broker.root_key.", "only an SGX enclave seals")
 		}
 		return rootkey.Sealed{Processor: processor}, nil
 	case r.File != "":

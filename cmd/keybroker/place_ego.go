@@ -3,13 +3,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	ego "github.com/edgelesssys/ego/enclave"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/broker/rootkey"
 )
 
 // openEGo opens the attester of EGo's runtime.
@@ -53,4 +57,45 @@ func openEnclaveQuote(report []byte) ([]byte, error) {
 		return nil, fmt.Errorf("the quote has %d bytes, but %d follow", size, len(report)-header)
 	}
 	return report[header:], nil
+}
+
+var _ rootkey.Processor = egoAttester{}
+
+// SelfTarget implements [rootkey.Processor], by a report of this enclave.
+func (a egoAttester) SelfTarget() (sgx.TargetInfo, error) {
+	r, err := a.CreateReport(sgx.TargetInfo{}, attest.ReportData{})
+	return sgx.TargetInfo{MREnclave: r.Body.MREnclave, Attributes: r.Body.Attributes, XFRM: r.Body.XFRM, ConfigSVN: r.Body.ConfigSVN,
+		MiscSelect: r.Body.MiscSelect, ConfigID: r.Body.ConfigID}, err
+}
+
+// CreateReport implements [rootkey.Processor]. The report is a local one, for nobody: an Open Enclave header and the
+// report as the processor made it.
+func (egoAttester) CreateReport(_ sgx.TargetInfo, data attest.ReportData) (sgx.Report, error) {
+	const step, header = "making report", 16
+	raw, err := ego.GetLocalReport(data[:], nil)
+	if err == nil && len(raw) != header+sgx.ReportSize {
+		err = fmt.Errorf("a local report of %d bytes", len(raw))
+	}
+	if err != nil {
+		return sgx.Report{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
+	}
+	return sgx.ParseReport(raw[header:])
+}
+
+// Key implements [rootkey.Processor]. A runtime without a processor answers with zeros, which are no key.
+func (egoAttester) Key(r sgx.KeyRequest) (key [sgx.KeySize]byte, err error) {
+	const step = "deriving sealing key"
+	request, err := r.AppendBinary(nil)
+	if err != nil {
+		return key, err
+	}
+	found, err := ego.GetSealKey(request)
+	defer clear(found)
+	if err == nil && (len(found) != len(key) || bytes.Equal(found, key[:])) {
+		err = errors.New("the runtime has no sealing key: it simulates the enclave")
+	}
+	if err != nil {
+		return key, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
+	}
+	return [sgx.KeySize]byte(found), nil
 }

@@ -1,0 +1,75 @@
+package keystore_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/pem"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/broker/keystore"
+)
+
+func generate(t *testing.T, r keystore.Recipe) (value, public []byte) {
+	t.Helper()
+	secret, public, err := r.Generate(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Kind.Check(secret); err != nil {
+		t.Errorf("%s: its own value is refused: %v", r.Kind, err)
+	}
+	again, _, err := r.Generate(time.Now())
+	if err != nil || again.Equal(secret) {
+		t.Errorf("%s: the same value twice, %v", r.Kind, err)
+	}
+	return secret.Expose(), public
+}
+
+func TestGeneratedKindsAreWhatTheirUsersRead(t *testing.T) {
+	key, public := generate(t, keystore.Recipe{Kind: keystore.ImageKey})
+	if !regexp.MustCompile(`^([0-9a-f]{2}-){15}[0-9a-f]{2}$`).Match(key) || public != nil {
+		t.Errorf("an image key of %d bytes is not Occlum's form", len(key))
+	}
+	if b, _ := generate(t, keystore.Recipe{Kind: keystore.Random, Size: 48}); len(b) != 48 {
+		t.Errorf("%d random bytes", len(b))
+	}
+	identity, certificate := generate(t, keystore.Recipe{Kind: keystore.X509, Names: []string{"a.example", "10.0.0.1"}})
+	pair, err := tls.X509KeyPair(identity, identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(certificate)
+	if block == nil || !bytes.Equal(block.Bytes, pair.Certificate[0]) || bytes.Contains(certificate, []byte("PRIVATE")) {
+		t.Error("what is public is not the certificate")
+	}
+	// TensorFlow Serving's SSLConfig: three fields, PEM with line breaks as \n.
+	config, certificate := generate(t, keystore.Recipe{Kind: keystore.TFConfig})
+	m := regexp.MustCompile(`^server_key: "([^"\n]+)"\nserver_cert: "([^"\n]+)"\nclient_verify: false\n$`).FindSubmatch(config)
+	if m == nil {
+		t.Fatal("the config has another form")
+	}
+	unquote := func(b []byte) []byte { return []byte(strings.ReplaceAll(string(b), `\n`, "\n")) }
+	if _, err := tls.X509KeyPair(unquote(m[2]), unquote(m[1])); err != nil || !bytes.Equal(unquote(m[2]), certificate) {
+		t.Errorf("key and certificate: %v", err)
+	}
+}
+
+func TestRecipesOutOfBoundsAreRefused(t *testing.T) {
+	for _, r := range []keystore.Recipe{
+		{Kind: keystore.Value}, {Kind: keystore.File}, {Kind: "other"}, {Kind: keystore.Random, Size: 1 << 20},
+		{Kind: keystore.Random, Size: -1}, {Kind: keystore.X509, Days: 100_000}, {Kind: keystore.X509, Names: make([]string, 100)},
+	} {
+		if _, _, err := r.Generate(time.Now()); attest.CodeOf(err) != attest.CodeConfig {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+	for kind, value := range map[keystore.Kind]string{keystore.ImageKey: "short", keystore.Value: "", "other": "x", keystore.File: "x"} {
+		if kind.Check(secret(value)) == nil {
+			t.Errorf("%s takes %q", kind, value)
+		}
+	}
+}
