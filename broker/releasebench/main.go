@@ -6,8 +6,9 @@
 //
 // Every server and every client is a process of its own, on loopback. Collateral is warm. Quotes are software quotes,
 // signed in the process that drives the measurement and fetched over a unix socket, so that their cost, which hardware
-// does not have, is not the broker's. Secrets are kept in memory. What counts are the ratios: both sides are measured
-// one after the other on the same machine.
+// does not have, is not the broker's. Secrets are kept in memory; one row has them beside an SQLite store with the
+// release log, whose signatures and writes the reference does not make. What counts are the ratios: both sides are
+// measured one after the other on the same machine.
 package main
 
 import (
@@ -49,7 +50,7 @@ func main() {
 	case "":
 		err = measure(ctx, *releases, *atOnce)
 	case "broker":
-		err = serveBroker(ctx, *dir)
+		err = serveBroker(ctx, *dir, wire)
 	case "reference":
 		err = serveReference(ctx, *dir, *ownEvery)
 	default:
@@ -84,14 +85,18 @@ func measure(ctx context.Context, releases, atOnce int) error {
 	defer quotes.close()
 
 	fmt.Printf("| wire | releases/s | CPU per release | reference | ratio | goal | met |\n|---|---|---|---|---|---|---|\n")
-	for _, wire := range []string{"session", "legacy"} {
+	for _, c := range []struct{ text, server, wire string }{
+		{"session", "broker", "session"},
+		{"legacy", "broker", "legacy"},
+		{"session, SQLite and release log", "broker-sqlite", "session"},
+	} {
 		before := quotes.made.Load()
-		ours, err := run(ctx, dir, "broker", "fetch-"+wire, releases, 2, 1)
+		ours, err := run(ctx, dir, c.server, "fetch-"+c.wire, releases, 2, 1)
 		if err != nil {
 			return err
 		}
 		perQuote := float64(ours.releases) / math.Max(1, float64(quotes.made.Load()-before))
-		reference, err := run(ctx, dir, "reference", "plain-"+wire, releases, 2, perQuote)
+		reference, err := run(ctx, dir, "reference", "plain-"+c.wire, releases, 2, perQuote)
 		if err != nil {
 			return err
 		}
@@ -100,7 +105,7 @@ func measure(ctx context.Context, releases, atOnce int) error {
 		if ratio > 1.5 {
 			met = "**no**"
 		}
-		fmt.Printf("| %s | %.0f | %s | %s | %.2f | ≤ 1.5 | %s |\n", wire, ours.rate(), micro(ours.perRelease()), micro(reference.perRelease()), ratio, met)
+		fmt.Printf("| %s | %.0f | %s | %s | %.2f | ≤ 1.5 | %s |\n", c.text, ours.rate(), micro(ours.perRelease()), micro(reference.perRelease()), ratio, met)
 	}
 	burst, err := run(ctx, dir, "broker", "fetch-session", atOnce, atOnce/clients, 1)
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -31,7 +32,10 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/keystore"
 	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/broker/rootkey"
+	"github.com/sesame-init/sesame/broker/store/sqlite"
 )
 
 func enclave(mrEnclave byte, product uint16) sgx.ReportBody {
@@ -63,7 +67,8 @@ func collateralSource(dir string) (dcap.Source, *dcap.Collateral, error) {
 
 func listen() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
 
-func serveBroker(ctx context.Context, dir string) error {
+// serveBroker serves with secrets in memory, or in a store of this kind.
+func serveBroker(ctx context.Context, dir, stored string) error {
 	platform, err := softsgx.Load(filepath.Join(dir, "platform"))
 	if err != nil {
 		return err
@@ -85,7 +90,21 @@ broker: {limits: {rate: 100000, burst: 100000, per_peer: 1024}}
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard) // its lines are made all the same
-	keeper := broker.NewMemory(map[string]attest.Secret{secretName: attest.NewSecret(secret)}, log)
+	secrets := map[string]attest.Secret{secretName: attest.NewSecret(bytes.Clone(secret))}
+	var keeper broker.Keeper = broker.NewMemory(secrets, log)
+	if stored == "sqlite" {
+		database, err := sqlite.Open(ctx, filepath.Join(dir, "broker.db"))
+		if err != nil {
+			return err
+		}
+		defer database.Close()
+		keys, err := keystore.Open(ctx, keystore.Options{Store: database, Root: &rootkey.Process{}, Fixed: secrets})
+		if err != nil {
+			return err
+		}
+		defer keys.Close()
+		keeper = keys
+	}
 	policies, err := broker.NewPolicies(ctx, broker.PoliciesConfig{
 		Trust: func(t policy.Trust) (*broker.Trust, error) {
 			t.Roots = []string{root}
