@@ -99,6 +99,7 @@ deps:
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
 	command -v shellcheck >/dev/null || missing="$$missing shellcheck"; \
+	command -v buildah >/dev/null || missing="$$missing buildah"; \
 	test -z "$$missing" && exit 0; \
 	echo "installing Debian packages:$$missing"; \
 	sudo=; test $$(id -u) = 0 || sudo=sudo; \

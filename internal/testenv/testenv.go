@@ -5,7 +5,8 @@
 // "all"), as it does in CI, the test fails instead, so that nothing is skipped unnoticed.
 //
 // Names in use: "vectors" (the data sets below the folder in SESAME_VECTORS), "fuse", "root", "userns",
-// "ptrace", "musl", "cc", "podman", "swtpm", "nginx", "redis", "toolchains", "postgres", "bin", "shellcheck".
+// "ptrace", "musl", "cc", "podman", "swtpm", "nginx", "redis", "toolchains", "postgres", "bin", "shellcheck",
+// "buildah".
 package testenv
 
 import (

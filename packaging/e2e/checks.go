@@ -24,6 +24,7 @@ func (e *suite) checks() []check {
 		{"no secret is in a manifest or an image", false, e.nothingIsBaked},
 		{"a prediction through the NodePort is right", true, e.predictsThroughNodePort},
 		{"the reference's commands work in the client's image", false, e.referenceCommands},
+		{"the Helm chart is sound, and its test passes", false, e.helmChart},
 		{"a second opener of a pod's volumes is refused", false, e.secondOpener},
 		{"three replicas give at least twice the throughput of one", false, e.scales},
 		{"a pod without EPC left is Pending, and the scheduler says why", false, e.epcRunsOut},
@@ -34,7 +35,6 @@ func (e *suite) checks() []check {
 		{"without the broker running pods serve, new ones wait, and start when it is back", false, e.brokerGoes},
 		{"a pod whose model volume was tampered with refuses, and says why", false, e.tampered},
 		{"three replicas with keys of their own prove themselves before a picture is sent", false, e.attestedInference},
-		{"the Helm chart is sound, and its test passes", false, e.helmChart},
 	}
 }
 

@@ -451,3 +451,42 @@ func TestBuildScriptIsSoundAndPassesEverythingOn(t *testing.T) {
 		t.Errorf("-h prints %q, %v", out, err)
 	}
 }
+
+func TestAContainerEngineWritesTheSameFiles(t *testing.T) {
+	buildah := testenv.Program(t, "buildah", "buildah", "buildah")
+	testenv.Root(t)
+	o, _ := options(t)
+	o.Writer = "buildah"
+	settings := filepath.Join(t.TempDir(), "containers.conf")
+	write(t, settings, "[containers]\ndefault_ulimits = [\"nofile=1024:1024\"]\n", 0o644)
+	t.Setenv("CONTAINERS_CONF", settings)
+	p := all(t, o)
+	t.Cleanup(func() {
+		for _, name := range Images() {
+			_ = exec.Command(buildah, "rmi", "--force", p.Reference(name)).Run()
+		}
+	})
+	archive := filepath.Join(t.TempDir(), "client.tar")
+	if out, err := exec.Command(buildah, "push", p.Reference(ClientImage), "docker-archive:"+archive).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	image, err := ociimage.Open(t.Context(), "tar:"+archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := image.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := file.Config
+	if c.User != "65534:65534" || c.WorkingDir != "/opt/sesame/client" || c.Labels["org.opencontainers.image.title"] != ClientImage {
+		t.Errorf("the image says %+v", c)
+	}
+	dir := filepath.Join(t.TempDir(), "root")
+	if err := ociimage.Unpack(image, dir); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "opt/sesame/client/cat.jpg")); err != nil || string(text) != "picture" {
+		t.Errorf("cat.jpg: %q, %v", text, err)
+	}
+}
