@@ -14,7 +14,7 @@ Builds REGISTRY/init_ra_server:TAG, REGISTRY/tf_demo:TAG and REGISTRY/tf_demo_cl
   -d BROKER_DOMAIN  host where init finds the key broker (init-ra-server-svc)
   -p BROKER_PORT    its port (5000)
   -s hw|sim         real enclaves, in Occlum's development image (the default), or the simulator's
-  -b BACKEND        where init gets its secrets from: grpc-ratls
+  -b BACKEND        where init gets its secrets from: grpc-ratls (the key broker), maa or aecs
   -u PCCS_URL       collateral service
   --model DIR       the model's version folders
   --push            push the images, too

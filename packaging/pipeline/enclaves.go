@@ -1,9 +1,14 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,8 +43,15 @@ func (p *Pipeline) workload(ctx context.Context) error {
 	in := input{
 		words: []string{p.o.Mode, p.o.Backend, p.address(), p.o.PCCS, mac, signer, p.o.ModelName, fmt.Sprint(p.o.CPUs),
 			p.tool.Program, p.o.ServerTLS, strings.Join(p.o.Names, ",")},
-		files: append(p.commonFiles(), p.path("root"), p.path("model.volume"), p.o.Template,
+		files: append(p.commonFiles(), p.path("root"), p.path("model.volume"), p.o.Template, p.o.Service,
 			ring.Path(keyring.WorkloadSigner), ring.Path(keyring.ImageKey)),
+	}
+	initFS := p.trusted()
+	for path, file := range p.o.InitFS {
+		initFS[path] = file
+	}
+	for _, path := range slices.Sorted(maps.Keys(p.o.InitFS)) {
+		in.words, in.files = append(in.words, path), append(in.files, p.o.InitFS[path])
 	}
 	return p.once("workload", in, []string{packed, p.path("workload.json")}, func() error {
 		conf, err := p.workloadConf()
@@ -53,7 +65,7 @@ func (p *Pipeline) workload(ctx context.Context) error {
 		// The launcher stands where the host asks for the server; the server is where its own image has it.
 		root := map[string]string{"/": p.path("root"), serverEntry: p.program("init")}
 		return p.build(ctx, "workload", packed, instance.Spec{
-			Dir: dir, Init: p.program("init"), Root: root, InitFS: p.trusted(),
+			Dir: dir, Init: p.program("init"), Root: root, InitFS: initFS,
 			Dirs: []string{initConf.Volumes[0].Target},
 			Conf: conf, InitConf: initConf,
 			SignKey: ring.Path(keyring.WorkloadSigner), ImageKey: ring.Path(keyring.ImageKey),
@@ -73,10 +85,11 @@ func (p *Pipeline) commonFiles() []string {
 
 // trusted are the files of the initfs beside init and its config.
 func (p *Pipeline) trusted() map[string]string {
+	files := make(map[string]string)
 	if p.simulated() {
-		return map[string]string{rootCAPath: p.path("platform", "root_ca.pem")}
+		files[rootCAPath] = p.path("platform", "root_ca.pem")
 	}
-	return nil
+	return files
 }
 
 // workloadConf is the template with the computed limits. In hardware mode the template's limits are kept where they
@@ -127,18 +140,9 @@ func (p *Pipeline) collateral() config.Collateral {
 }
 
 func (p *Pipeline) workloadInit(brokerSigner, mac string) (*config.Config, error) {
-	pinned := policy.SGX{Name: "key broker", ProductID: new(uint16), MinSVN: new(uint16)}
-	*pinned.ProductID, *pinned.MinSVN = BrokerProduct, BrokerSVN
-	if err := pinned.MRSigner.UnmarshalText([]byte(brokerSigner)); err != nil {
-		return nil, err
-	}
 	models := "/models/" + p.o.ModelName
 	c := &config.Config{
 		Backend: p.o.Backend, Timeout: config.Duration(bootTimeout),
-		GRPCRATLS: &config.GRPCRATLS{
-			Servers: []string{p.address()}, Protocol: "session",
-			BrokerPolicy: policy.Policy{SGX: []policy.SGX{pinned}},
-		},
 		Root: config.Root{Key: keyring.ImageKey, Upper: "temporary"},
 		App: &config.App{
 			EntryPoint: serverEntry, Path: p.o.Program,
@@ -148,12 +152,51 @@ func (p *Pipeline) workloadInit(brokerSigner, mac string) (*config.Config, error
 		Volumes:    []config.Volume{{Source: "./model", Target: models, Key: keyring.ModelKey, MAC: mac}},
 		Collateral: p.collateral(),
 	}
+	if err := p.service(c, brokerSigner); err != nil {
+		return nil, err
+	}
 	if p.o.ServerTLS == InEnclave {
 		c.AppTLS = &config.AppTLS{Format: "tf-serving", Path: sslPath, Attested: true, Names: p.o.Names}
 	} else {
 		c.Secrets = []config.SecretFile{{Name: keyring.SSLConfig, Path: sslPath, Mode: 0o400}}
 	}
+	// What init would refuse at its boot is refused here.
+	text, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := config.Parse(text); err != nil {
+		return nil, attest.Errorf(attest.CodeConfig, "writing init's config", attest.HintOf(err), "%w", err)
+	}
 	return c, nil
+}
+
+// service names where init gets its secrets from: our key broker, pinned, or the services of a file.
+func (p *Pipeline) service(c *config.Config, brokerSigner string) error {
+	if p.o.Service == "" {
+		pinned := policy.SGX{Name: "key broker", ProductID: new(uint16), MinSVN: new(uint16)}
+		*pinned.ProductID, *pinned.MinSVN = BrokerProduct, BrokerSVN
+		c.GRPCRATLS = &config.GRPCRATLS{
+			Servers: []string{p.address()}, Protocol: "session",
+			BrokerPolicy: policy.Policy{SGX: []policy.SGX{pinned}},
+		}
+		return c.GRPCRATLS.BrokerPolicy.SGX[0].MRSigner.UnmarshalText([]byte(brokerSigner))
+	}
+	text, err := os.ReadFile(p.o.Service)
+	if err != nil {
+		return attest.Errorf(attest.CodeUsage, "reading --backend-config", "", "%w", err)
+	}
+	var block struct {
+		MAA  *config.MAA  `json:"maa"`
+		AECS *config.AECS `json:"aecs"`
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&block); err != nil {
+		return attest.Errorf(attest.CodeConfig, "reading --backend-config", "It holds one block, as {\"maa\": {…}}.", "%w", err)
+	}
+	c.MAA, c.AECS = block.MAA, block.AECS
+	return nil
 }
 
 // broker builds the key broker's enclave. It holds no secret, and the first policy: who administers it, and the first

@@ -57,11 +57,14 @@ type Options struct {
 	Registry string // of the images' names
 	Tag      string
 	Mode     string // Simulated or Hardware
-	Backend  string // where init gets its secrets from: "grpc-ratls"
+	Backend  string // where init gets its secrets from: "grpc-ratls" (the key broker), "maa" or "aecs"
+	Service  string // file with the block of init's config for the services of "maa" or "aecs": {"maa": {…}}
 
 	BrokerHost string // where init finds the broker
 	BrokerPort int
 	PCCS       string // address of the collateral service
+
+	InitFS map[string]string // further files of the initfs by their paths in it: certificates that Service names
 
 	Model     string   // directory of version folders
 	ModelName string   // as requests name it
@@ -129,8 +132,11 @@ func New(o Options) (*Pipeline, error) {
 	switch {
 	case o.Mode != Simulated && o.Mode != Hardware:
 		return nil, usage("Write sim or hw.", "there is no mode %q", o.Mode)
-	case o.Backend != "grpc-ratls":
-		return nil, usage("Write grpc-ratls.", "this version cannot package backend %q", o.Backend)
+	case o.Backend != "grpc-ratls" && o.Backend != "maa" && o.Backend != "aecs":
+		return nil, usage("Write grpc-ratls, maa or aecs.", "there is no backend %q", o.Backend)
+	case (o.Service != "") != (o.Backend != "grpc-ratls"):
+		return nil, usage("It holds the block of init's config that names the services, as {\"maa\": {…}}.",
+			"backends maa and aecs need --backend-config, and grpc-ratls none")
 	case o.Registry == "" || o.Tag == "":
 		return nil, usage("Give both, as -r registry.example/team -g v1.", "the images need a registry and a tag")
 	case o.Program == serverEntry:

@@ -490,3 +490,35 @@ func TestAContainerEngineWritesTheSameFiles(t *testing.T) {
 		t.Errorf("cat.jpg: %q, %v", text, err)
 	}
 }
+
+func TestInitGetsItsSecretsFromOtherServicesToo(t *testing.T) {
+	for backend, block := range map[string]string{
+		"aecs": `{"aecs": {"servers": ["aecs:19527"], "generation": "b", "service": "service1", "tls": {"ca": "/etc/sesame/aecs_ca.pem"},
+			"server_policy": {"sgx": [{"mr_signer": "` + strings.Repeat("ab", 32) + `", "product_id": 1, "min_svn": 1}]}}}`,
+		"maa": `{"maa": {"endpoint": "https://sharedweu.weu.attest.azure.net", "vault": "https://models.vault.azure.net",
+			"tls_roots": "/etc/sesame/azure_roots.pem", "keys": {"image_key": {"name": "image"}, "model_key": {"name": "model"},
+			"ssl_config": {"name": "kek", "blob": "AAAA"}}, "aad": {"mode": "workload-identity"}}}`,
+	} {
+		o := Options{Work: t.TempDir(), Registry: "r", Tag: "t", Mode: Simulated, Backend: backend, BrokerPort: 1, CPUs: 1,
+			ServerTLS: FromBroker, ModelName: "resnet", Program: "/usr/bin/tensorflow_model_server",
+			PCCS: "https://pccs:8081/sgx/certification/v4/", Service: filepath.Join(t.TempDir(), "service.json")}
+		mac := strings.Repeat("ab-", 15) + "ab"
+		write(t, o.Service, block, 0o644)
+		p, err := New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := p.workloadInit(strings.Repeat("cd", 32), mac)
+		if err != nil {
+			t.Errorf("%s: %v", backend, err)
+			continue
+		}
+		if c.GRPCRATLS != nil || (c.MAA == nil) == (backend == "maa") || (c.AECS == nil) == (backend == "aecs") {
+			t.Errorf("%s: %+v", backend, c)
+		}
+		write(t, o.Service, strings.Replace(block, `"s`, `"x`, 1), 0o644)
+		if _, err := p.workloadInit(strings.Repeat("cd", 32), mac); attest.CodeOf(err) != attest.CodeConfig {
+			t.Errorf("%s, spoilt: %v", backend, err)
+		}
+	}
+}

@@ -53,6 +53,9 @@ func (in input) digest(step string) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q\n", step, in.words)
 	for _, file := range in.files {
+		if file == "" {
+			continue
+		}
 		if err := addFile(h, file); err != nil {
 			return "", err
 		}
