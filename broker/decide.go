@@ -135,7 +135,7 @@ func (s *Server) grants(ctx context.Context, r *request, peer []*policy.Workload
 			return d, nil
 		}
 		g, err := r.force.policy.Grant(peer, name, at)
-		d.allowed = append(d.allowed, Grant{Secret: name, Rule: g.Rule, Limit: g.Releases})
+		d.allowed = append(d.allowed, Grant{Secret: name, Rule: g.Rule, Limit: g.Releases, Version: g.Version})
 		if err != nil {
 			d.asked = asked
 			d.forbidden = &attest.Error{Code: attest.CodeDenied, Step: "secret " + name, Err: err}

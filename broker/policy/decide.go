@@ -158,6 +158,7 @@ type Grant struct {
 	Workload string // that the peer is and that may have the secret
 	Rule     string // that decided: "secrets.model_key.workloads"
 	Releases uint64 // most releases of the secret, ever; 0 is no limit
+	Version  string // id of the version; "" is the newest
 }
 
 // Grant decides whether one of the workloads that a peer is may have a secret now. The error's code is
@@ -190,7 +191,11 @@ func (p *Policy) Grant(peer []*Workload, secret string, at time.Time) (Grant, er
 				"Change the secret's span of time in the policy.", "it %s", r.Text)
 		}
 	}
-	return Grant{Workload: peer[i].name, Rule: key + ".workloads", Releases: s.Releases}, nil
+	g := Grant{Workload: peer[i].name, Rule: key + ".workloads", Releases: s.Releases, Version: s.Versions[peer[i].name]}
+	if g.Version != "" {
+		g.Rule = key + ".versions." + g.Workload
+	}
+	return g, nil
 }
 
 // grantReserved gives the root key to other replicas of the broker, and nothing else of the broker's own to anybody.
@@ -244,6 +249,9 @@ func (p *Policy) Explain(claims attest.Claims, at time.Time, secret string) Expl
 		text = err.Error()
 	} else if grant.Releases > 0 {
 		text += fmt.Sprintf(", %d times in all; the broker's store knows how often it did", grant.Releases)
+	}
+	if grant.Version != "" {
+		text += ", in version " + grant.Version
 	}
 	e.Rules = append(e.Rules, appraisal.Reason{Rule: grant.Rule, Passed: err == nil, Text: text})
 	return e

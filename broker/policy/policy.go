@@ -101,9 +101,12 @@ type Version struct {
 // Secret says who may have a secret.
 type Secret struct {
 	Workloads []string `yaml:"workloads"`
-	Releases  uint64   `yaml:"releases"` // most releases, ever; 0 is no limit
-	From      Time     `yaml:"from"`
-	Until     Time     `yaml:"until"`
+	// Versions pins, by workload, the id of the version that it gets, as sesame secret list shows it: a roll-out has
+	// images of the old key for a while. Other workloads get the newest that is not withdrawn.
+	Versions map[string]string `yaml:"versions"`
+	Releases uint64            `yaml:"releases"` // most releases, ever; 0 is no limit
+	From     Time              `yaml:"from"`
+	Until    Time              `yaml:"until"`
 }
 
 // Reserved begins the names of what the broker keeps for itself. A policy does not name it, and "every secret" of
@@ -128,8 +131,9 @@ func (t *Time) UnmarshalYAML(text []byte) error {
 }
 
 var (
-	nameForm   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-	secretForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+	nameForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	versionForm = regexp.MustCompile(`^[0-9a-f]{32}$`)
+	secretForm  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 )
 
 // Parse reads a policy. The error has code [attest.CodeConfig] and wraps [Faults].
@@ -242,6 +246,14 @@ func (s *Secret) check(key string, workloads map[string]*Workload, fault func(ke
 	for i, name := range s.Workloads {
 		if workloads[name] == nil {
 			fault(fmt.Sprintf("%s.workloads[%d]", key, i), "%q is not a workload of this policy", name)
+		}
+	}
+	for _, name := range sortedKeys(s.Versions) {
+		if !slices.Contains(s.Workloads, name) {
+			fault(key+".versions."+name, "is not among the secret's workloads")
+		}
+		if !versionForm.MatchString(s.Versions[name]) {
+			fault(key+".versions."+name, "%.64q is not the id of a version: 32 hexadecimal digits", s.Versions[name])
 		}
 	}
 	checkSpan(key, s.From, s.Until, fault)

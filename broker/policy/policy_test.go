@@ -127,6 +127,20 @@ func TestASecretGoesToItsWorkloadsInItsTimeOnly(t *testing.T) {
 	}
 }
 
+func TestAWorkloadGetsTheVersionThatIsPinnedForIt(t *testing.T) {
+	id := strings.Repeat("4", 32)
+	p, err := policy.Parse([]byte(strings.Replace(read(t), "    workloads: [resnet, old-resnet]", "    workloads: [resnet, old-resnet]\n    versions: {old-resnet: "+id+"}", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for workload, want := range map[string]string{"old-resnet": id, "resnet": ""} {
+		g, err := p.Grant([]*policy.Workload{p.Workloads[workload]}, "image_key", now)
+		if err != nil || g.Version != want {
+			t.Errorf("%s gets version %q, want %q: %v", workload, g.Version, want, err)
+		}
+	}
+}
+
 func TestTheRootKeyGoesToOtherBrokersOnly(t *testing.T) {
 	text := strings.Replace(read(t), "  trust-domain:\n", "  replica:\n    broker: true\n    versions: [{sgx: [{mr_enclave: "+
 		strings.Repeat("55", 32)+"}]}]\n  trust-domain:\n", 1)
@@ -216,28 +230,30 @@ broker: {limits: {handshake: 20}}
 func TestWhatCannotBeMeantDoesNotLoad(t *testing.T) {
 	good := read(t)
 	for name, c := range map[string]struct{ from, to, says string }{
-		"signer alone":        {"            product_id: 200\n            min_svn: 4\n", "", "versions[0].sgx[0].product_id: is missing"},
-		"no svn":              {"            min_svn: 4\n", "", "versions[0].sgx[0].min_svn: is missing"},
-		"no measurement":      {"      - tdx:\n          - mr_td: " + strings.Repeat("4", 96), "      - tdx:\n          - debug: true", "tdx[0].mr_td: is missing"},
-		"short measurement":   {strings.Repeat("1", 64), "11", "has 1 bytes"},
-		"empty measurement":   {strings.Repeat("1", 64), "", "mr_enclave: has no value"},
-		"Occlum's signer":     {strings.Repeat("3", 64), "83d719e77deaca1470f6baf62a4d774303c899db69020f9c70ee1dfc08c7ce9e", "Occlum's default signer"},
-		"unknown status":      {"SWHardeningNeeded", "Fine", "\"Fine\""},
-		"no version":          {"version: 7", "# none", "version: is missing"},
-		"no workloads":        {"  image_key:\n    workloads: [resnet, old-resnet]", "  image_key:\n    releases: 1", "secrets.image_key.workloads: is missing"},
-		"unknown workload":    {"[trust-domain]", "[trust-domian]", "\"trust-domian\" is not a workload"},
-		"same but for case":   {"  model_key:", "  Image_Key:", "case alone"},
-		"backward span":       {"from: 2026-11-15T00:00:00Z", "from: 2026-11-15T00:00:00Z\n        until: 2026-11-14T00:00:00Z", "is not after from"},
-		"date alone":          {"2027-01-01T00:00:00Z", "2027-01-01", "is not a moment"},
-		"no collateral":       {"    url: https://pccs.example:8081/sgx/certification/v4/", "    allow_http: true", "trust.collateral: is missing"},
-		"http":                {"https://pccs", "http://pccs", "without TLS"},
-		"a root that is none": {"trust:\n", "trust:\n  roots: [\"x\"]\n", "trust.roots[0]"},
-		"two documents":       {"# Settings", "---\n# Settings", "one YAML document"},
-		"not YAML":            {"version: 7", "version: [", "line "},
-		"a list":              {good, "- a\n", "is not a list of keys"},
-		"nothing":             {good, "", "one YAML document"},
-		"quote size":          {"size: 1024", "size: 1025", "broker.quotes.size"},
-		"too large":           {good, strings.Repeat("#", policy.MaxSize+1), "more than"},
+		"signer alone":         {"            product_id: 200\n            min_svn: 4\n", "", "versions[0].sgx[0].product_id: is missing"},
+		"no svn":               {"            min_svn: 4\n", "", "versions[0].sgx[0].min_svn: is missing"},
+		"no measurement":       {"      - tdx:\n          - mr_td: " + strings.Repeat("4", 96), "      - tdx:\n          - debug: true", "tdx[0].mr_td: is missing"},
+		"short measurement":    {strings.Repeat("1", 64), "11", "has 1 bytes"},
+		"empty measurement":    {strings.Repeat("1", 64), "", "mr_enclave: has no value"},
+		"Occlum's signer":      {strings.Repeat("3", 64), "83d719e77deaca1470f6baf62a4d774303c899db69020f9c70ee1dfc08c7ce9e", "Occlum's default signer"},
+		"unknown status":       {"SWHardeningNeeded", "Fine", "\"Fine\""},
+		"no version":           {"version: 7", "# none", "version: is missing"},
+		"no workloads":         {"  image_key:\n    workloads: [resnet, old-resnet]", "  image_key:\n    releases: 1", "secrets.image_key.workloads: is missing"},
+		"a version's stranger": {"    releases: 1000", "    versions: {trust-domain: " + strings.Repeat("ab", 16) + "}", "is not among the secret's workloads"},
+		"a version's id":       {"    releases: 1000", "    versions: {resnet: newest}", "is not the id of a version"},
+		"unknown workload":     {"[trust-domain]", "[trust-domian]", "\"trust-domian\" is not a workload"},
+		"same but for case":    {"  model_key:", "  Image_Key:", "case alone"},
+		"backward span":        {"from: 2026-11-15T00:00:00Z", "from: 2026-11-15T00:00:00Z\n        until: 2026-11-14T00:00:00Z", "is not after from"},
+		"date alone":           {"2027-01-01T00:00:00Z", "2027-01-01", "is not a moment"},
+		"no collateral":        {"    url: https://pccs.example:8081/sgx/certification/v4/", "    allow_http: true", "trust.collateral: is missing"},
+		"http":                 {"https://pccs", "http://pccs", "without TLS"},
+		"a root that is none":  {"trust:\n", "trust:\n  roots: [\"x\"]\n", "trust.roots[0]"},
+		"two documents":        {"# Settings", "---\n# Settings", "one YAML document"},
+		"not YAML":             {"version: 7", "version: [", "line "},
+		"a list":               {good, "- a\n", "is not a list of keys"},
+		"nothing":              {good, "", "one YAML document"},
+		"quote size":           {"size: 1024", "size: 1025", "broker.quotes.size"},
+		"too large":            {good, strings.Repeat("#", policy.MaxSize+1), "more than"},
 	} {
 		if !strings.Contains(good, c.from) {
 			t.Errorf("%s: the example does not have %q", name, c.from)
