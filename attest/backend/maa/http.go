@@ -108,21 +108,6 @@ func (n Network) do(ctx context.Context, c call) ([]byte, error) {
 	}
 }
 
-// wait returns the context's error if it ends, or is certain to end, before the pause is over.
-func wait(ctx context.Context, pause time.Duration) error {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
-		return context.DeadlineExceeded
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 func (c *call) transient(status int) bool {
 	return status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500 ||
 		c.again != nil && c.again(status)

@@ -36,6 +36,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
 )
 
 // Key says which key of the vault gives a secret.
@@ -152,7 +153,7 @@ func (n Network) complete() Network {
 		n.TryTimeout = 20 * time.Second
 	}
 	if n.Wait == nil {
-		n.Wait = wait
+		n.Wait = backend.Wait
 	}
 	if n.Now == nil {
 		n.Now = time.Now
