@@ -67,6 +67,7 @@ test: build model
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
 	$(GO) vet ./...
+	CGO_ENABLED=1 $(GO) vet -tags ego ./cmd/keybroker
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) mod verify
 
