@@ -9,9 +9,15 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestReadmeExamplesRun runs every line "$ …" of README.md's console blocks, in one directory that has a model.
+// TestReadmeExamplesRun runs every line "$ …" of the console blocks in both languages, in one directory that has a model.
 func TestReadmeExamplesRun(t *testing.T) {
-	text, err := os.ReadFile("../../README.md")
+	for _, readme := range []string{"README.md", "README.zh-CN.md"} {
+		t.Run(readme, func(t *testing.T) { runReadme(t, filepath.Join("../..", readme)) })
+	}
+}
+
+func runReadme(t *testing.T, readme string) {
+	text, err := os.ReadFile(readme)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +35,7 @@ func TestReadmeExamplesRun(t *testing.T) {
 		}
 	}
 	if lines == 0 {
-		t.Fatal("README.md has no examples to run")
+		t.Fatal(readme + " has no examples to run")
 	}
 	script.WriteString("-- model/1/weights --\nweights\n-- model/labels.txt --\nstar\n")
 	name := filepath.Join(t.TempDir(), "readme.txtar")
