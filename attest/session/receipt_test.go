@@ -15,7 +15,7 @@ import (
 )
 
 // logOf is a log of n entries, the receipt of the one at index, and the key that it is checked with.
-func logOf(t *testing.T, n int, index uint64, binder [32]byte) (session.Receipt, note.Verifier) {
+func logOf(t testing.TB, n int, index uint64, binder [32]byte) (session.Receipt, note.Verifier) {
 	t.Helper()
 	private, public, err := note.GenerateKey(bytes.NewReader(make([]byte, 64)), "broker.example")
 	if err != nil {
@@ -106,4 +106,27 @@ func TestAReceiptHoldsForItsSessionInItsLogAndNowhereElse(t *testing.T) {
 	if err := none.Check(key, binder); attest.CodeOf(err) != attest.CodeEvidence {
 		t.Errorf("no receipt: %v", err)
 	}
+}
+
+// FuzzReceipt looks for a receipt that holds and is not the log's, and for a text that the check does not survive.
+func FuzzReceipt(f *testing.F) {
+	binder := fill(7)
+	good, key := logOf(f, 9, 4, binder)
+	f.Add(good.Index, good.Entry, good.Checkpoint, bytes.Join(good.Proof, nil))
+	f.Add(uint64(0), []byte(`{"binder":""}`), []byte("a\n1\nAAAA\n\n— a b\n"), []byte{1})
+	f.Fuzz(func(t *testing.T, index uint64, entry, checkpoint, proof []byte) {
+		r := session.Receipt{Index: index, Entry: entry, Checkpoint: checkpoint}
+		for len(proof) > 0 {
+			n := min(len(proof), 32)
+			r.Proof = append(r.Proof, proof[:n])
+			proof = proof[n:]
+		}
+		err := r.Check(key, binder)
+		if err == nil && (index != good.Index || !bytes.Equal(entry, good.Entry)) {
+			t.Fatalf("entry %d, %q is not in the log", index, entry)
+		}
+		if err != nil && attest.CodeOf(err) != attest.CodeEvidence {
+			t.Fatal(err)
+		}
+	})
 }
