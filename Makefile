@@ -1,6 +1,6 @@
 # make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy, BACKEND=grpc-ratls|maa|aecs)
 #             PLATFORM=linux: with a software TPM instead of Occlum (TAMPER=pcr|ak)
-# make test   all tests, race detector on
+# make test   all tests, race detector on     (make test-vm: init as process 1 of a virtual machine)
 # The other targets: build lint bench fuzz deps clean.
 
 GO         ?= go
@@ -27,7 +27,7 @@ LIBOS_GO    = $(shell test -e build/overlay/goroot && \
 PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
 .PHONY: e2e-k8s
-.PHONY: build demo test lint bench fuzz deps clean model
+.PHONY: build demo test test-vm deps-vm lint bench fuzz deps clean model
 
 build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker \
        bin/libos/tensorflow_model_server bin/init-linux
@@ -64,11 +64,27 @@ demo: build model
 test: build model
 	$(GO) test -race -timeout 40m ./...
 
+# init as process 1 of a Debian kernel in QEMU, with a software TPM at /dev/tpm0. Takes half a minute without other load.
+VM_KERNEL = build/vm/kernel
+test-vm: build deps-vm $(VM_KERNEL)/.done
+	SESAME_REQUIRE=vm $(GO) test -tags vm -count=1 -timeout 20m -v ./packaging/vmtest
+$(VM_KERNEL)/.done:
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@cd $(@D)/.. && apt-get download -qq "$$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/{print $$2; exit}')" && \
+	  dpkg-deb -x linux-image-*.deb kernel && rm linux-image-*.deb
+	@touch $@
+deps-vm:
+	@command -v qemu-system-x86_64 >/dev/null && command -v busybox >/dev/null && exit 0; \
+	sudo=; test $$(id -u) = 0 || sudo=sudo; \
+	$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends qemu-system-x86 busybox-static >/dev/null
+
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) vet -tags ego ./cmd/keybroker
 	$(GO) run $(STATICCHECK) ./...
+	$(GO) run $(STATICCHECK) -tags plainlinux ./init
+	$(GO) run $(STATICCHECK) -tags vm ./packaging/vmtest
 	$(GO) mod verify
 
 # The deployment on the cluster of the current kubeconfig; E2E=-registry=HOST:PORT for a registry elsewhere.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/edgelesssys/ego/attestation/tcbstatus"
+	"github.com/google/go-eventlog/register"
+	"github.com/google/go-eventlog/tcg"
 	attestpb "github.com/google/go-tpm-tools/proto/attest"
 	tpmpb "github.com/google/go-tpm-tools/proto/tpm"
 	"github.com/google/go-tpm-tools/quote"
@@ -128,16 +130,22 @@ func replay(c *attest.TPMClaims, e *evidence, quoted *tpmpb.Quote, key crypto.Pu
 	if err != nil {
 		return err
 	}
+	var registers []register.MR
+	for i, value := range e.PCRs {
+		registers = append(registers, register.PCR{Index: i, Digest: value, DigestAlg: crypto.SHA256})
+	}
+	if _, err := tcg.ParseAndReplay(log, registers, tcg.ParseOpts{}); err != nil {
+		return errors.New("the firmware log does not replay to the quoted registers: " + bounded(err))
+	}
+	c.EventLog = true
 	state, err := server.VerifyAttestation(
 		&attestpb.Attestation{AkPub: e.AK, Quotes: []*tpmpb.Quote{quoted}, EventLog: log},
 		server.VerifyOpts{
 			Nonce: e.extraData(), TrustedAKs: []crypto.PublicKey{key}, HashAlgo: tpm2.AlgSHA256,
 			AllowEmptySBVar: true, AllowEFIAppBeforeCallingEvent: true,
 		})
-	if err != nil {
-		return errors.New("the firmware log does not replay to the quoted registers: " + bounded(err))
-	}
-	c.EventLog, c.SecureBoot = true, state.GetSecureBoot().GetEnabled()
+	// A log that does not tell the state of Secure Boot, as that of a BIOS without UEFI, is one of a machine without it.
+	c.SecureBoot = err == nil && state.GetSecureBoot().GetEnabled()
 	return nil
 }
 

@@ -104,8 +104,9 @@ type Running struct {
 	// Socket takes TPM commands, one connection each: a path for tpm.Open.
 	Socket string
 
-	cmd    *exec.Cmd
-	output *bytes.Buffer
+	cmd     *exec.Cmd
+	output  *bytes.Buffer
+	control bool // the socket is no way for commands
 }
 
 // Start powers the TPM on: its registers are reset. The socket's path must be short (107 bytes), so a directory for it
@@ -114,12 +115,28 @@ func (m *Machine) Start(ctx context.Context, socketDir string) (*Running, error)
 	if socketDir == "" {
 		socketDir = m.dir
 	}
-	r := &Running{Socket: filepath.Join(socketDir, "tpm.sock"), output: &bytes.Buffer{}}
+	socket := filepath.Join(socketDir, "tpm.sock")
+	return m.start(ctx, socket, "--server", "type=unixio,path="+socket, "--flags", "not-need-init,startup-clear")
+}
+
+// StartForQEMU makes the TPM wait for a virtual machine's firmware. Socket is its control channel, for QEMU's
+// "-chardev socket", and takes no commands.
+func (m *Machine) StartForQEMU(ctx context.Context) (*Running, error) {
+	socket := m.path("ctrl.sock")
+	r, err := m.start(ctx, socket, "--ctrl", "type=unixio,path="+socket)
+	if err == nil {
+		r.control = true
+	}
+	return r, err
+}
+
+func (m *Machine) start(ctx context.Context, socket string, options ...string) (*Running, error) {
+	r := &Running{Socket: socket, output: &bytes.Buffer{}}
 	if len(r.Socket) > 107 {
 		return nil, fmt.Errorf("the socket's path %s is too long", r.Socket)
 	}
-	r.cmd = exec.Command(Program, "socket", "--tpm2", "--tpmstate", "dir="+m.path("state"),
-		"--server", "type=unixio,path="+r.Socket, "--flags", "not-need-init,startup-clear", "--pid", "file="+r.Socket+".pid")
+	r.cmd = exec.Command(Program, append([]string{"socket", "--tpm2", "--tpmstate", "dir=" + m.path("state"),
+		"--pid", "file=" + r.Socket + ".pid"}, options...)...)
 	r.cmd.Stdout, r.cmd.Stderr = r.output, r.output
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := r.cmd.Start(); err != nil {
@@ -143,8 +160,10 @@ func (m *Machine) Start(ctx context.Context, socketDir string) (*Running, error)
 
 // Stop powers the TPM off, in order.
 func (r *Running) Stop() error {
-	if rw, err := tpm2.OpenTPM(r.Socket); err == nil {
-		_ = tpm2.Shutdown(rw, tpm2.StartupClear) // a TPM that does not answer any more is ended all the same
+	if !r.control {
+		if rw, err := tpm2.OpenTPM(r.Socket); err == nil {
+			_ = tpm2.Shutdown(rw, tpm2.StartupClear) // a TPM that does not answer any more is ended all the same
+		}
 	}
 	_ = r.cmd.Process.Signal(syscall.SIGTERM)
 	_ = r.cmd.Wait() // that it was a signal that ended it says nothing
