@@ -38,8 +38,9 @@ func notGenuine(err error) error {
 	return attest.Errorf(attest.CodeEvidence, stepLog, "Keep both checkpoints: together they prove it. Ask who can write to the store.", "%w", err)
 }
 
-// readLog reads entries from an index on, at most limit (0: all), that one checkpoint covers.
-func readLog(ctx context.Context, c *admin.Client, from int64, limit int64, key string, each func(int64, []byte) error) (
+// readLog reads entries from an index on, at most limit (0: all), that one checkpoint covers. each gets the size of the
+// log, an index and an entry.
+func readLog(ctx context.Context, c *admin.Client, from int64, limit int64, key string, each func(size, index int64, entry []byte) error) (
 	signed []byte, checkpoint releaselog.Checkpoint, err error) {
 	for at := from; ; {
 		page, err := c.ReadLog(ctx, &adminpb.ReadLogRequest{From: at, Limit: 256})
@@ -56,7 +57,7 @@ func readLog(ctx context.Context, c *admin.Client, from int64, limit int64, key 
 			if at >= checkpoint.Size || limit > 0 && at-from >= limit {
 				return signed, checkpoint, nil
 			}
-			if err := each(at, entry); err != nil {
+			if err := each(checkpoint.Size, at, entry); err != nil {
 				return nil, checkpoint, err
 			}
 			at++
@@ -108,7 +109,7 @@ func logListCommand(link *brokerLink) *cobra.Command {
 				if !asJSON {
 					fmt.Fprintln(w, "ENTRY\tTIME\tKIND\tWHO\tWHAT\tWHY")
 				}
-				_, _, err = readLog(ctx, c, from, limit, key, func(index int64, text []byte) error {
+				_, _, err = readLog(ctx, c, from, limit, key, func(_, index int64, text []byte) error {
 					if asJSON {
 						_, err := fmt.Fprintf(out, "%s\n", text)
 						return err
@@ -187,7 +188,7 @@ only somebody who compares with what he has kept notices that an older state of 
 				if since != "" {
 					signed, err = verifySince(ctx, out, c, since, key)
 				} else {
-					signed, err = verifyWhole(ctx, out, c, key)
+					signed, err = verifyWhole(ctx, out, cmd.ErrOrStderr(), c, key)
 				}
 				if err == nil && save != "" {
 					err = os.WriteFile(save, signed, 0o644)
@@ -204,9 +205,17 @@ only somebody who compares with what he has kept notices that an older state of 
 	return cmd
 }
 
-func verifyWhole(ctx context.Context, out io.Writer, c *admin.Client, key string) ([]byte, error) {
+func verifyWhole(ctx context.Context, out, stderr io.Writer, c *admin.Client, key string) ([]byte, error) {
 	var tree releaselog.Recomputed
-	signed, checkpoint, err := readLog(ctx, c, 0, 0, key, func(_ int64, text []byte) error { return addEntry(&tree, text) })
+	report, end := progress(stderr, "reading entries")
+	var read int64
+	signed, checkpoint, err := readLog(ctx, c, 0, 0, key, func(size, index int64, text []byte) error {
+		if read += int64(len(text)); report != nil {
+			report(read, read/(index+1)*size) // as long as the ones so far
+		}
+		return addEntry(&tree, text)
+	})
+	end()
 	if err == nil {
 		err = verdictOf(out, &tree, checkpoint)
 	}
