@@ -182,7 +182,7 @@ func (x *extraction) program(name string) error {
 	if own, ok := x.libc[path.Base(name)]; ok {
 		host, replaced = own, true
 	} else if x.libc != nil && occlumcheck.IsLibc(path.Base(name)) {
-		return errors.New("Occlum's directory has no C library of this name")
+		return errors.New("no C library of this name is in Occlum's directory")
 	}
 	if err := x.copy(host, name, replaced); err != nil {
 		return err

@@ -41,24 +41,41 @@ func (e *suite) helmChart(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("mode %s gives the host away", mode)
 		}
 	}
-	return "lint, schema, server's dry run of both modes", errors.Join(e.helmTest(ctx, helm, images))
+	return "lint, schema, server's dry run of both modes, install, secrets, test", e.helmInstall(ctx, helm)
 }
 
-// helmTest runs the chart's test pod.
-func (e *suite) helmTest(ctx context.Context, helm string, images []string) error {
-	text, err := command(ctx, "", helm, append([]string{"template", "sesame", chart, "--show-only", "templates/tests/predict.yaml"},
-		images...)...)
-	if err != nil {
+// helmInstall installs the chart beside the deployment, in a namespace and at a NodePort of its own, gives its broker the
+// secrets, and runs the chart's test.
+func (e *suite) helmInstall(ctx context.Context, helm string) error {
+	h := *e
+	h.namespace, h.forward = e.namespace+"-helm", nil
+	defer func() {
+		h.stopForward()
+		_, _ = h.kubectl(context.WithoutCancel(ctx), "", "delete", "namespace", h.namespace, "--ignore-not-found", "--wait=false")
+	}()
+	if _, err := h.kubectl(ctx, "", "delete", "namespace", h.namespace, "--ignore-not-found", "--timeout=90s"); err != nil {
 		return err
 	}
-	if _, err := e.kubectl(ctx, text, "apply", "-f", "-"); err != nil {
+	if _, err := h.kubectl(ctx, "", "create", "namespace", h.namespace); err != nil {
 		return err
 	}
-	defer e.removePod(ctx, "sesame-predict")
-	_, err = e.kubectl(ctx, "", "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/sesame-predict", "--timeout=60s")
-	if err != nil {
-		text, _ := e.logs(ctx, "sesame-predict")
-		return fmt.Errorf("%w: %s", err, text)
+	if _, err := h.kubectl(ctx, "", "create", "secret", "generic", "sim-platform", "--from-file="+h.path("kubernetes", "platform")); err != nil {
+		return err
 	}
-	return nil
+	if _, err := command(ctx, "", helm, "install", "sesame", chart, "--namespace", h.namespace, "--set", "mode=simulator",
+		"--set", "registry="+h.registry, "--set", "tag="+h.tag("first"), "--set", "broker.storage=", "--set", "server.nodePort=31002",
+		"--set", "pccsURL=http://sim-pccs:8081/sgx/certification/v4/"); err != nil {
+		return err
+	}
+	if err := h.waitReady(ctx, brokers, 1, bootLimit); err != nil {
+		return err
+	}
+	if err := h.putSecrets(ctx); err != nil {
+		return err
+	}
+	if err := h.waitReady(ctx, servers, 1, bootLimit); err != nil {
+		return errors.Join(err, errors.New(h.diagnose(ctx)))
+	}
+	_, err := command(ctx, "", helm, "test", "sesame", "--namespace", h.namespace, "--timeout", "90s", "--logs")
+	return err
 }

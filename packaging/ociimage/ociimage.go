@@ -224,7 +224,6 @@ func New(base v1.Image, c Config, layers ...v1.Layer) (v1.Image, error) {
 	}
 	file = file.DeepCopy()
 	file.OS, file.Architecture, file.Created = "linux", "amd64", created
-	file.Author, file.Container, file.DockerVersion = "", "", ""
 	out := &file.Config
 	if c.Entrypoint != nil {
 		out.Entrypoint, out.Cmd = c.Entrypoint, c.Cmd
