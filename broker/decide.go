@@ -120,7 +120,8 @@ type decided struct {
 }
 
 // grants decides on each name. The error is for the peer to see.
-func (s *Server) grants(ctx context.Context, r *request, peer []*policy.Workload, names []string, at time.Time) (decided, error) {
+func (s *Server) grants(ctx context.Context, r *request, peer []*policy.Workload, names []string, at time.Time) (
+	decided, error) {
 	var d decided
 	for _, asked := range names {
 		name, ok, err := s.config.Keeper.Resolve(ctx, asked)
@@ -130,7 +131,8 @@ func (s *Server) grants(ctx context.Context, r *request, peer []*policy.Workload
 		}
 		if !ok || r.decision.Wire == policy.WireSession && name != asked {
 			d.asked = asked
-			d.allowed = append(d.allowed, Grant{Secret: strings.ToValidUTF8(fmt.Sprintf("%.*s", maxSecretName, asked), "?"), Rule: "store"})
+			shown := strings.ToValidUTF8(fmt.Sprintf("%.*s", maxSecretName, asked), "?")
+			d.allowed = append(d.allowed, Grant{Secret: shown, Rule: "store"})
 			d.forbidden = attest.Errorf(attest.CodeSecret, "looking up secret "+printable(asked), "", "there is no such secret")
 			return d, nil
 		}

@@ -149,7 +149,8 @@ func (p *Policies) ReplaceSigned(ctx context.Context, signed []byte) error {
 func OpenSigned(signed []byte, key note.Verifier) ([]byte, error) {
 	const step = "reading signed policy"
 	if key == nil {
-		return nil, attest.Errorf(attest.CodeConfig, step, "Name the key as broker.policy_key in the measured policy.", "no key is pinned")
+		return nil, attest.Errorf(attest.CodeConfig, step,
+			"Name the key as broker.policy_key in the measured policy.", "no key is pinned")
 	}
 	if len(signed) > policy.MaxSize {
 		return nil, attest.Errorf(attest.CodeConfig, step, "", "it has more than %d bytes", policy.MaxSize)

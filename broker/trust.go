@@ -122,8 +122,8 @@ func (t *Trust) fresh(ctx context.Context, at time.Time) (expiry time.Time, err 
 		return time.Time{}, err
 	}
 	if !at.Before(e.Expiry()) {
-		return e.Expiry(), attest.Errorf(attest.CodeCollateral, "checking collateral", "See whether the PCCS is up and up to date.",
-			"it has expired on %s", e.Expiry().UTC().Format(time.RFC3339))
+		return e.Expiry(), attest.Errorf(attest.CodeCollateral, "checking collateral",
+			"See whether the PCCS is up and up to date.", "it has expired on %s", e.Expiry().UTC().Format(time.RFC3339))
 	}
 	return e.Expiry(), nil
 }

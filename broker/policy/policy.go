@@ -297,7 +297,8 @@ func (t *Trust) check(quotes bool, fault func(key, format string, args ...any)) 
 	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
 		fault("trust.collateral.url", "is not an address like https://pccs:8081/sgx/certification/v4/")
 	case u.Scheme == "http" && !c.AllowHTTP:
-		fault("trust.collateral.url", "is without TLS: whoever is on the way can withhold collateral. Write allow_http: true if that is meant")
+		fault("trust.collateral.url", "is without TLS: whoever is on the way can withhold collateral. "+
+			"Write allow_http: true if that is meant")
 	}
 }
 

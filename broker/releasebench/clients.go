@@ -80,7 +80,8 @@ func (c counter) Write(line []byte) (int, error) {
 }
 
 // client makes the function that gets one secret.
-func client(platform *softsgx.Platform, dir, kind, wire, address string, later *atomic.Int64) (func(context.Context) error, error) {
+func client(platform *softsgx.Platform, dir, kind, wire, address string, later *atomic.Int64) (
+	func(context.Context) error, error) {
 	attester := platform.Attester(workloadEnclave())
 	if kind == "plain" && wire == "session" {
 		quote, err := attester.Evidence(context.Background(), attest.ReportData{})

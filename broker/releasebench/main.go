@@ -105,13 +105,15 @@ func measure(ctx context.Context, releases, atOnce int) error {
 		if ratio > 1.5 {
 			met = "**no**"
 		}
-		fmt.Printf("| %s | %.0f | %s | %s | %.2f | ≤ 1.5 | %s |\n", c.text, ours.rate(), micro(ours.perRelease()), micro(reference.perRelease()), ratio, met)
+		fmt.Printf("| %s | %.0f | %s | %s | %.2f | ≤ 1.5 | %s |\n", c.text, ours.rate(),
+			micro(ours.perRelease()), micro(reference.perRelease()), ratio, met)
 	}
 	burst, err := run(ctx, dir, "broker", "fetch-session", atOnce, atOnce/clients, 1)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n%d sessions at once from %d processes: %d served, %d times told to come later, p50 %s, p99 %s, peak resident memory %d MiB\n",
+	fmt.Printf("\n%d sessions at once from %d processes: %d served, %d times told to come later, "+
+		"p50 %s, p99 %s, peak resident memory %d MiB\n",
 		atOnce, clients, burst.releases, burst.later, burst.quantile(.5), burst.quantile(.99), burst.peak>>20)
 	return nil
 }

@@ -49,7 +49,8 @@ func findPlace(name string) (place, error) {
 			return place{name: name, enclave: true, open: openEGo}, nil
 		}
 	}
-	return place{}, attest.Errorf(attest.CodeInternal, "finding the place", "Build with make.", "this program is built for %q", name)
+	return place{}, attest.Errorf(attest.CodeInternal, "finding the place", "Build with make.",
+		"this program is built for %q", name)
 }
 
 func openDevice(path string) (attester, error) {

@@ -39,7 +39,8 @@ func (egoAttester) Evidence(_ context.Context, data attest.ReportData) (attest.E
 	const step = "making evidence"
 	report, err := ego.GetRemoteReport(data[:])
 	if err != nil {
-		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "Check the quoting service (aesmd, PCCS) of the host.", "%w", err)
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step,
+			"Check the quoting service (aesmd, PCCS) of the host.", "%w", err)
 	}
 	quote, err := openEnclaveQuote(report)
 	if err != nil {

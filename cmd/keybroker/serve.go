@@ -187,7 +187,8 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	return c.listen(ctx, address, server, func(ctx context.Context) { c.follow(ctx, first, config.Policies, log) }, log, config.Policies)
+	follow := func(ctx context.Context) { c.follow(ctx, first, config.Policies, log) }
+	return c.listen(ctx, address, server, follow, log, config.Policies)
 }
 
 // policyKey is the key that a policy pins for later ones, nil where it pins none.
@@ -232,7 +233,8 @@ func (c *command) listen(ctx context.Context, address string, server *broker.Ser
 	defer stop()
 	wg.Go(func() { beside(following) })
 	p := policies.Current()
-	log.WithFields(logrus.Fields{"policy": p.Version, "workloads": len(p.Workloads), "place": c.place.name}).Info("serving session v1")
+	log.WithFields(logrus.Fields{"policy": p.Version, "workloads": len(p.Workloads), "place": c.place.name}).
+		Info("serving session v1")
 	if p.Legacy() {
 		log.Warn("serving the legacy wire GRPC-RATLS, too, which proves no freshness")
 	}

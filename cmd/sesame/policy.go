@@ -43,7 +43,8 @@ func policyCheckCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "sound: version %d, %d workloads, %d secrets\n", p.Version, len(p.Workloads), len(p.Secrets))
+			fmt.Fprintf(cmd.OutOrStdout(), "sound: version %d, %d workloads, %d secrets\n",
+				p.Version, len(p.Workloads), len(p.Secrets))
 			return nil
 		},
 	}
