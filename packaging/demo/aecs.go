@@ -29,6 +29,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/packaging/keyring"
 )
 
 // The AECS's identity, under the broker's signer.
@@ -81,7 +82,7 @@ func (a *aecs) tlsBlock() map[string]any {
 }
 
 func (a *aecs) block() (string, any, error) {
-	signer, err := signerOf(a.demo.path("broker.pem"))
+	signer, err := keyring.MRSigner(a.demo.path("broker.pem"))
 	return "aecs", map[string]any{
 		"servers": []string{a.address}, "generation": a.generation(), "service": aecstest.DemoService,
 		"tls": a.tlsBlock(),
@@ -92,7 +93,7 @@ func (a *aecs) block() (string, any, error) {
 }
 
 func (a *aecs) occlumShape() (map[string]any, error) {
-	signer, err := signerOf(a.demo.path("broker.pem"))
+	signer, err := keyring.MRSigner(a.demo.path("broker.pem"))
 	return map[string]any{
 		"kms_server": a.address,
 		"kms_keys": []any{map[string]any{"key": "ssl_config", "path": "/etc/tf_ssl.cfg",
@@ -125,7 +126,7 @@ func (a *aecs) start(ctx context.Context) (string, error) {
 		},
 	}
 	var body sgx.ReportBody
-	signer, err := signerOf(a.demo.path(a.signKey + ".pem"))
+	signer, err := keyring.MRSigner(a.demo.path(a.signKey + ".pem"))
 	if err != nil {
 		return "", err
 	}

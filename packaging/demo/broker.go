@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/sesame-init/sesame/packaging/keyring"
 )
 
 // The broker's identity. Broker and workload have different product ids, so neither can stand in for the other
@@ -31,7 +33,7 @@ func (b *broker) prepare(context.Context) (map[string]string, error) {
 }
 
 func (b *broker) block() (string, any, error) {
-	signer, err := signerOf(b.demo.path("broker.pem"))
+	signer, err := keyring.MRSigner(b.demo.path("broker.pem"))
 	return "grpc_ratls", map[string]any{
 		"servers":  []string{b.address},
 		"protocol": b.demo.wire,
@@ -42,7 +44,7 @@ func (b *broker) block() (string, any, error) {
 }
 
 func (b *broker) occlumShape() (map[string]any, error) {
-	signer, err := signerOf(b.demo.path("broker.pem"))
+	signer, err := keyring.MRSigner(b.demo.path("broker.pem"))
 	return map[string]any{
 		"kms_server": b.address,
 		"kms_keys":   []any{map[string]any{"key": "ssl_config", "path": "/etc/tf_ssl.cfg"}},

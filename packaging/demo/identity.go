@@ -1,52 +1,26 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/pem"
-	"errors"
-	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
+
+	"github.com/sesame-init/sesame/packaging/keyring"
 )
 
 // makeIdentities makes the server's TLS identity as TensorFlow Serving wants it, and three signers of enclaves.
 func (d *demo) makeIdentities() error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	config, certificate, err := keyring.NewServerIdentity([]string{"localhost", "127.0.0.1"}, 24*time.Hour, time.Now())
 	if err != nil {
 		return err
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"},
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	quote := func(b []byte) string { return strings.ReplaceAll(string(b), "\n", `\n`) }
-	config := fmt.Sprintf("server_key: \"%s\"\nserver_cert: \"%s\"\nclient_verify: false\n", quote(private), quote(certificate))
-	if err := os.WriteFile(d.path("ssl.cfg"), []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(d.path("ssl.cfg"), config, 0o600); err != nil {
 		return err
 	}
 	if err := os.WriteFile(d.path("server.crt"), certificate, 0o644); err != nil {
@@ -63,26 +37,6 @@ func (d *demo) makeIdentities() error {
 		}
 	}
 	return nil
-}
-
-// signerOf is MRSIGNER of enclaves signed with the key in file: SHA-256 over the modulus, little-endian.
-func signerOf(file string) (string, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return "", err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return "", errors.New(file + " is not PEM")
-	}
-	key, err := x509.ParsePKCS1PrivateKey(block.Bytes)
-	if err != nil {
-		return "", err
-	}
-	modulus := key.N.FillBytes(make([]byte, key.Size()))
-	slices.Reverse(modulus)
-	sum := sha256.Sum256(modulus)
-	return hex.EncodeToString(sum[:]), nil
 }
 
 // freeAddress is a loopback address that nobody listens on.

@@ -253,9 +253,12 @@ func generateSigner() (*rsa.PrivateKey, error) {
 	}
 }
 
+// MRSigner is [MRSigner] of one of the folder's signers.
+func (r *Ring) MRSigner(file string) (string, error) { return MRSigner(r.Path(file)) }
+
 // MRSigner is the measurement of the signer in file: SHA-256 of the modulus as SGX has it, little-endian, in hex.
-func (r *Ring) MRSigner(file string) (string, error) {
-	text, err := os.ReadFile(r.Path(file))
+func MRSigner(file string) (string, error) {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
 	}
