@@ -2,6 +2,7 @@ package snp_test
 
 import (
 	"bytes"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 // platform is an AMD processor with keys of go-sev-guest's own.
 type platform struct {
+	mu     sync.Mutex // the library's source of chance is for one at a time
 	signer *sgtest.AmdSigner
 	table  []byte
 }
@@ -34,10 +36,12 @@ func newPlatform(t testing.TB) *platform {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &platform{signer, table}
+	return &platform{signer: signer, table: table}
 }
 
 func (p *platform) report(data attest.ReportData) ([]byte, []byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	answer := sgtest.TestRawReport(data)
 	raw := answer[:abi.ReportSize]
 	r, s, err := p.signer.Sign(abi.SignedComponent(raw))
@@ -56,7 +60,7 @@ func (p *platform) verifier() *snp.Verifier {
 func TestConformance(t *testing.T) {
 	p := newPlatform(t)
 	attesttest.Run(t, attesttest.Case{
-		Type: attest.SNP, At: now, Verifier: p.verifier(),
+		Type: attest.SNP, At: now, Verifier: p.verifier(), Stride: 13,
 		Attester: snp.New(tsmtest.Client(tsmtest.Firmware{Provider: "sev_guest", Report: p.report})),
 	})
 }

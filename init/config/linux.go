@@ -105,6 +105,9 @@ func (c *Config) completeLinux(bad func(key, text, write string)) {
 	default:
 		bad("attester", fmt.Sprintf("%q is none of Linux'", c.Attester), `"tpm", "tdx" or "snp"`)
 	}
+	if c.Backend == "maa" || c.Backend == "maa-token" {
+		bad("backend", fmt.Sprintf("%q sends quotes of enclaves only", c.Backend), `"grpc-ratls"`)
+	}
 	if c.TPM == nil {
 		c.TPM = &TPM{}
 	} else if c.Attester != attest.TPM {

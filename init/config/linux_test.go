@@ -43,6 +43,7 @@ func TestConfigOfLinuxIsCompleted(t *testing.T) {
 func TestConfigOfLinuxThatMeansTooLittleIsRefused(t *testing.T) {
 	for _, c := range []struct{ from, to, key string }{
 		{`"attester": "tpm",`, ``, "attester"},
+		{`"backend": "grpc-ratls"`, `"backend": "maa"`, "backend"},
 		{`"attester": "tpm"`, `"attester": "sgx"`, "attester"},
 		{`"attester": "tpm"`, `"attester": "snp"`, "tpm"},
 		{`"platform": "linux"`, `"platform": "occlum"`, "platform"},
