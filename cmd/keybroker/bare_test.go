@@ -82,9 +82,13 @@ type running struct {
 	pin           []byte
 }
 
+// freeAddress is one of the loopback network that nobody else chooses between here and the broker's listening on it, as
+// it can happen to a port of 127.0.0.1.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var b [3]byte
+	_, _ = rand.Read(b[:]) // never fails
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", b[0], b[1], b[2]&0x7e|1))
 	if err != nil {
 		t.Fatal(err)
 	}

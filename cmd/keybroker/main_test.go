@@ -55,12 +55,7 @@ func folder(t *testing.T, platform *softsgx.Platform) string {
 func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 	platform := brokertest.Platform(t, softsgx.Options{Now: time.Now()})
 	dir := folder(t, platform)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	_ = free.Close()
+	address := freeAddress(t)
 
 	out, stdout := io.Pipe()
 	var stderr bytes.Buffer
