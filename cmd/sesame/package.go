@@ -91,7 +91,10 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&o.Client, "client-scripts", "packaging/clientscripts", "`directory` of the client's scripts")
 	flags.StringVar(&o.Dockerfile, "dockerfiles", "docker", "`directory` of the Dockerfiles")
 	flags.StringVar(&o.Occlum, "occlum", "", "the occlum `command` (default: from PATH, or the simulator in mode sim)")
-	flags.StringVar(&o.OcclumLibc, "occlum-libc", "", "`directory` of Occlum's C libraries (default in mode hw: /opt/occlum/glibc/lib)")
+	flags.StringVar(&o.OcclumLibc, "occlum-libc", "", "`directory` of Occlum's build of the application's C library\n"+
+		"(default in mode hw: /opt/occlum/glibc/lib)")
+	flags.StringVar(&o.OcclumRoot, "occlum-files", "", "`directory` of all that Occlum installed, or a list of hashes: every C library must\n"+
+		"be of it (default in mode hw: /opt/occlum)")
 	flags.StringVar(&o.Base, "base", "", "`image` with Occlum's and Intel's run-time parts (mode hw; docker/runtime.Dockerfile makes it)")
 	flags.StringVar(&o.Python, "python", "", "`image` or directory with python3 for the client (default: Debian's, by mmdebstrap)")
 	flags.StringVar(&o.Picture, "picture", "", "the client's cat.jpg (default in mode sim: a sample of the stand-in's)")
@@ -121,6 +124,9 @@ func completePackageOptions(o *pipeline.Options) error {
 	}
 	if o.OcclumLibc == "" && !simulated {
 		o.OcclumLibc = "/opt/occlum/glibc/lib"
+	}
+	if o.OcclumRoot == "" && !simulated {
+		o.OcclumRoot = "/opt/occlum"
 	}
 	if o.Picture == "" {
 		samples, err := filepath.Glob(filepath.Join(filepath.Dir(o.Model), "samples", "*.jpg"))

@@ -56,7 +56,8 @@ type Spec struct {
 	InitConf *config.Config
 	// SignKey signs the enclave; ImageKey encrypts the root, and is empty for one that is only measured.
 	SignKey, ImageKey string
-	// OcclumLibc is the directory of Occlum's C libraries: all in the root must be from there.
+	// OcclumLibc is a directory with Occlum's C libraries, at any depth, or a list of their hashes: all in the instance
+	// must be of them. Empty for the simulator.
 	OcclumLibc string
 }
 

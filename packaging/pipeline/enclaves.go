@@ -69,7 +69,7 @@ func (p *Pipeline) workload(ctx context.Context) error {
 			Dirs: []string{initConf.Volumes[0].Target},
 			Conf: conf, InitConf: initConf,
 			SignKey: ring.Path(keyring.WorkloadSigner), ImageKey: ring.Path(keyring.ImageKey),
-			OcclumLibc: p.o.OcclumLibc,
+			OcclumLibc: p.o.OcclumRoot,
 		})
 	})
 }
@@ -223,7 +223,7 @@ func (p *Pipeline) broker(ctx context.Context) error {
 		return p.build(ctx, "broker", packed, instance.Spec{
 			Dir: p.path("instances", "init_ra_server"), Init: p.program("init"), Root: root, InitFS: p.trusted(),
 			Dirs: []string{storeDir},
-			Conf: conf, SignKey: ring.Path(keyring.BrokerSigner), OcclumLibc: p.o.OcclumLibc,
+			Conf: conf, SignKey: ring.Path(keyring.BrokerSigner), OcclumLibc: p.o.OcclumRoot,
 			InitConf: &config.Config{
 				Backend: "none", Root: config.Root{Upper: "persistent"},
 				App:        &config.App{EntryPoint: brokerEntry, Path: brokerPath, Args: []string{"{name}:{number}"}},

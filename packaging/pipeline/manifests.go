@@ -104,6 +104,9 @@ func (p *Pipeline) patch(deployment string, m *Measured) kustomizePatch {
 	fmt.Fprintf(&b, "- {op: test, path: %s, value: --cpus=%s}\n", cpusArgument, baseCPUs[deployment])
 	fmt.Fprintf(&b, "- {op: replace, path: %s, value: --cpus=%d}\n", cpusArgument, m.CPUs)
 	fmt.Fprintf(&b, "- op: add\n  path: /spec/template/metadata/labels/mrenclave\n  value: %q\n", m.MREnclave[:16])
+	if deployment == "tf-demo-deployment" {
+		fmt.Fprintf(&b, "- op: replace\n  path: /spec/template/spec/containers/0/env/1/value\n  value: %q\n", p.address())
+	}
 	if !p.simulated() {
 		fmt.Fprintf(&b, "- op: replace\n  path: /spec/template/spec/containers/0/resources/limits/sgx.intel.com~1epc\n"+
 			"  value: %s\n", m.EPC)

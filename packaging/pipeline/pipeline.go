@@ -56,15 +56,14 @@ type Options struct {
 	Work     string // directory of all results
 	Registry string // of the images' names
 	Tag      string
-	Mode     string // Simulated or Hardware
-	Backend  string // where init gets its secrets from: "grpc-ratls" (the key broker), "maa" or "aecs"
-	Service  string // file with the block of init's config for the services of "maa" or "aecs": {"maa": {…}}
+	Mode     string            // Simulated or Hardware
+	Backend  string            // where init gets its secrets from: "grpc-ratls" (the key broker), "maa" or "aecs"
+	Service  string            // file with the block of init's config for the services of "maa" or "aecs": {"maa": {…}}
+	InitFS   map[string]string // further files of the initfs by their paths in it: certificates that Service names
 
 	BrokerHost string // where init finds the broker
 	BrokerPort int
 	PCCS       string // address of the collateral service
-
-	InitFS map[string]string // further files of the initfs by their paths in it: certificates that Service names
 
 	Model     string   // directory of version folders
 	ModelName string   // as requests name it
@@ -82,7 +81,8 @@ type Options struct {
 	Manifests  string // directory of the manifests
 	Client     string // directory of the client's scripts
 	Occlum     string // the occlum command; empty for the simulator in Programs
-	OcclumLibc string // directory of Occlum's C libraries, for Hardware
+	OcclumLibc string // directory of Occlum's build of the C library that the application has, for Hardware
+	OcclumRoot string // directory of all that Occlum installed, or a list of hashes: every C library must be of it
 	Base       string // image below the enclaves' images: Occlum's and Intel's run-time parts, for Hardware
 	Python     string // image or directory with python3 for the client; empty for Debian's, by mmdebstrap
 	Picture    string // the client's cat.jpg

@@ -352,7 +352,7 @@ func TestHardwareModeCallsOcclumsOwnCommandAndTakesItsLibraries(t *testing.T) {
 	if err := ociimage.WriteLayout(filepath.Join(dir, "base"), "base:1", base); err != nil {
 		t.Fatal(err)
 	}
-	o.Mode, o.Occlum, o.OcclumLibc, o.Base = Hardware, filepath.Join(dir, "bin/occlum"), libc, "oci:"+filepath.Join(dir, "base")
+	o.Mode, o.Occlum, o.OcclumLibc, o.OcclumRoot, o.Base = Hardware, filepath.Join(dir, "bin/occlum"), libc, libc, "oci:"+filepath.Join(dir, "base")
 	o.PCCS = "https://pccs:8081/sgx/certification/v4/"
 	p := all(t, o)
 
