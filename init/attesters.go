@@ -5,8 +5,6 @@ package main
 import (
 	"io"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/snp"
 	"github.com/sesame-init/sesame/attest/tdx"
@@ -21,7 +19,7 @@ type attester interface {
 }
 
 // openAttester opens the one that the config names. A TPM measures the config first where it says so.
-func openAttester(c *config.Config, digest [32]byte, log *logrus.Logger) (attester, error) {
+func openAttester(c *config.Config, digest [32]byte) (attester, error) {
 	switch c.Attester {
 	case attest.TDX:
 		return tdx.Open()
@@ -42,11 +40,15 @@ func openAttester(c *config.Config, digest [32]byte, log *logrus.Logger) (attest
 		return device, err
 	}
 	register := *c.TPM.ConfigPCR
-	if now, err := device.Measure(register, digest); err != nil {
+	now, err := device.Measure(register, digest)
+	if err == nil && now != tpm.Measured(digest) {
+		err = attest.Errorf(attest.CodeAttester, "measuring the config into the TPM",
+			"Start the machine anew: a register is reset by nothing else. If it is used again then, name another config_pcr.",
+			"register %d has been used since the start, and not for this config", register)
+	}
+	if err != nil {
 		_ = device.Close()
 		return nil, err
-	} else if now != tpm.Measured(digest) {
-		log.Warnf("register %d of the TPM was used before and does not hold this config: the broker will refuse it", register)
 	}
 	return device, nil
 }

@@ -559,6 +559,21 @@ func TestMachineOrConfigThatIsNotEnrolledGetsNothing(t *testing.T) {
 	}
 }
 
+func TestAnotherConfigNeedsAnotherBoot(t *testing.T) {
+	b := newLinuxBoot(t, "see")
+	for range 2 { // the same config finds its own measurement
+		if got := b.start().status(); got != 0 {
+			t.Fatalf("exit status %d", got)
+		}
+	}
+	b.config["timeout"] = "21s"
+	b.write()
+	r := b.startOnly()
+	if got := r.status(); got != exitCodes[attest.CodeAttester] || !strings.Contains(r.out.String(), "register 12 has been used") {
+		t.Errorf("exit status %d:\n%s", got, r.out)
+	}
+}
+
 func TestHostChoosesNoOtherProgramThanTheMeasuredOne(t *testing.T) {
 	b := newLinuxBoot(t, "see")
 	path := filepath.Join(linuxBuild.dir, "probe")

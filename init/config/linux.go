@@ -34,8 +34,8 @@ type TPM struct {
 	Certificates string `json:"certificates,omitempty"`
 	// EventLog is the file of the firmware's log; without it none is sent.
 	EventLog string `json:"event_log,omitempty"`
-	// ConfigPCR is a register into which init measures this file before it attests, unless it has been used since
-	// power-on. The broker's policy then pins this file, as "sesame tpm enroll --config" computes it. It must be one
+	// ConfigPCR is a register into which init measures this file before it attests. A register that holds another
+	// measurement since power-on is refused, one that holds this one stays. The broker's policy then pins this file, as "sesame tpm enroll --config" computes it. It must be one
 	// that nothing else extends and nothing resets: not 0 to 7, 16 or 23.
 	ConfigPCR *int `json:"config_pcr,omitempty"`
 }
