@@ -682,3 +682,57 @@ func TestWrappedReleaseOpensOnTheMachineItWasMeantFor(t *testing.T) {
 		t.Errorf("nothing was wrapped:\n%s", b.log)
 	}
 }
+
+// TestEntryPointOfAContainer runs init as docs/platforms.md says, in a container with a root of its own.
+func TestEntryPointOfAContainer(t *testing.T) {
+	podman := testenv.Program(t, "podman", "podman", "podman")
+	b := newLinuxBoot(t, "see", "/models/hello", "/run/secrets/token")
+	root := filepath.Join(b.dir, "rootfs")
+	for _, name := range []string{"tmp", "proc", "dev", "sys", "etc", "run", "models", "volume"} {
+		if err := os.MkdirAll(filepath.Join(root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"init-linux", "probe"} {
+		program, err := os.ReadFile(filepath.Join(linuxBuild.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, name), program, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rootCA, err := os.ReadFile(filepath.Join(b.dir, "root.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc", "root.pem"), rootCA, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	volume := b.config["volumes"].([]any)[0].(map[string]any)
+	volume["source"], volume["target"] = "/volume", "/models"
+	b.config["app"].(map[string]any)["path"] = "/probe"
+	b.config["collateral"].(map[string]any)["root_ca"] = "/etc/root.pem"
+	b.enrol(b.write())
+	run := func(program ...string) *exec.Cmd {
+		args := []string{"--root", filepath.Join(b.dir, "storage"), "--runroot", filepath.Join(b.dir, "podman"),
+			"--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "run", "--rm", "--network", "host",
+			"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
+			"--cap-add", "SYS_ADMIN", "--cap-add", "IPC_LOCK", "--cap-add", "DAC_READ_SEARCH", "--device", "/dev/fuse",
+			"-v", b.socket + ":" + b.socket, "-v", filepath.Join(b.dir, "volume") + ":/volume:ro",
+			"-v", filepath.Join(b.dir, "init.json") + ":/etc/init_ra_conf.json:ro", "--rootfs", root}
+		return exec.Command(podman, append(args, program...)...)
+	}
+	if out, err := run("/init-linux", "-h").CombinedOutput(); err != nil {
+		testenv.Missing(t, "podman", "it cannot run a container: "+err.Error()+" "+string(out))
+	}
+	r := &linuxRun{t: t, cmd: run("/init-linux", "--", "/probe", "see", "/models/hello", "/run/secrets/token"), out: &safeBuffer{}}
+	r.cmd.Stdout, r.cmd.Stderr = r.out, r.out
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := r.sight()
+	if s.PID == 1 || s.UID != 1234 || s.Files["/models/hello"] != "from the volume" || s.Files["/run/secrets/token"] != secretCanary {
+		t.Errorf("the application sees %+v", s)
+	}
+}
