@@ -70,22 +70,31 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringVarP(&o.BrokerHost, "broker-domain", "d", "init-ra-server-svc", "`host` where init finds the key broker")
 	flags.IntVarP(&o.BrokerPort, "broker-port", "p", 5000, "`port` of the key broker")
 	flags.StringVarP(&o.Mode, "mode", "s", pipeline.Hardware, "`sim` or hw")
-	flags.StringVarP(&o.Backend, "backend", "b", "grpc-ratls", "`where` init gets its secrets from: grpc-ratls (the key broker), maa or aecs")
-	flags.StringVar(&o.Service, "backend-config", "", "`file` with the block of init's config for maa or aecs, as {\"maa\": {…}}")
-	flags.StringToStringVar(&o.InitFS, "initfs-file", nil, "further files of the initfs, as `/etc/azure_roots.pem=FILE`, for what that block names")
-	flags.StringVarP(&o.PCCS, "pccs", "u", "", "`URL` of the collateral service, measured; PCCS_URL in a manifest overrides it")
+	flags.StringVarP(&o.Backend, "backend", "b", "grpc-ratls",
+		"`where` init gets its secrets from: grpc-ratls (the key broker), maa or aecs")
+	flags.StringVar(&o.Service, "backend-config", "",
+		"`file` with the block of init's config for maa or aecs, as {\"maa\": {…}}")
+	flags.StringToStringVar(&o.InitFS, "initfs-file", nil,
+		"further files of the initfs, as `/etc/azure_roots.pem=FILE`, for what that block names")
+	flags.StringVarP(&o.PCCS, "pccs", "u", "",
+		"`URL` of the collateral service, measured; PCCS_URL in a manifest overrides it")
 	flags.StringVar(&o.Model, "model", "", "`directory` of the model's version folders (required for all steps)")
 	flags.StringVar(&o.ModelName, "model-name", "resnet", "`name` of the model")
-	flags.StringSliceVar(&o.Names, "tls-name", []string{"localhost", "127.0.0.1", "tf-demo-svc"}, "`names` of the server's certificate")
-	flags.StringVar(&o.ServerTLS, "server-tls", pipeline.FromBroker, "where the server's TLS key comes from: one of the `broker`'s for all\n"+
-		"replicas, or made in each enclave with a certificate that carries its evidence")
+	flags.StringSliceVar(&o.Names, "tls-name", []string{"localhost", "127.0.0.1", "tf-demo-svc"},
+		"`names` of the server's certificate")
+	flags.StringVar(&o.ServerTLS, "server-tls", pipeline.FromBroker,
+		"where the server's TLS key comes from: one of the `broker`'s for all\n"+
+			"replicas, or made in each enclave with a certificate that carries its evidence")
 	flags.IntVar(&o.CPUs, "cpus", 4, "`number` of processors that the inference server may use")
-	flags.StringVar(&o.AppImage, "app-image", "", "container `image` of the application: a reference, oci:DIR or tar:FILE\n"+
-		"(default tensorflow/serving:2.5.1, or standin in mode sim)")
-	flags.StringVar(&o.Program, "app-program", "/usr/bin/tensorflow_model_server", "`path` of the application in its image")
+	flags.StringVar(&o.AppImage, "app-image", "",
+		"container `image` of the application: a reference, oci:DIR or tar:FILE\n"+
+			"(default tensorflow/serving:2.5.1, or standin in mode sim)")
+	flags.StringVar(&o.Program, "app-program", "/usr/bin/tensorflow_model_server",
+		"`path` of the application in its image")
 	flags.StringSliceVar(&o.Files, "app-file", nil, "further `paths` of that image that the application needs")
 	flags.StringVar(&o.Work, "work", "build/package", "`directory` of all results")
-	flags.StringVar(&o.Template, "template", "Occlum.json", "Occlum.json of the inference server, with limits that are raised where needed")
+	flags.StringVar(&o.Template, "template", "Occlum.json",
+		"Occlum.json of the inference server, with limits that are raised where needed")
 	flags.StringVar(&o.Programs, "programs", "bin", "`directory` of the built programs")
 	flags.StringVar(&o.Manifests, "manifests", "packaging/kubernetes", "`directory` of the manifests")
 	flags.StringVar(&o.Client, "client-scripts", "packaging/clientscripts", "`directory` of the client's scripts")
@@ -93,13 +102,17 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&o.Occlum, "occlum", "", "the occlum `command` (default: from PATH, or the simulator in mode sim)")
 	flags.StringVar(&o.OcclumLibc, "occlum-libc", "", "`directory` of Occlum's build of the application's C library\n"+
 		"(default in mode hw: /opt/occlum/glibc/lib)")
-	flags.StringVar(&o.OcclumRoot, "occlum-files", "", "`directory` of all that Occlum installed, or a list of hashes: every C library must\n"+
-		"be of it (default in mode hw: /opt/occlum)")
-	flags.StringVar(&o.Base, "base", "", "`image` with Occlum's and Intel's run-time parts (mode hw; docker/runtime.Dockerfile makes it)")
-	flags.StringVar(&o.Python, "python", "", "`image` or directory with python3 for the client (default: Debian's, by mmdebstrap)")
+	flags.StringVar(&o.OcclumRoot, "occlum-files", "",
+		"`directory` of all that Occlum installed, or a list of hashes: every C library must\n"+
+			"be of it (default in mode hw: /opt/occlum)")
+	flags.StringVar(&o.Base, "base", "",
+		"`image` with Occlum's and Intel's run-time parts (mode hw; docker/runtime.Dockerfile makes it)")
+	flags.StringVar(&o.Python, "python", "",
+		"`image` or directory with python3 for the client (default: Debian's, by mmdebstrap)")
 	flags.StringVar(&o.Picture, "picture", "", "the client's cat.jpg (default in mode sim: a sample of the stand-in's)")
 	flags.StringVar(&o.Writer, "writer", "oci", "what writes the images: `oci`, docker, podman or buildah")
-	flags.BoolVar(&o.Withdraw, "withdraw", false, "let the policy name this build's measurement alone, without those of earlier builds")
+	flags.BoolVar(&o.Withdraw, "withdraw", false,
+		"let the policy name this build's measurement alone, without those of earlier builds")
 	flags.Int64Var(&f.created, "created", 0, "time of everything in the images, in `seconds` since 1970")
 	flags.BoolVar(&f.push, "push", false, "push the images, too")
 }
@@ -134,21 +147,25 @@ func completePackageOptions(o *pipeline.Options) error {
 			return err
 		}
 		if !simulated || len(samples) == 0 {
-			return attest.Errorf(attest.CodeUsage, "reading command line", "It becomes cat.jpg of the client's image.", "--picture is required")
+			return attest.Errorf(attest.CodeUsage, "reading command line", "It becomes cat.jpg of the client's image.",
+				"--picture is required")
 		}
 		o.Picture = samples[0]
 	}
 	switch o.Writer {
 	case "oci", "docker", "podman", "buildah":
 	default:
-		return attest.Errorf(attest.CodeUsage, "reading command line", "Write oci, docker, podman or buildah.", "no writer %q", o.Writer)
+		return attest.Errorf(attest.CodeUsage, "reading command line", "Write oci, docker, podman or buildah.",
+			"no writer %q", o.Writer)
 	}
 	if o.Model == "" {
-		return attest.Errorf(attest.CodeUsage, "reading command line", "It holds version folders, such as 1/saved_model.pb.", "--model is required")
+		return attest.Errorf(attest.CodeUsage, "reading command line",
+			"It holds version folders, such as 1/saved_model.pb.", "--model is required")
 	}
 	_, err := os.Stat(o.Template)
 	if err != nil {
-		return attest.Errorf(attest.CodeUsage, "reading command line", "Run it in the repository, or name the file.", "--template: %w", err)
+		return attest.Errorf(attest.CodeUsage, "reading command line", "Run it in the repository, or name the file.",
+			"--template: %w", err)
 	}
 	return nil
 }
@@ -166,7 +183,8 @@ func chosenSteps(names []string) (steps []pipeline.Step, push bool, err error) {
 	for _, name := range names {
 		known := name == "push" || slices.ContainsFunc(steps, func(s pipeline.Step) bool { return s.Name == name })
 		if !known {
-			return nil, false, attest.Errorf(attest.CodeUsage, "reading command line", "See sesame package -h.", "no step %q", name)
+			return nil, false, attest.Errorf(attest.CodeUsage, "reading command line", "See sesame package -h.", "no step %q",
+				name)
 		}
 	}
 	return steps, slices.Contains(names, "push"), nil

@@ -32,7 +32,8 @@ config of the host's quote library.`,
 		Args:    usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if cpus < 0 || (qcnl != "") != (pccs != "") {
-				return attest.Errorf(attest.CodeUsage, "reading command line", "", "--cpus is positive, and --qcnl and --pccs go together")
+				return attest.Errorf(attest.CodeUsage, "reading command line", "",
+					"--cpus is positive, and --qcnl and --pccs go together")
 			}
 			if qcnl != "" {
 				if err := pod.WriteQCNL(qcnl, pccs); err != nil {

@@ -44,7 +44,8 @@ func system(t *testing.T) (base, loader string) {
 	write("main.c", "int own(void); int main(void) { return own(); }")
 	compile("-shared", "-fPIC", "-o", "opt/extra/libextra.so.1", "-Wl,-soname,libextra.so.1", "extra.c")
 	compile("-shared", "-fPIC", "-o", "opt/app/lib/libown.so", "-Wl,-soname,libown.so", "own.c", "opt/extra/libextra.so.1")
-	compile("-o", "opt/app/main", "main.c", "opt/app/lib/libown.so", "-Wl,-rpath,$ORIGIN/lib", "-Wl,--allow-shlib-undefined")
+	compile("-o", "opt/app/main", "main.c", "opt/app/lib/libown.so", "-Wl,-rpath,$ORIGIN/lib",
+		"-Wl,--allow-shlib-undefined")
 	write("etc/ld.so.conf", "# comment\ninclude ld.so.conf.d/*.conf\n")
 	write("etc/ld.so.conf.d/extra.conf", "/opt/extra\n")
 	write("usr/share/app/data", "data")
@@ -146,7 +147,8 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, o := range []struct{ program, file, want string }{
-		{"/opt/app/main", "", "libextra.so.1"}, {"/opt/none", "", "/opt/none"}, {"relative", "", "relative"}, {"", "/none", "/none"},
+		{"/opt/app/main", "", "libextra.so.1"}, {"/opt/none", "", "/opt/none"}, {"relative", "", "relative"},
+		{"", "/none", "/none"},
 	} {
 		options := Options{}
 		if o.program != "" {

@@ -30,7 +30,8 @@ func (e *suite) adminAddress(ctx context.Context) (string, error) {
 	if e.forward != nil {
 		return e.forward.address, nil
 	}
-	cmd := exec.CommandContext(ctx, "kubectl", "--namespace", e.namespace, "port-forward", "--address=127.0.0.1", brokerage,
+	cmd := exec.CommandContext(ctx, "kubectl", "--namespace", e.namespace, "port-forward", "--address=127.0.0.1",
+		brokerage,
 		fmt.Sprintf(":%d", pipeline.AdminPort))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -108,7 +109,8 @@ func (e *suite) rotateTLS(ctx context.Context, certificate string) (old string, 
 	if err := os.Remove(certificate); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	_, err = e.admin(ctx, "secret", "generate", keyring.SSLConfig, "--rotate", "--kind", "tf-ssl-config", "--name", "localhost",
+	_, err = e.admin(ctx, "secret", "generate", keyring.SSLConfig, "--rotate", "--kind", "tf-ssl-config", "--name",
+		"localhost",
 		"--name", "tf-demo-svc", "--out", certificate)
 	return old, err
 }

@@ -94,7 +94,8 @@ func (e *suite) buildsAreReproducible(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	if err := e.build(ctx, "first", firstCPUs, "platform", "keys", "root", "volume", "workload", "broker", "images"); err != nil {
+	if err := e.build(ctx, "first", firstCPUs, "platform", "keys", "root", "volume", "workload", "broker",
+		"images"); err != nil {
 		return "", err
 	}
 	after, err := e.digests()
@@ -161,7 +162,8 @@ func (e *suite) nothingIsBaked(ctx context.Context) (string, error) {
 		return "", err
 	}
 	searched := 0
-	for _, name := range []string{"image_key", "model_key", "ssl_config", "broker-signer.pem", "workload-signer.pem", "admin.key"} {
+	for _, name := range []string{"image_key", "model_key", "ssl_config", "broker-signer.pem", "workload-signer.pem",
+		"admin.key"} {
 		secret, err := os.ReadFile(e.path("keys", name))
 		if err != nil {
 			return "", err
@@ -224,7 +226,8 @@ func (e *suite) referenceCommands(ctx context.Context) (string, error) {
 	for i, args := range [][]string{
 		{"inception_client.py", "--server=tf-demo-svc:9001", "--crt", "server.crt", "--image", "cat.jpg"},
 		{"resnet_client_grpc.py", "--server=tf-demo-svc:9001", "--crt", "server.crt", "--image", "cat.jpg"},
-		{"benchmark.py", "--server", "tf-demo-svc:9001", "--crt", "server.crt", "--cnum", "4", "--loop", "3", "--image", "cat.jpg"},
+		{"benchmark.py", "--server", "tf-demo-svc:9001", "--crt", "server.crt", "--cnum", "4", "--loop", "3", "--image",
+			"cat.jpg"},
 	} {
 		out, err := e.inClient(ctx, "client-"+strconv.Itoa(i), append([]string{"python3"}, args...)...)
 		if err != nil {
@@ -241,7 +244,8 @@ func (e *suite) referenceCommands(ctx context.Context) (string, error) {
 
 // inClient runs a command in a pod of the client's image and returns its output.
 func (e *suite) inClient(ctx context.Context, name string, args ...string) (string, error) {
-	_, err := e.kubectl(ctx, "", append([]string{"run", name, "--restart=Never", "--image=" + e.registry + "/tf_demo_client:" + e.tag("first"),
+	_, err := e.kubectl(ctx, "", append([]string{"run", name, "--restart=Never",
+		"--image=" + e.registry + "/tf_demo_client:" + e.tag("first"),
 		"--command", "--"}, args...)...)
 	if err != nil {
 		return "", err
@@ -269,7 +273,8 @@ func (e *suite) secondOpener(ctx context.Context) (string, error) {
 	if len(pods) == 0 {
 		return "", errors.New("there is no pod")
 	}
-	_, err = e.kubectl(ctx, "", "exec", pods[0].Metadata.Name, "-c", "tf-demo", "--", "occlum", "run", "--platform=/platform",
+	_, err = e.kubectl(ctx, "", "exec", pods[0].Metadata.Name, "-c", "tf-demo", "--", "occlum", "run",
+		"--platform=/platform",
 		"/bin/tensorflow_model_server")
 	if err == nil {
 		return "", errors.New("a second instance started on the same files")

@@ -30,7 +30,8 @@ func (e *suite) helmChart(ctx context.Context) (string, error) {
 		}
 	}
 	for _, mode := range []string{"sgx", "simulator"} {
-		text, err := command(ctx, "", helm, append([]string{"template", "sesame", chart, "--set", "mode=" + mode}, images...)...)
+		text, err := command(ctx, "", helm, append([]string{"template", "sesame", chart, "--set", "mode=" + mode},
+			images...)...)
 		if err != nil {
 			return "", err
 		}
@@ -51,15 +52,18 @@ func (e *suite) helmInstall(ctx context.Context, helm string) error {
 	h.namespace, h.forward = e.namespace+"-helm", nil
 	defer func() {
 		h.stopForward()
-		_, _ = h.kubectl(context.WithoutCancel(ctx), "", "delete", "namespace", h.namespace, "--ignore-not-found", "--wait=false")
+		_, _ = h.kubectl(context.WithoutCancel(ctx), "", "delete", "namespace", h.namespace, "--ignore-not-found",
+			"--wait=false")
 	}()
-	if _, err := h.kubectl(ctx, "", "delete", "namespace", h.namespace, "--ignore-not-found", "--timeout=90s"); err != nil {
+	if _, err := h.kubectl(ctx, "", "delete", "namespace", h.namespace, "--ignore-not-found",
+		"--timeout=90s"); err != nil {
 		return err
 	}
 	if _, err := h.kubectl(ctx, "", "create", "namespace", h.namespace); err != nil {
 		return err
 	}
-	if _, err := h.kubectl(ctx, "", "create", "secret", "generic", "sim-platform", "--from-file="+h.path("kubernetes", "platform")); err != nil {
+	if _, err := h.kubectl(ctx, "", "create", "secret", "generic", "sim-platform", "--from-file="+h.path("kubernetes",
+		"platform")); err != nil {
 		return err
 	}
 	if _, err := command(ctx, "", helm, "install", "sesame", chart, "--namespace", h.namespace, "--set", "mode=simulator",

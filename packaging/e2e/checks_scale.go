@@ -71,7 +71,8 @@ func (e *suite) epcRunsOut(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	used, err := e.kubectl(ctx, "", "get", "pods", "--all-namespaces", "--field-selector=status.phase!=Succeeded,status.phase!=Failed", "-o",
+	used, err := e.kubectl(ctx, "", "get", "pods", "--all-namespaces",
+		"--field-selector=status.phase!=Succeeded,status.phase!=Failed", "-o",
 		`jsonpath={range .items[*]}{.spec.nodeName}{range .spec.containers[*]} {.resources.limits.sgx\.intel\.com/epc}{end}{"\n"}{end}`)
 	if err != nil {
 		return "", err

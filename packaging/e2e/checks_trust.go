@@ -89,7 +89,8 @@ func (e *suite) rollsOut(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("pod %s is of the old build", p.Metadata.Name)
 		}
 	}
-	return fmt.Sprintf("%s… to %s…, %d predictions meanwhile, all right", before.MREnclave[:16], after.MREnclave[:16], right), nil
+	return fmt.Sprintf("%s… to %s…, %d predictions meanwhile, all right", before.MREnclave[:16], after.MREnclave[:16],
+		right), nil
 }
 
 // applyServers applies the new build's inference server; the broker stays the one that runs.
@@ -277,7 +278,8 @@ func (e *suite) attestedInference(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	trust := []string{"--server", server, "--collateral", e.path("platform", "collateral"), "--root-ca", e.path("platform", "root_ca.pem"),
+	trust := []string{"--server", server, "--collateral", e.path("platform", "collateral"), "--root-ca",
+		e.path("platform", "root_ca.pem"),
 		"--image", e.sample()}
 	ask := func(policy string, more ...string) (string, error) {
 		return e.sesame(ctx, append(append(more, trust...), "--policy", policy)...)

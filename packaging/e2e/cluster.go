@@ -153,7 +153,8 @@ func (e *suite) logs(ctx context.Context, of ...string) (string, error) {
 }
 
 // waitLog waits until a log has a line with all words, and returns it.
-func (e *suite) waitLog(ctx context.Context, limit time.Duration, of []string, words ...string) (line string, err error) {
+func (e *suite) waitLog(ctx context.Context, limit time.Duration, of []string, words ...string) (line string,
+	err error) {
 	err = until(ctx, limit, "a line with "+strings.Join(words, " and "), func(ctx context.Context) (bool, error) {
 		text, err := e.logs(ctx, of...)
 		if err != nil {

@@ -42,7 +42,8 @@ func (e *suite) build(ctx context.Context, name string, cpus int, steps ...strin
 
 // buildWith is build with further options.
 func (e *suite) buildWith(ctx context.Context, name string, cpus int, options []string, steps ...string) error {
-	args := []string{"package", "-s", "sim", "-r", e.registry, "-g", e.tag(name), "--work", filepath.Join(e.work, "package"),
+	args := []string{"package", "-s", "sim", "-r", e.registry, "-g", e.tag(name), "--work", filepath.Join(e.work,
+		"package"),
 		"--programs", e.bin, "--cpus", fmt.Sprint(cpus), "--tls-name", "localhost,127.0.0.1,tf-demo-svc"}
 	_, err := e.sesame(ctx, append(append(args, options...), steps...)...)
 	return err
@@ -80,8 +81,10 @@ func (e *suite) overlay(ctx context.Context) (string, error) {
 	limit := func(name, cpu string, m *pipeline.Measured) string {
 		var b strings.Builder
 		fmt.Fprintf(&b, "  - target: {kind: Deployment, name: %s}\n    patch: |\n", name)
-		fmt.Fprintf(&b, "      - {op: replace, path: /spec/template/spec/containers/0/resources/requests/cpu, value: %s}\n", "100m")
-		fmt.Fprintf(&b, "      - {op: replace, path: /spec/template/spec/containers/0/resources/limits/cpu, value: %s}\n", cpu)
+		fmt.Fprintf(&b, "      - {op: replace, path: /spec/template/spec/containers/0/resources/requests/cpu, value: %s}\n",
+			"100m")
+		fmt.Fprintf(&b, "      - {op: replace, path: /spec/template/spec/containers/0/resources/limits/cpu, value: %s}\n",
+			cpu)
 		if epc {
 			fmt.Fprintf(&b, "      - {op: add, path: /spec/template/spec/containers/0/resources/limits/sgx.intel.com~1epc, value: %s}\n", m.EPC)
 		}
@@ -157,7 +160,8 @@ type result struct {
 }
 
 func (r *result) String() string {
-	return fmt.Sprintf("%d requests, %.1f a second, p50 %.0f ms, p99 %.0f ms, errors %v", r.Requests, r.Throughput, r.P50, r.P99,
+	return fmt.Sprintf("%d requests, %.1f a second, p50 %.0f ms, p99 %.0f ms, errors %v", r.Requests, r.Throughput,
+		r.P50, r.P99,
 		r.Errors)
 }
 
@@ -167,7 +171,8 @@ func (e *suite) bench(ctx context.Context, args ...string) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := e.sesame(ctx, append([]string{"bench", "--server", server, "--crt", e.crt(), "--image", e.sample(), "--json"}, args...)...)
+	out, err := e.sesame(ctx, append([]string{"bench", "--server", server, "--crt", e.crt(), "--image", e.sample(),
+		"--json"}, args...)...)
 	r := new(result)
 	if jsonErr := json.NewDecoder(bytes.NewReader([]byte(out))).Decode(r); jsonErr != nil {
 		return nil, errors.Join(err, jsonErr)

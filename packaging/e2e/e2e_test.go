@@ -16,7 +16,8 @@ import (
 )
 
 func TestWhatEPCIsLeftOfANode(t *testing.T) {
-	left, err := epcLeft("node0 16Gi\nnode1 17179869184\nnode2\n", "node0 2000Mi 1800Mi\nnode0\nnode1 100Mi\n 5Mi\nnode1 20Gi\n")
+	left, err := epcLeft("node0 16Gi\nnode1 17179869184\nnode2\n",
+		"node0 2000Mi 1800Mi\nnode0\nnode1 100Mi\n 5Mi\nnode1 20Gi\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +56,8 @@ func TestASoloPodIsTheDeploymentsOwnButForImageAndTampering(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := pod.Spec
-		if pod.Kind != "Pod" || s.RestartPolicy != "Never" || len(s.InitContainers) != inits || s.Containers[0].Image != "server:2" ||
+		if pod.Kind != "Pod" || s.RestartPolicy != "Never" || len(s.InitContainers) != inits ||
+			s.Containers[0].Image != "server:2" ||
 			s.InitContainers[0].Image != "server:2" || s.SecurityContext == nil {
 			t.Errorf("%q: %s", tamper, text)
 		}
@@ -89,7 +91,8 @@ func TestTheReportCountsAndNamesEveryCheck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"pass    1.0 s  one: detail\n", "skip    0.0 s  two: left out: no EPC\n", "FAIL    0.0 s  three: reason\n",
+	for _, want := range []string{"pass    1.0 s  one: detail\n", "skip    0.0 s  two: left out: no EPC\n",
+		"FAIL    0.0 s  three: reason\n",
 		"1 passed, 1 failed, 1 left out"} {
 		if !strings.Contains(string(text), want) || !strings.Contains(terminal.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, text)

@@ -394,5 +394,6 @@ func selfSigned(template *x509.Certificate, now time.Time) (keyPEM, certificateP
 // text, with key and certificate in PEM.
 func TensorFlowServing(key, certificate []byte) []byte {
 	quote := func(b []byte) string { return strings.ReplaceAll(string(b), "\n", `\n`) }
-	return fmt.Appendf(nil, "server_key: \"%s\"\nserver_cert: \"%s\"\nclient_verify: false\n", quote(key), quote(certificate))
+	return fmt.Appendf(nil, "server_key: \"%s\"\nserver_cert: \"%s\"\nclient_verify: false\n", quote(key),
+		quote(certificate))
 }

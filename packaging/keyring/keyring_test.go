@@ -32,7 +32,8 @@ func TestKeysAreMadeOnceAndALossIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Join(made, " ") != strings.Join([]string{BrokerSigner, WorkloadSigner, ModelKey, SSLConfig, AdminKey}, " ") {
+	if strings.Join(made, " ") != strings.Join([]string{BrokerSigner, WorkloadSigner, ModelKey, SSLConfig, AdminKey},
+		" ") {
 		t.Errorf("made %v", made)
 	}
 	before := make(map[string]string)

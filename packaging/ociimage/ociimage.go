@@ -332,7 +332,8 @@ func Push(ctx context.Context, ref string, image v1.Image) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := remote.Write(tag, image, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
+	if err := remote.Write(tag, image, remote.WithContext(ctx),
+		remote.WithAuthFromKeychain(authn.DefaultKeychain)); err != nil {
 		return "", err
 	}
 	digest, err := image.Digest()

@@ -45,8 +45,9 @@ func build(t *testing.T, dir string) v1.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := New(nil, Config{Entrypoint: []string{"/opt/app/b/c/run"}, WorkingDir: "/opt/app", User: "7:8", Created: created,
-		Labels: map[string]string{"x": "1", "a": "2"}, Ports: []string{"1/tcp"}}, layer)
+	image, err := New(nil, Config{Entrypoint: []string{"/opt/app/b/c/run"}, WorkingDir: "/opt/app", User: "7:8",
+		Created: created,
+		Labels:  map[string]string{"x": "1", "a": "2"}, Ports: []string{"1/tcp"}}, layer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,8 +169,10 @@ func TestUnpackingStaysInItsDirectory(t *testing.T) {
 }
 
 func FuzzUnpackTar(f *testing.F) {
-	f.Add(hostile(f, tar.Header{Typeflag: tar.TypeReg, Name: "a/b", Size: 3}, tar.Header{Typeflag: tar.TypeLink, Name: "c", Linkname: "a/b"}))
-	f.Add(hostile(f, tar.Header{Typeflag: tar.TypeSymlink, Name: "out", Linkname: ".."}, tar.Header{Typeflag: tar.TypeReg, Name: "out/x", Size: 1}))
+	f.Add(hostile(f, tar.Header{Typeflag: tar.TypeReg, Name: "a/b", Size: 3}, tar.Header{Typeflag: tar.TypeLink,
+		Name: "c", Linkname: "a/b"}))
+	f.Add(hostile(f, tar.Header{Typeflag: tar.TypeSymlink, Name: "out", Linkname: ".."},
+		tar.Header{Typeflag: tar.TypeReg, Name: "out/x", Size: 1}))
 	f.Fuzz(func(t *testing.T, archive []byte) {
 		parent := t.TempDir()
 		dir := filepath.Join(parent, "root")

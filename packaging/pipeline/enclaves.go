@@ -193,7 +193,8 @@ func (p *Pipeline) service(c *config.Config, brokerSigner string) error {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&block); err != nil {
-		return attest.Errorf(attest.CodeConfig, "reading --backend-config", "It holds one block, as {\"maa\": {…}}.", "%w", err)
+		return attest.Errorf(attest.CodeConfig, "reading --backend-config", "It holds one block, as {\"maa\": {…}}.", "%w",
+			err)
 	}
 	c.MAA, c.AECS = block.MAA, block.AECS
 	return nil

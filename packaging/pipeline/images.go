@@ -321,7 +321,8 @@ func (p *Pipeline) Push(ctx context.Context) ([]string, error) {
 		}
 		ref, err := ociimage.Push(ctx, p.Reference(name), image)
 		if err != nil {
-			return nil, attest.Errorf(attest.CodeUnreachable, "pushing "+p.Reference(name), "Is the registry up, and docker login done?",
+			return nil, attest.Errorf(attest.CodeUnreachable, "pushing "+p.Reference(name),
+				"Is the registry up, and docker login done?",
 				"%w", err)
 		}
 		p.say("push", "%s", ref)

@@ -50,8 +50,10 @@ func options(t *testing.T) (Options, *bytes.Buffer) {
 		Model: filepath.Join(dir, "model"), ModelName: "resnet", Names: []string{"localhost"}, CPUs: 4, ServerTLS: FromBroker,
 		AppImage: standIn, Program: "/usr/bin/tensorflow_model_server",
 		Template: filepath.Join(repository, "Occlum.json"), Programs: filepath.Join(repository, "bin"),
-		Manifests: filepath.Join(repository, "packaging/kubernetes"), Client: filepath.Join(repository, "packaging/clientscripts"),
-		Dockerfile: filepath.Join(repository, "docker"), Python: filepath.Join(dir, "python"), Picture: filepath.Join(dir, "cat.jpg"),
+		Manifests: filepath.Join(repository, "packaging/kubernetes"), Client: filepath.Join(repository,
+			"packaging/clientscripts"),
+		Dockerfile: filepath.Join(repository, "docker"), Python: filepath.Join(dir, "python"), Picture: filepath.Join(dir,
+			"cat.jpg"),
 		Writer: "oci", Created: time.Unix(1700000000, 0), Now: time.Now(), Output: &out,
 	}, &out
 }
@@ -72,7 +74,8 @@ var ring = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, _, err = keyring.Make(filepath.Join(dir, "keys"), keyring.Options{Names: []string{"localhost"}, Lifetime: time.Hour, Now: time.Now()})
+	_, _, err = keyring.Make(filepath.Join(dir, "keys"), keyring.Options{Names: []string{"localhost"},
+		Lifetime: time.Hour, Now: time.Now()})
 	return dir, err
 })
 
@@ -288,7 +291,8 @@ func TestInitPinsTheBrokerAndTheManifestsHaveTheNumbers(t *testing.T) {
 		t.Fatal(err)
 	}
 	pinned := conf.GRPCRATLS.BrokerPolicy.SGX
-	if len(pinned) != 1 || pinned[0].MRSigner.String() != signer || *pinned[0].ProductID != BrokerProduct || *pinned[0].MinSVN != BrokerSVN {
+	if len(pinned) != 1 || pinned[0].MRSigner.String() != signer || *pinned[0].ProductID != BrokerProduct ||
+		*pinned[0].MinSVN != BrokerSVN {
 		t.Errorf("the broker is pinned by %+v", pinned)
 	}
 	m, err := p.Measurement("workload")
@@ -302,7 +306,8 @@ func TestInitPinsTheBrokerAndTheManifestsHaveTheNumbers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"newName: registry.example/team/tf_demo\n", "newTag: v1", "--cpus=4", m.MREnclave[:16], "kubernetes-sim"} {
+	for _, want := range []string{"newName: registry.example/team/tf_demo\n", "newTag: v1", "--cpus=4", m.MREnclave[:16],
+		"kubernetes-sim"} {
 		if !strings.Contains(string(k), want) {
 			t.Errorf("the kustomization does not say %q:\n%s", want, k)
 		}
@@ -352,7 +357,8 @@ func TestHardwareModeCallsOcclumsOwnCommandAndTakesItsLibraries(t *testing.T) {
 	if err := ociimage.WriteLayout(filepath.Join(dir, "base"), "base:1", base); err != nil {
 		t.Fatal(err)
 	}
-	o.Mode, o.Occlum, o.OcclumLibc, o.OcclumRoot, o.Base = Hardware, filepath.Join(dir, "bin/occlum"), libc, libc, "oci:"+filepath.Join(dir, "base")
+	o.Mode, o.Occlum, o.OcclumLibc, o.OcclumRoot, o.Base = Hardware, filepath.Join(dir,
+		"bin/occlum"), libc, libc, "oci:"+filepath.Join(dir, "base")
 	o.PCCS = "https://pccs:8081/sgx/certification/v4/"
 	p := all(t, o)
 
@@ -406,8 +412,9 @@ func TestManifestsAndChartHaveTheTemplatesNumbers(t *testing.T) {
 	epc, _ := sizing.EPC(conf)
 	cpus := fmt.Sprint(sizing.CPUs(conf.Threads()))
 	for file, want := range map[string][]string{
-		"packaging/kubernetes/occlum_tf_demo.yaml": {"sgx.intel.com/epc: " + sizing.Quantity(epc) + "\n", "--cpus=" + cpus + ","},
-		"packaging/helm/sesame/values.yaml":        {"epc: " + sizing.Quantity(epc) + "\n", "cpus: " + cpus + "\n"},
+		"packaging/kubernetes/occlum_tf_demo.yaml": {"sgx.intel.com/epc: " + sizing.Quantity(epc) + "\n",
+			"--cpus=" + cpus + ","},
+		"packaging/helm/sesame/values.yaml": {"epc: " + sizing.Quantity(epc) + "\n", "cpus: " + cpus + "\n"},
 	} {
 		text, err := os.ReadFile(filepath.Join(repository, file))
 		if err != nil {
@@ -422,7 +429,8 @@ func TestManifestsAndChartHaveTheTemplatesNumbers(t *testing.T) {
 }
 
 func TestOptionsAreRefused(t *testing.T) {
-	good := Options{Work: t.TempDir(), Registry: "r", Tag: "t", Mode: Simulated, Backend: "grpc-ratls", BrokerPort: 1, CPUs: 1, ServerTLS: FromBroker}
+	good := Options{Work: t.TempDir(), Registry: "r", Tag: "t", Mode: Simulated, Backend: "grpc-ratls", BrokerPort: 1,
+		CPUs: 1, ServerTLS: FromBroker}
 	if _, err := New(good); err != nil {
 		t.Fatal(err)
 	}
@@ -467,7 +475,8 @@ func TestAContainerEngineWritesTheSameFiles(t *testing.T) {
 		}
 	})
 	archive := filepath.Join(t.TempDir(), "client.tar")
-	if out, err := exec.Command(buildah, "push", p.Reference(ClientImage), "docker-archive:"+archive).CombinedOutput(); err != nil {
+	if out, err := exec.Command(buildah, "push", p.Reference(ClientImage),
+		"docker-archive:"+archive).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	image, err := ociimage.Open(t.Context(), "tar:"+archive)
@@ -479,7 +488,8 @@ func TestAContainerEngineWritesTheSameFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := file.Config
-	if c.User != "65534:65534" || c.WorkingDir != "/opt/sesame/client" || c.Labels["org.opencontainers.image.title"] != ClientImage {
+	if c.User != "65534:65534" || c.WorkingDir != "/opt/sesame/client" ||
+		c.Labels["org.opencontainers.image.title"] != ClientImage {
 		t.Errorf("the image says %+v", c)
 	}
 	dir := filepath.Join(t.TempDir(), "root")

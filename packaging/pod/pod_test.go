@@ -60,7 +60,8 @@ func TestProbeSaysWhetherAServerServes(t *testing.T) {
 		t.Errorf("a server that serves: %v", err)
 	}
 	h.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
-	if err := Probe(t.Context(), address); attest.CodeOf(err) != attest.CodeUnreachable || !strings.Contains(err.Error(), "NOT_SERVING") {
+	if err := Probe(t.Context(), address); attest.CodeOf(err) != attest.CodeUnreachable || !strings.Contains(err.Error(),
+		"NOT_SERVING") {
 		t.Errorf("a server that drains: %v", err)
 	}
 	if err := Probe(t.Context(), serve(t, func(*grpc.Server) {})); err != nil {
@@ -109,10 +110,12 @@ func TestStageMakesACopyThatCanBeWritten(t *testing.T) {
 	if err != nil || info.Mode() != 0o644 {
 		t.Errorf("the copy has mode %v, %v", info.Mode(), err)
 	}
-	if target, err := os.Readlink(filepath.Join(dst, "occlum-run")); err != nil || target != "/opt/occlum/build/bin/occlum-run" {
+	if target, err := os.Readlink(filepath.Join(dst, "occlum-run")); err != nil ||
+		target != "/opt/occlum/build/bin/occlum-run" {
 		t.Errorf("the link leads to %q, %v", target, err)
 	}
-	if info, err := os.Stat(filepath.Join(dst, "run/mount")); err != nil || !info.IsDir() || info.Mode().Perm()&0o200 == 0 {
+	if info, err := os.Stat(filepath.Join(dst, "run/mount")); err != nil || !info.IsDir() ||
+		info.Mode().Perm()&0o200 == 0 {
 		t.Errorf("the directory: %v, %v", info, err)
 	}
 	if err := unix.Mkfifo(filepath.Join(src, "fifo"), 0o600); err != nil {

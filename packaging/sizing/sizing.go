@@ -69,7 +69,8 @@ func For(in Input) Limits {
 				"1536MB at least, which a Go program reserves", user, megabytes(files), modelCopies, megabytes(model), threads),
 			fmt.Sprintf("kernel_space_heap_size %v: 32MB for the LibOS + 2 × %s of the largest program, which it loads from "+
 				"there", heap, megabytes(occlumconf.Size(in.Program))),
-			fmt.Sprintf("max_num_of_threads %d: %d + %d for each of %d processors", threads, baseThreads, threadsPerCPU, in.CPUs),
+			fmt.Sprintf("max_num_of_threads %d: %d + %d for each of %d processors", threads, baseThreads, threadsPerCPU,
+				in.CPUs),
 		},
 	}
 }
