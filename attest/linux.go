@@ -58,12 +58,18 @@ type TPMClaims struct {
 }
 
 // Verifiers hands evidence to the verifier of its type. It refuses evidence of a type that nobody verifies, with
-// [CodeEvidence], and claims of another type than the evidence's, with [CodeInternal].
+// [CodeEvidence], and claims of another type than the evidence's, with [CodeInternal]. A verifier that panics, as parsers
+// of formats that are not our own have done on crafted bytes, refuses with [CodeEvidence] and harms nobody else.
 type Verifiers map[EvidenceType]Verifier
 
 // Verify implements [Verifier].
-func (v Verifiers) Verify(ctx context.Context, evidence Evidence, at time.Time) (Claims, error) {
+func (v Verifiers) Verify(ctx context.Context, evidence Evidence, at time.Time) (claims Claims, err error) {
 	const step = "verifying evidence"
+	defer func() {
+		if cause := recover(); cause != nil {
+			claims, err = Claims{}, Errorf(CodeEvidence, step, "", "it breaks its verifier: %.200v", cause)
+		}
+	}()
 	verifier := v[evidence.Type]
 	if verifier == nil {
 		var known []string
@@ -74,7 +80,7 @@ func (v Verifiers) Verify(ctx context.Context, evidence Evidence, at time.Time) 
 		return Claims{}, Errorf(CodeEvidence, step, fmt.Sprintf("Here are verified: %s.", known),
 			"evidence of type %.16q is not verified here", evidence.Type)
 	}
-	claims, err := verifier.Verify(ctx, evidence, at)
+	claims, err = verifier.Verify(ctx, evidence, at)
 	if err == nil && claims.Type != evidence.Type {
 		return Claims{}, Errorf(CodeInternal, step, "", "the verifier of %q answers with claims of %q", evidence.Type, claims.Type)
 	}

@@ -27,3 +27,17 @@ func TestVerifiersRefuseWhatNobodyVerifies(t *testing.T) {
 		}
 	}
 }
+
+// breaks is a verifier that has a fault.
+type breaks struct{}
+
+func (breaks) Verify(_ context.Context, e attest.Evidence, _ time.Time) (attest.Claims, error) {
+	return attest.Claims{Type: attest.EvidenceType(e.Raw[1<<20])}, nil
+}
+
+func TestVerifierThatPanicsRefuses(t *testing.T) {
+	claims, err := attest.Verifiers{attest.SNP: breaks{}}.Verify(t.Context(), attest.Evidence{Type: attest.SNP}, time.Time{})
+	if attest.CodeOf(err) != attest.CodeEvidence || claims.Type != "" {
+		t.Errorf("claims %+v, error %v", claims, err)
+	}
+}

@@ -657,6 +657,7 @@ func TestWrappedReleaseOpensOnTheMachineItWasMeantFor(t *testing.T) {
 	b := newLinuxBoot(t)
 	b.config["app"].(map[string]any)["args"] = []string{"see", "/run/secrets/token"}
 	b.config["tpm"].(map[string]any)["endorsement_key"] = true
+	b.config["tpm"].(map[string]any)["ephemeral_ak"] = true // proven by nothing, and needs no proof
 	config := tpm.Measured(sha256.Sum256(b.write()))
 	device, err := tpm.Open(tpm.Options{Path: b.socket, EK: true})
 	if err != nil {

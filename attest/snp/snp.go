@@ -10,7 +10,10 @@
 package snp
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -111,7 +114,35 @@ func parse(e attest.Evidence) (*spb.Attestation, error) {
 	if len(e.Raw) < abi.ReportSize || len(e.Raw) > MaxEvidence {
 		return nil, fmt.Errorf("%d bytes", len(e.Raw))
 	}
+	if err := checkTable(e.Raw[abi.ReportSize:]); err != nil {
+		return nil, err
+	}
 	return abi.ReportCertsToProto(e.Raw)
+}
+
+// maxCertificates bounds the host's table, which has five kinds and room for its own.
+const maxCertificates = 32
+
+// checkTable makes sure that a table of certificates points into itself: go-sev-guest adds 32-bit offsets and lengths
+// without looking for an overflow, and panics. An entry is a GUID of 16 bytes, offset and length; one of zeros ends it.
+func checkTable(table []byte) error {
+	if len(table) == 0 {
+		return nil
+	}
+	for i := range maxCertificates {
+		if len(table) < (i+1)*abi.CertTableEntrySize {
+			return errors.New("the table of certificates has no end")
+		}
+		entry := table[i*abi.CertTableEntrySize:][:abi.CertTableEntrySize]
+		if bytes.Equal(entry, make([]byte, len(entry))) {
+			return nil
+		}
+		offset, length := binary.LittleEndian.Uint32(entry[16:]), binary.LittleEndian.Uint32(entry[20:])
+		if uint64(offset)+uint64(length) > uint64(len(table)) {
+			return errors.New("the table of certificates points out of itself")
+		}
+	}
+	return fmt.Errorf("the table of certificates has more than %d entries", maxCertificates)
 }
 
 // claims translates a report whose signature holds.
