@@ -379,6 +379,15 @@ func UnpackTar(r io.Reader, dir string) error {
 	}
 }
 
+func sparse(header *tar.Header) bool {
+	for key := range header.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return header.Typeflag == tar.TypeGNUSparse
+}
+
 func unpackEntry(root *os.Root, content io.Reader, header *tar.Header) error {
 	at := strings.TrimPrefix(path.Clean("/"+header.Name), "/")
 	if at == "" {
@@ -388,6 +397,9 @@ func unpackEntry(root *os.Root, content io.Reader, header *tar.Header) error {
 		return err
 	}
 	mode := fs.FileMode(header.Mode).Perm()
+	if sparse(header) { // a few bytes would become as many as they like
+		return errors.New("it is a sparse file")
+	}
 	switch header.Typeflag {
 	case tar.TypeDir:
 		if err := root.MkdirAll(at, 0o755); err != nil {

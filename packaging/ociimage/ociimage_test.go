@@ -185,3 +185,20 @@ func FuzzUnpackTar(f *testing.F) {
 		}
 	})
 }
+
+func TestSparseFilesAreRefused(t *testing.T) {
+	archive := hostile(t, tar.Header{Typeflag: tar.TypeReg, Name: "a", Size: 512,
+		PAXRecords: map[string]string{"VENDOR.note": "1"}})
+	if err := UnpackTar(bytes.NewReader(archive), t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	for key, value := range map[string]string{"GNU.sparse.major": "1", "GNU.sparse.realsize": "1099511627776"} {
+		header := &tar.Header{PAXRecords: map[string]string{key: value}}
+		if !sparse(header) {
+			t.Errorf("%s is not seen", key)
+		}
+	}
+	if !sparse(&tar.Header{Typeflag: tar.TypeGNUSparse}) {
+		t.Error("the old form is not seen")
+	}
+}
