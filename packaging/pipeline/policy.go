@@ -193,6 +193,9 @@ func (p *Pipeline) policyText(a allowed) ([]byte, error) {
 	return text, nil
 }
 
+// forwarded is where the manuals forward the broker's admin channel to.
+const forwarded = "127.0.0.1:15001"
+
 // link writes what the operator's commands need to reach and to verify the broker: a context file and the policy that
 // it names.
 func (p *Pipeline) link() error {
@@ -212,7 +215,7 @@ func (p *Pipeline) link() error {
 		Cert   string `yaml:"cert"`
 		Key    string `yaml:"key"`
 	}{
-		Broker: fmt.Sprintf("127.0.0.1:%d", AdminPort), Policy: "broker-policy.yaml",
+		Broker: forwarded, Policy: "broker-policy.yaml",
 		Cert: filepath.Join("keys", keyring.AdminCert), Key: filepath.Join("keys", keyring.AdminKey),
 	}
 	if p.simulated() {
