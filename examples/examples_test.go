@@ -197,15 +197,30 @@ func (e *example) start(config, volume string) *output {
 
 // output is what a program that was started says.
 type output struct {
-	t  *testing.T
-	mu sync.Mutex
-	b  bytes.Buffer
+	t    *testing.T
+	mu   sync.Mutex
+	b    bytes.Buffer
+	more chan struct{} // closed at the next write; nil where nobody waits
 }
 
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.more != nil {
+		close(o.more)
+		o.more = nil
+	}
 	return o.b.Write(p)
+}
+
+// grown returns the output, and what is closed when there is more.
+func (o *output) grown() (string, <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.more == nil {
+		o.more = make(chan struct{})
+	}
+	return o.b.String(), o.more
 }
 
 func (o *output) String() string {
@@ -217,9 +232,34 @@ func (o *output) String() string {
 // wait waits until it has said a text.
 func (o *output) wait(text string) {
 	o.t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !strings.Contains(o.String(), text); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			o.t.Fatalf("no %q in:\n%s", text, o)
+	late := time.After(60 * time.Second)
+	for {
+		said, more := o.grown()
+		if strings.Contains(said, text) {
+			return
+		}
+		select {
+		case <-more:
+		case <-late:
+			o.t.Fatalf("no %q in:\n%s", text, said)
+		}
+	}
+}
+
+// eventually polls for somebody who listens.
+func eventually(t *testing.T, connect func() error) {
+	t.Helper()
+	late, tick := time.After(60*time.Second), time.NewTicker(20*time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := connect()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatal(err)
 		}
 	}
 }
@@ -244,18 +284,14 @@ func (e *example) launch(program string, args ...string) *output {
 }
 
 // dial connects with TLS, again and again until somebody listens.
-func (e *example) dial(said *output) *tls.Conn {
+func (e *example) dial(said *output) (conn *tls.Conn) {
 	e.t.Helper()
 	said.wait("secret files written")
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		conn, err := tls.Dial("tcp", "127.0.0.1:"+e.port, &tls.Config{RootCAs: e.roots})
-		if err == nil {
-			return conn
-		}
-		if time.Now().After(deadline) {
-			e.t.Fatalf("%v\n%s", err, said)
-		}
-	}
+	eventually(e.t, func() (err error) {
+		conn, err = tls.Dial("tcp", "127.0.0.1:"+e.port, &tls.Config{RootCAs: e.roots})
+		return err
+	})
+	return conn
 }
 
 func TestNginxServesPagesOfAVolumeWithAReleasedKey(t *testing.T) {
@@ -300,15 +336,10 @@ func makeDataSet(e *example) {
 	}
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	var conn net.Conn
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		var err error
-		if conn, err = net.Dial("unix", socket); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			e.t.Fatal(err)
-		}
-	}
+	eventually(e.t, func() (err error) {
+		conn, err = net.Dial("unix", socket)
+		return err
+	})
 	defer conn.Close()
 	answers := bufio.NewReader(conn)
 	for _, command := range []string{`SET greeting "from the encrypted data set"`, "SAVE"} {

@@ -96,15 +96,31 @@ type linuxBoot struct {
 	version  int
 }
 
+// safeBuffer is output that tells when it grows.
 type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu   sync.Mutex
+	b    bytes.Buffer
+	more chan struct{} // closed at the next write; nil where nobody waits
 }
 
 func (s *safeBuffer) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.more != nil {
+		close(s.more)
+		s.more = nil
+	}
 	return s.b.Write(p)
+}
+
+// grown returns the output, and what is closed when there is more.
+func (s *safeBuffer) grown() (string, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.more == nil {
+		s.more = make(chan struct{})
+	}
+	return s.b.String(), s.more
 }
 
 func (s *safeBuffer) String() string {
@@ -275,12 +291,31 @@ func (b *linuxBoot) startOnly(args ...string) *linuxRun {
 // waitFor waits until the output holds a text.
 func (r *linuxRun) waitFor(text string) {
 	r.t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
-	for !strings.Contains(r.out.String(), text) {
-		if time.Now().After(deadline) {
-			r.t.Fatalf("no %q in:\n%s", text, r.out)
+	late := time.After(60 * time.Second)
+	for {
+		said, more := r.out.grown()
+		if strings.Contains(said, text) {
+			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case <-more:
+		case <-late:
+			r.t.Fatalf("no %q in:\n%s", text, said)
+		}
+	}
+}
+
+// eventually polls for what only the kernel's tables show.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	late, tick := time.After(20*time.Second), time.NewTicker(10*time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("not so: %s", what)
+		}
 	}
 }
 
@@ -438,16 +473,10 @@ func TestServerOfAVolumeHasItsOwnUserAndCannotBeLookedInto(t *testing.T) {
 	if got := r.status(); got != 7 {
 		t.Errorf("exit status %d", got)
 	}
-	deadline := time.Now().Add(20 * time.Second)
-	for syscall.Kill(pid, 0) == nil {
-		if state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || strings.Contains(string(state), ") Z ") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the server outlives the application")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	eventually(t, "the server ends with the application", func() bool {
+		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(state), ") Z ")
+	})
 }
 
 func TestLostVolumeEndsTheApplicationWithAClearMessage(t *testing.T) {
@@ -507,13 +536,7 @@ func TestSupervisorReapsOrphans(t *testing.T) {
 	if _, err := fmt.Sscanf(text[strings.Index(text, "orphan "):], "orphan %d", &orphan); err != nil {
 		t.Fatalf("%v in %s", err, text)
 	}
-	deadline := time.Now().Add(20 * time.Second)
-	for syscall.Kill(orphan, 0) == nil {
-		if time.Now().After(deadline) {
-			t.Fatal("the orphan is not reaped")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	eventually(t, "the orphan is reaped", func() bool { return syscall.Kill(orphan, 0) != nil })
 }
 
 func TestRootFromAVolumeIsEntered(t *testing.T) {
