@@ -82,7 +82,8 @@ func (v Verifiers) Verify(ctx context.Context, evidence Evidence, at time.Time) 
 	}
 	claims, err = verifier.Verify(ctx, evidence, at)
 	if err == nil && claims.Type != evidence.Type {
-		return Claims{}, Errorf(CodeInternal, step, "", "the verifier of %q answers with claims of %q", evidence.Type, claims.Type)
+		return Claims{}, Errorf(CodeInternal, step, "", "the verifier of %q answers with claims of %q",
+			evidence.Type, claims.Type)
 	}
 	return claims, err
 }

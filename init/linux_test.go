@@ -167,12 +167,17 @@ func newLinuxBoot(t *testing.T, app ...string) *linuxBoot {
 				"mr_signer": fmt.Sprintf("%x", broker.MRSigner), "product_id": broker.ProductID, "min_svn": broker.SVN,
 			}}},
 		},
-		"tpm":     map[string]any{"device": running.Socket, "config_pcr": configRegister},
-		"root":    map[string]any{},
-		"app":     map[string]any{"path": filepath.Join(linuxBuild.dir, "probe"), "args": app},
-		"volumes": []any{map[string]any{"source": filepath.Join(dir, "volume"), "target": filepath.Join(dir, "mnt"), "key": "volume_key", "mac": mac}},
+		"tpm":  map[string]any{"device": running.Socket, "config_pcr": configRegister},
+		"root": map[string]any{},
+		"app":  map[string]any{"path": filepath.Join(linuxBuild.dir, "probe"), "args": app},
+		"volumes": []any{map[string]any{
+			"source": filepath.Join(dir, "volume"), "target": filepath.Join(dir, "mnt"), "key": "volume_key", "mac": mac,
+		}},
 		"secrets": []any{map[string]any{"name": "token", "path": "/run/secrets/token", "mode": "0400", "uid": 1234, "gid": 1235}},
-		"linux":   map[string]any{"uid": 1234, "gid": 1235, "groups": []int{1236}, "capabilities": []string{"CAP_NET_BIND_SERVICE"}, "environment": []string{"GIVEN", "SET=1"}},
+		"linux": map[string]any{
+			"uid": 1234, "gid": 1235, "groups": []int{1236}, "capabilities": []string{"CAP_NET_BIND_SERVICE"},
+			"environment": []string{"GIVEN", "SET=1"},
+		},
 		"collateral": map[string]any{
 			"pccs_url": server.URL + "/sgx/certification/v4/", "allow_http": true, "root_ca": root,
 		},
@@ -256,7 +261,8 @@ func (b *linuxBoot) enrol(text []byte) {
 	}
 	want := tpm.Measured(sha256.Sum256(text))
 	b.version++
-	if err := b.policies.Replace(b.t.Context(), []byte(brokertest.PolicyText(b.version, policyOf(c.TPM.AK[:], want[:]))), "test"); err != nil {
+	text = []byte(brokertest.PolicyText(b.version, policyOf(c.TPM.AK[:], want[:])))
+	if err := b.policies.Replace(b.t.Context(), text, "test"); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -271,7 +277,8 @@ type linuxRun struct {
 func (b *linuxBoot) startOnly(args ...string) *linuxRun {
 	b.t.Helper()
 	r := &linuxRun{t: b.t, out: &safeBuffer{}}
-	r.cmd = exec.Command(filepath.Join(linuxBuild.dir, "init-linux"), append([]string{"--config", filepath.Join(b.dir, "init.json")}, args...)...)
+	args = append([]string{"--config", filepath.Join(b.dir, "init.json")}, args...)
+	r.cmd = exec.Command(filepath.Join(linuxBuild.dir, "init-linux"), args...)
 	r.cmd.Stdout, r.cmd.Stderr, r.cmd.WaitDelay = r.out, r.out, 30*time.Second
 	r.cmd.Env = append(os.Environ(), "GIVEN=by the host", "NOT_GIVEN=x")
 	leaked, err := os.Open(os.DevNull)

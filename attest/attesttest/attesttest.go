@@ -66,7 +66,8 @@ func (c Case) binds(t *testing.T) {
 			t.Fatal(err)
 		}
 		bodies := map[attest.EvidenceType]bool{
-			attest.SGX: claims.SGX != nil, attest.TDX: claims.TDX != nil, attest.SNP: claims.SNP != nil, attest.TPM: claims.TPM != nil,
+			attest.SGX: claims.SGX != nil, attest.TDX: claims.TDX != nil,
+			attest.SNP: claims.SNP != nil, attest.TPM: claims.TPM != nil,
 		}
 		for kind, set := range bodies {
 			if set != (kind == c.Type) {

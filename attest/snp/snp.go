@@ -69,7 +69,8 @@ func (a *Attester) Evidence(ctx context.Context, data attest.ReportData) (attest
 		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
 	}
 	if attest.ReportData(report.GetReportData()) != data {
-		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "", "the report is not over the data that was asked for")
+		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "",
+			"the report is not over the data that was asked for")
 	}
 	return attest.Evidence{Type: attest.SNP, Raw: append(raw[:abi.ReportSize:abi.ReportSize], certificates...)}, nil
 }
@@ -95,7 +96,7 @@ func (v *Verifier) Verify(ctx context.Context, e attest.Evidence, at time.Time) 
 	}
 	chain := attestation.GetCertificateChain()
 	if v.Fetch == nil && len(chain.GetVcekCert()) == 0 && len(chain.GetVlekCert()) == 0 {
-		return fail(attest.CodeCollateral, "Let the host fill its certificate table (sevctl, snphost import), or fetch from AMD.",
+		return fail(attest.CodeCollateral, "Let the host fill its certificate table (snphost import), or fetch from AMD.",
 			fmt.Errorf("the evidence brings no certificate of the key that signs it"))
 	}
 	options := &verify.Options{

@@ -68,7 +68,8 @@ func TestConformance(t *testing.T) {
 // genuine is go-sev-guest's own recording of a Milan machine, with its certificate.
 func genuine(t testing.TB) attest.Evidence {
 	t.Helper()
-	return attest.Evidence{Type: attest.SNP, Raw: append(bytes.Clone(testdata.AttestationBytes[:abi.ReportSize]), table(testdata.VcekBytes)...)}
+	report := bytes.Clone(testdata.AttestationBytes[:abi.ReportSize])
+	return attest.Evidence{Type: attest.SNP, Raw: append(report, table(testdata.VcekBytes)...)}
 }
 
 // table is a host's table of certificates with a VCEK only (AMD 56421, 4.1.8.1).

@@ -23,7 +23,9 @@ import (
 const vectors = "../dcap/testdata/vectors"
 
 func TestConformance(t *testing.T) {
-	for _, name := range []string{"dcap-qvl/f1c85033_TDX3_B0C06F000000_eval17_49ce05", "openenclave/d21a11db_TDX3_90C06F000000_eval18_7f01ec"} {
+	for _, name := range []string{
+		"dcap-qvl/f1c85033_TDX3_B0C06F000000_eval17_49ce05", "openenclave/d21a11db_TDX3_90C06F000000_eval18_7f01ec",
+	} {
 		dir := filepath.Join(vectors, name)
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			read := func(name string) []byte {

@@ -250,7 +250,8 @@ func (d *Device) Measure(register int, digest [32]byte) (value [32]byte, err err
 		}
 	}
 	if err != nil {
-		return value, attest.Errorf(attest.CodeAttester, step, "Has the TPM a bank of SHA-256?", "register %d: %w", register, err)
+		return value, attest.Errorf(attest.CodeAttester, step, "Has the TPM a bank of SHA-256?", "register %d: %w",
+			register, err)
 	}
 	return value, nil
 }

@@ -9,8 +9,8 @@
 //
 // # Keys
 //
-// The AK is a primary key of the owner hierarchy made from go-tpm-tools' template (and noDA), so that it is the same after every
-// boot until the TPM is cleared, and nothing has to be stored. A policy pins it by its digest, which covers the key's
+// The AK is a primary key of the owner hierarchy made from go-tpm-tools' template (and noDA), so that it is the same
+// after every boot until the TPM is cleared, and nothing has to be stored. A policy pins it by its digest, which covers the key's
 // attributes: that it is restricted to data of the TPM's own and cannot leave it. An ephemeral AK is new every time
 // and can be accepted only together with an endorsement key.
 //
@@ -22,7 +22,8 @@
 //
 // Evidence is a CBOR map of at most 60 KiB (see evidence); the quote's extraData is
 // SHA-256("sesame-tpm-v1" ‖ report data ‖ hashes), because a TPM takes less extraData than report data has bytes. The
-// hashes, where there is an EK, are the SHA-256 of its SubjectPublicKeyInfo and of each certificate. Only the SHA-256 bank is quoted. A firmware log is compressed with DEFLATE.
+// hashes, where there is an EK, are the SHA-256 of its SubjectPublicKeyInfo and of each certificate. Only the SHA-256
+// bank is quoted. A firmware log is compressed with DEFLATE.
 package tpm
 
 import (

@@ -62,7 +62,7 @@ func (v *Verifier) verify(raw attest.Evidence, at time.Time) (none attest.Claims
 	}
 	quoted := &tpmpb.Quote{Quote: e.Quote, RawSig: e.Signature, Pcrs: pcrs}
 	if err := quote.Verify(quoted, key, e.extraData()); err != nil {
-		return none, errors.New("the quote is not what the attestation key has signed for this report data and these registers: " +
+		return none, fmt.Errorf("the quote is not what the attestation key has signed for this report data and these registers: %s",
 			bounded(err))
 	}
 	if err := signedBy(e.Quote, e.AK); err != nil {

@@ -258,9 +258,11 @@ func dropCapabilities() error {
 	keep := held & (1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_IPC_LOCK)
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{{Effective: keep, Permitted: keep}}
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET,
+		uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
 	if errno != 0 {
-		return attest.Errorf(attest.CodeInternal, "dropping capabilities", "This program has to be built without cgo.", "%w", errno)
+		return attest.Errorf(attest.CodeInternal, "dropping capabilities",
+			"This program has to be built without cgo.", "%w", errno)
 	}
 	_, _, errno = syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
 	if errno != 0 {
