@@ -19,6 +19,7 @@ type request struct {
 	id       string // for the log
 	force    *inForce
 	decision Decision // as far as it is known
+	wrapped  bool     // what is released is encrypted to the peer's hardware
 	log      logrus.FieldLogger
 }
 
@@ -137,6 +138,11 @@ func (s *Server) grants(ctx context.Context, r *request, peer []*policy.Workload
 			return d, nil
 		}
 		g, err := r.force.policy.Grant(peer, name, at)
+		if err == nil && !r.wrapped && r.force.policy.WrappedOnly(name) {
+			g.Rule = "secrets." + name + ".wrap"
+			err = attest.Errorf(attest.CodeDenied, "deciding on secret", "Let the workload's tpm entry say wrap: true.",
+				"it may leave only encrypted to the peer's TPM, and the entry that the peer matches does not demand that")
+		}
 		d.allowed = append(d.allowed, Grant{Secret: name, Rule: g.Rule, Limit: g.Releases, Version: g.Version})
 		if err != nil {
 			d.asked = asked

@@ -61,6 +61,8 @@ func (s *Server) session(stream session.Stream, from *connection) error {
 		receipt := s.refuse(ctx, r, err)
 		return session.Deny(stream, err, (*session.Receipt)(receipt))
 	}
+	registers := force.policy.Wrap(workloads, peer.Claims, s.config.Now())
+	r.wrapped = registers != nil
 	secrets, receipt, err := s.release(ctx, r, workloads, names)
 	switch {
 	case err == nil:
@@ -75,7 +77,7 @@ func (s *Server) session(stream session.Stream, from *connection) error {
 		}
 	}()
 	var wrapped attest.EvidenceType
-	if registers := force.policy.Wrap(workloads, peer.Claims, s.config.Now()); registers != nil {
+	if r.wrapped {
 		wrapped = attest.TPM
 		for i, secret := range secrets {
 			sealed, err := tpm.Wrap(peer.Claims.TPM, registers, secret)

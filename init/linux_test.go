@@ -687,7 +687,6 @@ func TestWrappedReleaseOpensOnTheMachineItWasMeantFor(t *testing.T) {
 	b := newLinuxBoot(t)
 	b.config["app"].(map[string]any)["args"] = []string{"see", "/run/secrets/token"}
 	b.config["tpm"].(map[string]any)["endorsement_key"] = true
-	b.config["tpm"].(map[string]any)["ephemeral_ak"] = true // proven by nothing, and needs no proof
 	config := tpm.Measured(sha256.Sum256(b.write()))
 	device, err := tpm.Open(tpm.Options{Path: b.socket, EK: true})
 	if err != nil {
@@ -708,6 +707,21 @@ func TestWrappedReleaseOpensOnTheMachineItWasMeantFor(t *testing.T) {
 	}
 	if s := b.startOnly().sight(); s.Files["/run/secrets/token"] != secretCanary {
 		t.Errorf("files are %q", s.Files)
+	}
+	// A secret may demand it, too; then the same machine gets it by no entry that does not wrap.
+	only := strings.Replace(text, "token: {workloads: [app]}", "token: {workloads: [app], wrap: true}", 1)
+	if err := b.policies.Replace(t.Context(), []byte(brokertest.PolicyText(3, only)), "test"); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.startOnly().sight(); s.Files["/run/secrets/token"] != secretCanary {
+		t.Errorf("files are %q", s.Files)
+	}
+	open := strings.Replace(only, fmt.Sprintf("ek: %x, wrap: true", c.TPM.EK), fmt.Sprintf("ak: %x", c.TPM.AK), 1)
+	if err := b.policies.Replace(t.Context(), []byte(brokertest.PolicyText(4, open)), "test"); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.startOnly(); r.status() == 0 || !strings.Contains(b.log.String(), "only encrypted to the peer's TPM") {
+		t.Errorf("it left open:\n%s\n%s", r.out, b.log)
 	}
 	if !strings.Contains(b.log.String(), "secrets wrapped to the peer's TPM") {
 		t.Errorf("nothing was wrapped:\n%s", b.log)

@@ -122,6 +122,12 @@ func (p *Policy) Wrap(peer []*Workload, claims attest.Claims, at time.Time) (reg
 	return slices.Compact(registers)
 }
 
+// WrappedOnly reports whether a secret may leave only encrypted to its receiver's hardware.
+func (p *Policy) WrappedOnly(secret string) bool {
+	s := p.Secrets[secret]
+	return s != nil && s.Wrap
+}
+
 // Legacy reports whether any workload may use the legacy wire.
 func (p *Policy) Legacy() bool {
 	return slices.ContainsFunc(p.order, func(name string) bool { return p.Workloads[name].Wire == WireLegacy })

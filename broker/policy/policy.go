@@ -107,6 +107,9 @@ type Secret struct {
 	Releases uint64            `yaml:"releases"` // most releases, ever; 0 is no limit
 	From     Time              `yaml:"from"`
 	Until    Time              `yaml:"until"`
+	// Wrap is set where the secret may leave the broker only encrypted to the hardware of its receiver: to a TPM whose
+	// entry says wrap.
+	Wrap bool `yaml:"wrap"`
 }
 
 // Reserved begins the names of what the broker keeps for itself. A policy does not name it, and "every secret" of
