@@ -182,8 +182,12 @@ func TestDeliberateDifferencesAreRefusedAtTheirStep(t *testing.T) {
 		if got := dcap.StepOf(err); got != want.step {
 			t.Errorf("%s: step %q (%v), want %q", name, got, err, want.step)
 		}
-		if want.step == "" && c.TCB.StatusName() != v.Status {
-			t.Errorf("%s: status %s", name, c.TCB.StatusName())
+		status := v.Status
+		if status == "" { // Intel's library gave up before it had one
+			status = "SWHardeningNeeded"
+		}
+		if want.step == "" && c.TCB.StatusName() != status {
+			t.Errorf("%s: status %s, want %s", name, c.TCB.StatusName(), status)
 		}
 		if want.step == dcap.StepCertificationData && v.accepted() {
 			want.agree = func(c *dcap.Config) { c.PCKChain = leafFirst(t, v.pckChain) }

@@ -152,6 +152,9 @@ func TestVerifyCommandAgreesWithIntelsLibrary(t *testing.T) {
 			for _, document := range []string{"pck", "tcb", "qe"} {
 				genuine = genuine && expected.QVL[document] == "STATUS_OK"
 			}
+			if filepath.Base(dir) == "not_yet_valid_crl" { // the newest issue date is our time (docs/verification.md)
+				genuine = true
+			}
 			var out bytes.Buffer
 			command := newRootCommand()
 			command.SetOut(&out)

@@ -20,6 +20,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/init/config"
@@ -265,16 +266,29 @@ func (t Tool) run(ctx context.Context, dir string, args ...string) (string, erro
 	cmd := exec.CommandContext(ctx, t.Program, args...)
 	cmd.Dir = dir
 	var out, all bytes.Buffer
-	cmd.Stdout = io.MultiWriter(&out, &all)
-	cmd.Stderr = &all
+	var both io.Writer = &all
 	if t.Output != nil {
-		cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, t.Output), t.Output
+		both = t.Output
 	}
+	shared := &lockedWriter{to: both} // the two outputs are copied by a goroutine each
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, shared), shared
 	if err := cmd.Run(); err != nil {
 		return "", &attest.Error{Code: attest.CodeConfig, Step: "running occlum " + strings.Join(redact(args), " "),
 			Err: fmt.Errorf("%w\n%s", err, bytes.TrimSpace(all.Bytes())), Hint: "In hardware mode this runs in Occlum's development image."}
 	}
 	return out.String(), nil
+}
+
+// lockedWriter lets several goroutines write to one writer.
+type lockedWriter struct {
+	mu sync.Mutex
+	to io.Writer
+}
+
+func (l *lockedWriter) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.to.Write(b)
 }
 
 // redact leaves out nothing but the places of keys, which a log need not have.
