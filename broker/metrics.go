@@ -68,6 +68,17 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
+// show sets the conditions of readiness.
+func (m *Metrics) show(r Readiness) {
+	for name, err := range r.conditions() {
+		holds := 0.0
+		if err == nil {
+			holds = 1
+		}
+		m.ready.WithLabelValues(name).Set(holds)
+	}
+}
+
 func outcome(err error) string {
 	if err != nil {
 		return "failed"

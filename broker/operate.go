@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"time"
 
@@ -43,13 +44,7 @@ func (s *Server) Ready(ctx context.Context) Readiness {
 		s.metrics.expiry.Set(float64(expiry.Unix()))
 	}
 	s.metrics.version.Set(float64(force.policy.Version))
-	for name, err := range r.conditions() {
-		holds := 0.0
-		if err == nil {
-			holds = 1
-		}
-		s.metrics.ready.WithLabelValues(name).Set(holds)
-	}
+	s.metrics.show(r)
 	return r
 }
 
@@ -89,11 +84,27 @@ func (s *Server) watch(ctx context.Context) {
 
 // Handler serves /healthz, /readyz and /metrics, for a port of its own. It says nothing secret, but whom it may
 // concern: an operator's network.
-func (s *Server) Handler() http.Handler {
+func (s *Server) Handler() http.Handler { return handler(s.metrics, s.Ready) }
+
+// Starting is [Server.Handler] for a broker that is not made yet, as it waits for a keeper that is locked: it is alive
+// and not ready, and says what of the keeper.
+func Starting(k Keeper, m *Metrics) http.Handler {
+	return handler(m, func(ctx context.Context) Readiness {
+		ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+		r := Readiness{Policy: errStarting, Keeper: k.Ready(ctx), Collateral: errStarting}
+		m.show(r)
+		return r
+	})
+}
+
+var errStarting = errors.New("the broker is starting")
+
+func handler(m *Metrics, look func(context.Context) Readiness) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		ready := s.Ready(r.Context())
+		ready := look(r.Context())
 		answer := map[string]string{}
 		for name, err := range ready.conditions() {
 			answer[name] = "ok"
@@ -107,6 +118,6 @@ func (s *Server) Handler() http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(answer)
 	})
-	mux.Handle("GET /metrics", s.metrics.Handler())
+	mux.Handle("GET /metrics", m.Handler())
 	return mux
 }

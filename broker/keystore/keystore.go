@@ -23,6 +23,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -192,7 +193,7 @@ func (k *Keystore) identify(ctx context.Context) error {
 func (k *Keystore) Ready(ctx context.Context) error {
 	ring, err := k.ring()
 	if err != nil {
-		return err
+		return fmt.Errorf("locked: %w", err)
 	}
 	return k.view(ctx, func(r store.Reader) error {
 		_, err := k.load(r, ring)

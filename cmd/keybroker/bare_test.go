@@ -54,6 +54,12 @@ func (b *buffer) String() string {
 
 func (b *buffer) wait(t *testing.T, text string) {
 	t.Helper()
+	b.find(t, regexp.MustCompile(regexp.QuoteMeta(text)))
+}
+
+// find waits for a match and returns its last group.
+func (b *buffer) find(t *testing.T, pattern *regexp.Regexp) string {
+	t.Helper()
 	late := time.After(30 * time.Second)
 	for {
 		b.mu.Lock()
@@ -62,13 +68,13 @@ func (b *buffer) wait(t *testing.T, text string) {
 		}
 		on, said := b.on, b.b.String()
 		b.mu.Unlock()
-		if strings.Contains(said, text) {
-			return
+		if m := pattern.FindStringSubmatch(said); m != nil {
+			return m[len(m)-1]
 		}
 		select {
 		case <-on:
 		case <-late:
-			t.Fatalf("the log does not say %q:\n%s", text, said)
+			t.Fatalf("the log does not say %q:\n%s", pattern, said)
 		}
 	}
 }
@@ -82,30 +88,15 @@ type running struct {
 	pin           []byte
 }
 
-// freeAddress is one of the loopback network that nobody else chooses between here and the broker's listening on it, as
-// it can happen to a port of 127.0.0.1.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	var b [3]byte
-	_, _ = rand.Read(b[:]) // never fails
-	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", b[0], b[1], b[2]&0x7e|1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func run(t *testing.T, here place, dir string, args ...string) *running {
 	t.Helper()
-	r := &running{address: freeAddress(t), http: freeAddress(t), log: &buffer{},
-		hangup: make(chan os.Signal), ticks: make(chan time.Time)}
+	r := &running{log: &buffer{}, hangup: make(chan os.Signal), ticks: make(chan time.Time)}
 	out, stdout := io.Pipe()
 	c := command{folder: dir, place: here, hangup: r.hangup, ticks: r.ticks, stdout: stdout, stderr: r.log}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan int, 1)
 	go func() {
-		ended <- c.run(ctx, append(args, "--http", r.http, r.address), "")
+		ended <- c.run(ctx, append(args, "--http", "127.0.0.1:0", "127.0.0.1:0"), "")
 		_ = stdout.Close()
 	}()
 	t.Cleanup(func() {
@@ -114,9 +105,12 @@ func run(t *testing.T, here place, dir string, args ...string) *running {
 			t.Errorf("exit code %d\n%s", code, r.log)
 		}
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "Server listening on "+r.address+"\n" {
+	line, err := bufio.NewReader(out).ReadString('\n')
+	m := servingSessions.FindStringSubmatch(line)
+	if err != nil || m == nil {
 		t.Fatalf("standard output is %q, %v\n%s", line, err, r.log)
 	}
+	r.address, r.http = m[1], r.log.find(t, servingHTTP)
 	if m := regexp.MustCompile(`broker_key[\\" :]+([0-9a-f]{64})`).FindStringSubmatch(r.log.String()); m != nil {
 		r.pin, _ = hex.DecodeString(m[1])
 	}

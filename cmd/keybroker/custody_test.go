@@ -12,7 +12,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -32,81 +31,43 @@ import (
 	"github.com/sesame-init/sesame/broker/releaselog"
 )
 
-// programEnv makes the test's program the broker itself, for tests that kill it.
-const programEnv = "SESAME_TEST_KEYBROKER"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(programEnv) != "" {
-		main()
-	}
-	os.Exit(m.Run())
-}
-
 const canary = "canary-77e0-custody"
 
-// custody is a broker that runs as a process of its own, with a store, administrators, and a workload.
+// custody is a broker outside an enclave that runs as a process of its own, with a store, administrators, and a workload.
 type custody struct {
-	t        *testing.T
-	dir      string
+	*process
 	platform *softsgx.Platform
 	alice    tls.Certificate
-	session  string // addresses
-	admin    string
-	http     string
-
-	cmd *exec.Cmd
-	out *buffer // all that it has ever said
-	pin []byte
+	pin      []byte
 }
 
-func newCustody(t *testing.T) *custody {
-	c := &custody{t: t, platform: brokertest.Platform(t, softsgx.Options{Now: time.Now()}), out: &buffer{},
-		alice: admintest.Administrator(t, "alice"), session: freeAddress(t), admin: freeAddress(t), http: freeAddress(t)}
-	c.dir = folder(t, c.platform)
-	root := strings.ReplaceAll(strings.TrimSpace(string(pem.EncodeToMemory(
-		&pem.Block{Type: "CERTIFICATE", Bytes: c.alice.Certificate[0]}))), "\n", "\n        ")
-	settings := fmt.Sprintf("broker:\n  store: {sqlite: %q}\n  root_key: {file: %q}\n  witnesses: {at: [%q]}\n"+
-		"  admin:\n    listen: %q\n    roots:\n      - |\n        %s\n",
-		filepath.Join(c.dir, "broker.db"), filepath.Join(c.dir, "root.key"), filepath.Join(c.dir, "witness"), c.admin, root)
-	if err := os.Mkdir(filepath.Join(c.dir, "witness"), 0o700); err != nil {
+// newCustody makes the broker's folder. rootKey is how it finds the root key: lines of the policy.
+func newCustody(t *testing.T, rootKey string) *custody {
+	platform := brokertest.Platform(t, softsgx.Options{Now: time.Now()})
+	dir := folder(t, platform)
+	c := &custody{process: newProcess(t, dir, "bare"), platform: platform, alice: admintest.Administrator(t, "alice")}
+	settings := fmt.Sprintf("broker:\n  store: {sqlite: %q}\n%s  witnesses: {at: [%q]}\n%s",
+		filepath.Join(dir, "broker.db"), rootKey, filepath.Join(dir, "witness"), administeredBy(c.alice))
+	if err := os.Mkdir(filepath.Join(dir, "witness"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(c.dir, policyName), policyFor(c.platform, c.dir, 1, aa, settings))
-	t.Cleanup(func() { c.stop(syscall.SIGKILL) })
+	write(t, filepath.Join(dir, policyName), policyFor(platform, dir, 1, aa, settings))
+	c.pin = pin(t, dir)
 	return c
 }
 
-// start returns when it answers.
-func (c *custody) start() {
-	c.t.Helper()
-	c.cmd = exec.Command(os.Args[0], "--http", c.http, "--log-level", "debug", c.session)
-	c.cmd.Dir, c.cmd.Env = c.dir, append(os.Environ(), programEnv+"=1")
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	listening := &buffer{}
-	c.cmd.Stdout, c.cmd.Stderr = io.MultiWriter(listening, c.out), c.out
-	if err := c.cmd.Start(); err != nil {
-		c.t.Fatal(err)
-	}
-	listening.wait(c.t, "Server listening on")
-	if c.pin != nil { // the key stays the same, and others read it meanwhile
-		return
-	}
-	if m := regexp.MustCompile(`broker_key[\\" :]+([0-9a-f]{64})`).FindStringSubmatch(c.out.String()); m != nil {
-		c.pin, _ = hex.DecodeString(m[1])
-	}
-}
+// keyFile is a root key in the broker's working folder.
+const keyFile = "  root_key: {file: root.key}\n"
 
-func (c *custody) stop(s syscall.Signal) {
-	if c.cmd != nil {
-		_ = c.cmd.Process.Signal(s)
-		_ = c.cmd.Wait()
-		c.cmd = nil
-	}
+// administeredBy is the block admin of a policy.
+func administeredBy(who tls.Certificate) string {
+	root := strings.ReplaceAll(strings.TrimSpace(string(pem.EncodeToMemory(
+		&pem.Block{Type: "CERTIFICATE", Bytes: who.Certificate[0]}))), "\n", "\n        ")
+	return "  admin:\n    listen: 127.0.0.1:0\n    roots:\n      - |\n        " + root + "\n"
 }
 
 func (c *custody) dial(ctx context.Context) (*admin.Client, error) {
-	return admin.Dial(ctx, admin.DialOptions{Address: c.admin, Certificate: c.alice,
-		Broker: session.ClientConfig{BrokerKey: c.pin, Now: time.Now}})
+	return c.alive(ctx).dial(ctx, c.alice, session.ClientConfig{BrokerKey: c.pin})
 }
 
 func (c *custody) put(ctx context.Context, name string) error {
@@ -115,9 +76,7 @@ func (c *custody) put(ctx context.Context, name string) error {
 		return err
 	}
 	defer client.Close()
-	_, err = client.PutSecret(ctx, &adminpb.PutSecretRequest{Name: name, Kind: "value",
-		Value: &adminpb.PutSecretRequest_Content{Content: []byte(canary)}})
-	return err
+	return put(ctx, client, name)
 }
 
 // noting remembers the digest of the evidence that it has made last. It is of one client.
@@ -137,13 +96,15 @@ func (n *noting) Evidence(ctx context.Context, data attest.ReportData) (attest.E
 // fetch runs one session and returns the digest of the evidence that it was for.
 func (c *custody) fetch(ctx context.Context) (string, error) {
 	evidence := &noting{Attester: c.platform.Attester(brokertest.Workload())}
-	client, err := grpcratls.New(grpcratls.Config{Servers: []string{c.session}, Protocol: grpcratls.SessionV1,
+	now := c.alive(ctx)
+	client, err := grpcratls.New(grpcratls.Config{Servers: []string{now.session}, Protocol: grpcratls.SessionV1,
 		Attester: evidence, BrokerKey: c.pin, Pause: 5 * time.Millisecond})
 	if err != nil {
 		return "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
+	defer context.AfterFunc(now, cancel)()
 	got, err := client.Fetch(ctx, []string{"image_key"})
 	if err == nil && string(got["image_key"].Expose()) != canary {
 		err = fmt.Errorf("another value")
@@ -152,12 +113,12 @@ func (c *custody) fetch(ctx context.Context) (string, error) {
 }
 
 // entries reads the log.
-func (c *custody) entries(client *admin.Client) (all []*releaselog.Entry) {
-	c.t.Helper()
+func entries(t *testing.T, client *admin.Client) (all []*releaselog.Entry) {
+	t.Helper()
 	for {
-		page, err := client.ReadLog(c.t.Context(), &adminpb.ReadLogRequest{From: int64(len(all)), Limit: 256})
+		page, err := client.ReadLog(t.Context(), &adminpb.ReadLogRequest{From: int64(len(all)), Limit: 256})
 		if err != nil {
-			c.t.Fatal(err)
+			t.Fatal(err)
 		}
 		if len(page.GetEntries()) == 0 {
 			return all
@@ -165,7 +126,7 @@ func (c *custody) entries(client *admin.Client) (all []*releaselog.Entry) {
 		for _, text := range page.GetEntries() {
 			e, err := releaselog.Parse(text)
 			if err != nil {
-				c.t.Fatal(err)
+				t.Fatal(err)
 			}
 			all = append(all, e)
 		}
@@ -179,7 +140,7 @@ func TestKilledAHundredTimesItReleasesNothingWithoutItsEntry(t *testing.T) {
 	if testing.Short() {
 		kills = 3
 	}
-	c := newCustody(t)
+	c := newCustody(t, keyFile)
 	c.start()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -232,7 +193,7 @@ func TestKilledAHundredTimesItReleasesNothingWithoutItsEntry(t *testing.T) {
 	}
 	defer client.Close()
 	recorded := map[string]bool{}
-	for _, e := range c.entries(client) {
+	for _, e := range entries(t, client) {
 		if e.Kind == releaselog.Release {
 			recorded[e.Evidence] = true
 		}
@@ -263,7 +224,7 @@ func TestKilledAHundredTimesItReleasesNothingWithoutItsEntry(t *testing.T) {
 
 // TestNoSecretLeavesButToWorkloads looks for a secret wherever else one could leave.
 func TestNoSecretLeavesButToWorkloads(t *testing.T) {
-	c := newCustody(t)
+	c := newCustody(t, keyFile)
 	c.start()
 	if err := c.put(t.Context(), "image_key"); err != nil {
 		t.Fatal(err)
@@ -274,7 +235,7 @@ func TestNoSecretLeavesButToWorkloads(t *testing.T) {
 	_ = c.put(t.Context(), "image_key") // an error
 	stranger := brokertest.Workload()
 	stranger.MREnclave[0] ^= 1
-	client, err := grpcratls.New(grpcratls.Config{Servers: []string{c.session}, Protocol: grpcratls.SessionV1,
+	client, err := grpcratls.New(grpcratls.Config{Servers: []string{c.life.Load().session}, Protocol: grpcratls.SessionV1,
 		Attester: c.platform.Attester(stranger), BrokerKey: c.pin})
 	if err != nil {
 		t.Fatal(err)
@@ -298,7 +259,7 @@ func TestNoSecretLeavesButToWorkloads(t *testing.T) {
 		}
 		said = append(said, text...)
 	}
-	answer, err := http.Get("http://" + c.http + "/metrics")
+	answer, err := http.Get("http://" + c.life.Load().http + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,5 +293,52 @@ func TestNoSecretLeavesButToWorkloads(t *testing.T) {
 	}
 	if found, _ := filepath.Glob(filepath.Join(c.dir, "witness", "latest")); len(found) != 1 {
 		t.Error("the witness was told nothing")
+	}
+}
+
+// TestLockedBrokerIsAliveAndSaysThatItIsLocked to whoever would restart it for not answering.
+func TestLockedBrokerIsAliveAndSaysThatItIsLocked(t *testing.T) {
+	c := newCustody(t, "") // nobody but an operator has the root key
+	l, said := c.launch()
+	ask := func(path string) (int, string) {
+		t.Helper()
+		answer, err := http.Get("http://" + l.http + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.StatusCode, string(text)
+	}
+	if code, text := ask("/healthz"); code != http.StatusOK {
+		t.Errorf("alive: %d %s", code, text)
+	}
+	if code, text := ask("/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, `"keeper":"locked: `) {
+		t.Errorf("ready: %d %s", code, text)
+	}
+	if _, text := ask("/metrics"); !strings.Contains(text, `sesame_broker_ready{condition="keeper"} 0`) {
+		t.Errorf("metrics:\n%s", text)
+	}
+	if strings.Contains(c.out.String(), "Server listening") {
+		t.Error("it serves workloads, and is locked")
+	}
+	client, err := l.dial(t.Context(), c.alice, session.ClientConfig{BrokerKey: c.pin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Unlock(t.Context(), &adminpb.UnlockRequest{
+		By: &adminpb.UnlockRequest_Passphrase{Passphrase: []byte("seven random words of an operator")}}); err != nil {
+		t.Fatal(err)
+	}
+	said.find(t, servingSessions)
+	if code, text := ask("/readyz"); code != http.StatusOK || strings.Contains(text, "locked") {
+		t.Errorf("after it was unlocked: %d %s", code, text)
+	}
+	if _, text := ask("/metrics"); !strings.Contains(text, `sesame_broker_ready{condition="keeper"} 1`) {
+		t.Errorf("metrics after it was unlocked:\n%s", text)
 	}
 }

@@ -55,7 +55,6 @@ func folder(t *testing.T, platform *softsgx.Platform) string {
 func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 	platform := brokertest.Platform(t, softsgx.Options{Now: time.Now()})
 	dir := folder(t, platform)
-	address := freeAddress(t)
 
 	out, stdout := io.Pipe()
 	var stderr bytes.Buffer
@@ -67,17 +66,18 @@ func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 	defer cancel()
 	ended := make(chan int, 1)
 	go func() {
-		ended <- c.run(ctx, []string{address}, filepath.Join(dir, "collateral"))
+		ended <- c.run(ctx, []string{"127.0.0.1:0"}, filepath.Join(dir, "collateral"))
 		_ = stdout.Close()
 	}()
 	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil || line != "Server listening on "+address+"\n" {
+	m := servingSessions.FindStringSubmatch(line)
+	if err != nil || m == nil {
 		cancel()
 		<-ended
 		t.Fatalf("standard output is %q, %v\n%s", line, err, &stderr)
 	}
 	client, err := grpcratls.New(grpcratls.Config{
-		Servers: []string{address}, Attester: platform.Attester(brokertest.Workload()),
+		Servers: []string{m[1]}, Attester: platform.Attester(brokertest.Workload()),
 		Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(),
 	})
 	if err != nil {
@@ -100,6 +100,23 @@ func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 	}
 	if strings.Contains(stderr.String(), "canary") {
 		t.Errorf("the log holds a secret:\n%s", &stderr)
+	}
+}
+
+// TestItSaysTheAddressItWasGiven is what scripts around Occlum's server look for.
+func TestItSaysTheAddressItWasGiven(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	for given, said := range map[string]string{
+		"localhost:5000": "localhost:5000", ":5000": ":5000", "0.0.0.0:0": "0.0.0.0:" + port, "[::1]:0": "[::1]:" + port,
+	} {
+		if got := reached(given, l); got != said {
+			t.Errorf("%s: it says %s, want %s", given, got, said)
+		}
 	}
 }
 

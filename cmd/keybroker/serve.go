@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -135,6 +136,11 @@ func (c *command) serve(ctx context.Context, address string) error {
 			Attester: own, Collateral: late.collateral, Window: time.Duration(*quotes.Window), Size: quotes.Size,
 		})
 	}
+	health, stopHealth, err := c.operate(ctx, broker.Starting(keeper, config.Metrics), log)
+	if err != nil {
+		return err
+	}
+	defer stopHealth()
 	if keys != nil {
 		ctx, stop := context.WithCancel(ctx)
 		wait, err := c.administer(ctx, first.policy.Broker.Admin, keys, late, identity,
@@ -170,6 +176,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return err
 	}
 	defer func() { config.Policies.Trust().Close() }()
+	defer stopHealth() // which looks at the policies
 	late.now.Store(config.Policies)
 	if own != nil {
 		if err := checkSelf(ctx, identity, config.Policies.Trust(), host.Now, log); err != nil {
@@ -177,18 +184,25 @@ func (c *command) serve(ctx context.Context, address string) error {
 		}
 	}
 	if keys != nil && c.place.enclave { // other replicas push policies, too
-		keys.OnPolicy(func() {
+		catchUp := func() {
 			if text, err := keys.Policy(ctx); err == nil && !bytes.Equal(text, config.Policies.Current().Text()) {
 				_ = config.Policies.Replace(ctx, text, "the store")
 			}
-		})
+		}
+		keys.OnPolicy(catchUp)
+		catchUp() // with what was pushed since newest has looked
 	}
 	server, err := broker.New(config)
 	if err != nil {
 		return err
 	}
+	listener, err := listenOn(ctx, address)
+	if err != nil {
+		return err
+	}
+	health.become(server.Handler())
 	follow := func(ctx context.Context) { c.follow(ctx, first, config.Policies, log) }
-	return c.listen(ctx, address, server, follow, log, config.Policies)
+	return c.answer(ctx, address, listener, server, follow, log, config.Policies)
 }
 
 // policyKey is the key that a policy pins for later ones, nil where it pins none.
@@ -203,32 +217,13 @@ func policyKey(p *policy.Policy) (note.Verifier, error) {
 	return key, nil
 }
 
-// listen opens the ports and serves until ctx ends. beside runs meanwhile.
-func (c *command) listen(ctx context.Context, address string, server *broker.Server, beside func(context.Context),
-	log *logrus.Logger, policies *broker.Policies) error {
-	listener, err := listenOn(ctx, address)
-	if err != nil {
-		return err
-	}
+// answer serves on a listener, for address, until ctx ends. beside runs meanwhile.
+func (c *command) answer(ctx context.Context, address string, listener net.Listener, server *broker.Server,
+	beside func(context.Context), log *logrus.Logger, policies *broker.Policies) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	if c.http != "" {
-		operators, err := listenOn(ctx, c.http)
-		if err != nil {
-			_ = listener.Close()
-			return err
-		}
-		h := &http.Server{Handler: server.Handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
-			WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-		wg.Go(func() {
-			if err := h.Serve(operators); !errors.Is(err, http.ErrServerClosed) {
-				log.Errorf("serving HTTP: %v", err)
-			}
-		})
-		defer func() { _ = h.Close() }()
-	}
 	following, stop := context.WithCancel(ctx)
 	defer stop()
 	wg.Go(func() { beside(following) })
@@ -238,13 +233,59 @@ func (c *command) listen(ctx context.Context, address string, server *broker.Ser
 	if p.Legacy() {
 		log.Warn("serving the legacy wire GRPC-RATLS, too, which proves no freshness")
 	}
-	fmt.Fprintf(c.stdout, "Server listening on %s\n", address)
+	fmt.Fprintf(c.stdout, "Server listening on %s\n", reached(address, listener))
 	notify(daemon.SdNotifyReady)
 	go func() {
 		<-ctx.Done()
 		notify(daemon.SdNotifyStopping)
 	}()
 	return server.Serve(ctx, listener)
+}
+
+// reached is an address as it was written, with the port that the system has chosen where it was written as 0.
+func reached(address string, l net.Listener) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || port != "0" {
+		return address
+	}
+	_, port, _ = net.SplitHostPort(l.Addr().String())
+	return net.JoinHostPort(host, port)
+}
+
+// handling is a handler that becomes another one while it serves.
+type handling struct{ now atomic.Pointer[http.Handler] }
+
+func (h *handling) become(next http.Handler) { h.now.Store(&next) }
+
+// ServeHTTP implements [http.Handler].
+func (h *handling) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*h.now.Load()).ServeHTTP(w, r) }
+
+// operate serves health and metrics on the port of --http, if there is one, until stop is called: also while the broker
+// is locked, so that nobody who restarts what does not answer restarts it then.
+func (c *command) operate(ctx context.Context, first http.Handler, log *logrus.Logger) (h *handling, stop func(), err error) {
+	h = &handling{}
+	h.become(first)
+	if c.http == "" {
+		return h, func() {}, nil
+	}
+	listener, err := listenOn(ctx, c.http)
+	if err != nil {
+		return nil, nil, err
+	}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	log.Infof("health and metrics are served on %s", listener.Addr())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			log.Errorf("serving HTTP: %v", err)
+		}
+	}()
+	return h, func() {
+		_ = server.Close()
+		<-ended
+	}, nil
 }
 
 func listenOn(ctx context.Context, address string) (net.Listener, error) {

@@ -33,7 +33,7 @@ broker:
   store: {sqlite: /host/broker.db}
   root_key: {sealed: true}
   admin:
-    listen: %q
+    listen: 127.0.0.1:0
     roots:
       - |
 %s
@@ -135,24 +135,17 @@ func (c *custody) prepare() {
 	}
 	c.write("alice.crt", string(certificate))
 	c.write("alice.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})))
-	address, err := freeAddress()
-	if err != nil {
-		c.t.Fatal(err)
-	}
 
 	dir := d.path("custody")
 	c.tool(d.work, "occlum", "new", "--init", filepath.Join(d.bin, "init"), dir)
 	if err := copyFile(filepath.Join(d.bin, "libos", "keybroker"), filepath.Join(dir, "image/bin/server")); err != nil {
 		c.t.Fatal(err)
 	}
-	c.write("custody/image/policy.yaml", fmt.Sprintf(custodyPolicy, roots[0], roots[1], strings.Repeat("aa", 32), address, indented(certificate, 8)))
+	c.write("custody/image/policy.yaml", fmt.Sprintf(custodyPolicy, roots[0], roots[1], strings.Repeat("aa", 32), indented(certificate, 8)))
 	c.write("custody/init_ra_conf.json", `{"backend":"none","root":{"upper":"temporary"},"collateral":{}}`)
 	c.occlumJSON(filepath.Join(dir, "Occlum.json"))
 	c.tool(dir, "occlum", "build", "-f", "--sign-key", d.path("broker.pem"))
 	c.write("broker-policy.yaml", "sgx: [{mr_enclave: "+c.tool(dir, "occlum", "print", "mrenclave")+"}]\n")
-	for _, machine := range []string{"one", "two"} {
-		c.write("context-"+machine+".yaml", fmt.Sprintf("broker: %s\npolicy: broker-policy.yaml\nroot_ca: %s/root_ca.pem\ncert: alice.crt\nkey: alice.key\n", address, machine))
-	}
 }
 
 // occlumJSON is the broker's: as writeOcclumJSON, but it keeps the host's folder, for the store.
@@ -210,9 +203,13 @@ func (c *custody) start(machine string) {
 		c.t.Fatal(err)
 	}
 	c.running = []*server{b, pccs}
-	if err := b.waitForLine(c.t.Context(), "administrators are served on"); err != nil {
+	const served = "administrators are served on "
+	if err := b.waitForLine(c.t.Context(), served); err != nil {
 		c.t.Fatal(err)
 	}
+	_, address, _ := strings.Cut(b.lineWith(served), served)
+	c.write("context-"+machine+".yaml", fmt.Sprintf("broker: %s\npolicy: broker-policy.yaml\nroot_ca: %s/root_ca.pem\ncert: alice.crt\n"+
+		"key: alice.key\n", strings.Trim(address, "\""), machine))
 }
 
 func (c *custody) stop() {
