@@ -1,7 +1,7 @@
 # make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy, BACKEND=grpc-ratls|maa|aecs)
 #             PLATFORM=linux: with a software TPM instead of Occlum (TAMPER=pcr|ak)
 # make test   all tests, race detector on     (make test-vm: init as process 1 of a virtual machine)
-# The other targets: build lint bench fuzz deps clean.
+# The other targets: build lint bench fuzz clean, and deps deps-linux deps-test deps-vm, which install Debian packages.
 
 GO         ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
@@ -27,7 +27,7 @@ LIBOS_GO    = $(shell test -e build/overlay/goroot && \
 PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
 .PHONY: e2e-k8s
-.PHONY: build demo test test-vm deps-vm lint bench fuzz deps clean model
+.PHONY: build demo test test-vm lint bench fuzz clean model deps deps-linux deps-test deps-vm
 
 build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker \
        bin/libos/tensorflow_model_server bin/init-linux
@@ -58,10 +58,10 @@ build/model/.done: $(wildcard packaging/standin/*.go packaging/standin/*/*.go)
 	$(GO) run ./packaging/standin/train -o build/model
 	@touch $@
 
-demo: build model
+demo: build model $(if $(filter linux,$(PLATFORM)),deps-linux)
 	@$(GO) run ./packaging/demo -platform $(PLATFORM) -backend $(BACKEND) -wire $(WIRE) -tls $(TLS) $(if $(TAMPER),-tamper $(TAMPER))
 
-test: build model
+test: build model deps-test
 	$(GO) test -race -timeout 40m ./...
 
 # init as process 1 of a Debian kernel in QEMU, with a software TPM at /dev/tpm0. Takes half a minute without other load.
@@ -73,12 +73,7 @@ $(VM_KERNEL)/.done:
 	@cd $(@D)/.. && apt-get download -qq "$$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/{print $$2; exit}')" && \
 	  dpkg-deb -x linux-image-*.deb kernel && rm linux-image-*.deb
 	@touch $@
-deps-vm:
-	@command -v qemu-system-x86_64 >/dev/null && command -v busybox >/dev/null && exit 0; \
-	sudo=; test $$(id -u) = 0 || sudo=sudo; \
-	$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends qemu-system-x86 busybox-static >/dev/null
-
-lint:
+lint: deps-test
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) vet -tags ego ./cmd/keybroker
@@ -88,7 +83,7 @@ lint:
 	$(GO) mod verify
 
 # The deployment on the cluster of the current kubeconfig; E2E=-registry=HOST:PORT for a registry elsewhere.
-e2e-k8s: build model
+e2e-k8s: build model deps-test
 	@$(GO) run ./packaging/e2e $(E2E)
 
 bench: build model
@@ -102,25 +97,16 @@ fuzz:
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
 	  done; done
 
-# Debian packages by what they provide: a C compiler for the race detector and the probe, musl's loader for the
-# initfs, FUSE for ordinary users, podman for a mount in a container.
+# Debian packages for what the name says, where they are missing: for build and demo, for PLATFORM=linux, for the tests, for
+# test-vm. One after the other, as apt-get runs once at a time.
 deps:
-	@missing=; \
-	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
-	test -e $(INTERPRETER) && command -v musl-gcc >/dev/null || missing="$$missing musl-tools"; \
-	command -v fusermount3 >/dev/null || missing="$$missing fuse3"; \
-	command -v podman >/dev/null || missing="$$missing podman"; \
-	command -v nginx >/dev/null || missing="$$missing nginx-light"; \
-	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
-	command -v swtpm >/dev/null && command -v swtpm_setup >/dev/null || missing="$$missing swtpm swtpm-tools"; \
-	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
-	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
-	command -v shellcheck >/dev/null || missing="$$missing shellcheck"; \
-	command -v buildah >/dev/null || missing="$$missing buildah"; \
-	test -z "$$missing" && exit 0; \
-	echo "installing Debian packages:$$missing"; \
-	sudo=; test $$(id -u) = 0 || sudo=sudo; \
-	$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+	@packaging/deps.sh build
+deps-linux: deps
+	@packaging/deps.sh linux
+deps-test: deps-linux
+	@packaging/deps.sh test
+deps-vm: deps-linux
+	@packaging/deps.sh vm
 
 clean:
 	rm -rf bin build

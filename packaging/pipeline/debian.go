@@ -30,7 +30,7 @@ func debianPython(ctx context.Context, dst string) error {
 	cmd.Dir = filepath.Dir(dst)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return attest.Errorf(attest.CodeConfig, "unpacking Debian's Python",
-			"Install mmdebstrap (make deps), or name another source: --python python:3-slim, or a directory.", "%w\n%s", err, out)
+			"Install mmdebstrap (make deps-test), or name another source: --python python:3-slim, or a directory.", "%w\n%s", err, out)
 	}
 	if err := os.Mkdir(dst, 0o755); err != nil {
 		return err
