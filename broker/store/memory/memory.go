@@ -58,7 +58,7 @@ func (s *Store) Update(ctx context.Context, change func(store.Writer) error) err
 	s.shared.mu.Lock()
 	defer s.shared.mu.Unlock()
 	t := &transaction{base: s.shared.spaces, changed: map[store.Space]map[string][]byte{}}
-	if err := errors.Join(change(t), t.failed); err != nil {
+	if err := errors.Join(change(t), t.failed, ctx.Err()); err != nil {
 		return err
 	}
 	for space, rows := range t.changed {

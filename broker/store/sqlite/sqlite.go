@@ -129,14 +129,26 @@ func (s *Store) Update(ctx context.Context, change func(store.Writer) error) err
 }
 
 func (s *Store) transaction(ctx context.Context, options *sql.TxOptions, f func(*transaction) error) error {
-	tx, err := s.db.BeginTx(ctx, options)
+	conn, err := s.db.Conn(ctx) // waits for its turn
+	if err != nil {
+		return fmt.Errorf("beginning transaction: %w", explain(err))
+	}
+	defer conn.Close()
+	// The driver starts a goroutine for every statement that can be cancelled, which takes longer than the statement. So
+	// ctx is looked at between the statements.
+	running := context.WithoutCancel(ctx)
+	tx, err := conn.BeginTx(running, options)
 	if err != nil {
 		return fmt.Errorf("beginning transaction: %w", explain(err))
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after a commit
-	t := &transaction{ctx: ctx, tx: tx, get: tx.StmtContext(ctx, s.get), put: tx.StmtContext(ctx, s.put), del: tx.StmtContext(ctx, s.del)}
+	t := &transaction{given: ctx, ctx: running, tx: tx,
+		get: tx.StmtContext(running, s.get), put: tx.StmtContext(running, s.put), del: tx.StmtContext(running, s.del)}
 	if err := f(t); err != nil {
 		return err
+	}
+	if t.failed == nil && ctx.Err() != nil {
+		return fmt.Errorf("committing: %w", ctx.Err())
 	}
 	if t.failed != nil { // even where f has not minded
 		return t.failed
@@ -157,7 +169,8 @@ func (*Store) Watch(ctx context.Context, _ func()) error {
 func (s *Store) Close() error { return s.db.Close() }
 
 type transaction struct {
-	ctx           context.Context
+	given         context.Context // may end the transaction between two statements
+	ctx           context.Context // of a statement; it does not end
 	tx            *sql.Tx
 	get, put, del *sql.Stmt // the store's, on the transaction's connection
 	failed        error
@@ -172,6 +185,9 @@ func (t *transaction) fail(doing string, err error) error {
 func (t *transaction) Get(space store.Space, keys ...[]byte) ([][]byte, error) {
 	values := make([][]byte, len(keys))
 	for i, key := range keys {
+		if err := t.given.Err(); err != nil {
+			return nil, t.fail("reading", err)
+		}
 		err := t.get.QueryRowContext(t.ctx, string(space), key).Scan(&values[i])
 		if errors.Is(err, sql.ErrNoRows) {
 			continue
@@ -188,6 +204,9 @@ func (t *transaction) Get(space store.Space, keys ...[]byte) ([][]byte, error) {
 
 // Scan implements [store.Reader].
 func (t *transaction) Scan(space store.Space, from, to []byte, limit int) (rows []store.Row, err error) {
+	if err := t.given.Err(); err != nil {
+		return nil, t.fail("reading", err)
+	}
 	query := strings.Builder{}
 	query.WriteString("SELECT key, value FROM rows WHERE space = ?")
 	args := []any{string(space)}
@@ -224,6 +243,9 @@ func (t *transaction) Put(space store.Space, rows ...store.Row) error {
 		return t.fail("writing", err)
 	}
 	for _, r := range rows {
+		if err := t.given.Err(); err != nil {
+			return t.fail("writing", err)
+		}
 		value := r.Value
 		if value == nil {
 			value = []byte{}
@@ -238,6 +260,9 @@ func (t *transaction) Put(space store.Space, rows ...store.Row) error {
 // Delete implements [store.Writer].
 func (t *transaction) Delete(space store.Space, keys ...[]byte) error {
 	for _, key := range keys {
+		if err := t.given.Err(); err != nil {
+			return t.fail("deleting", err)
+		}
 		if _, err := t.del.ExecContext(t.ctx, string(space), key); err != nil {
 			return t.fail("deleting", err)
 		}

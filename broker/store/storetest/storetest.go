@@ -289,6 +289,16 @@ func testContext(t *testing.T, k Kind) {
 	if err := s.Update(ctx, func(w store.Writer) error { return w.Put(space, row("a", "1")) }); err == nil {
 		t.Error("an update succeeded")
 	}
+	ctx, cancel = context.WithCancel(t.Context())
+	defer cancel()
+	err := s.Update(ctx, func(w store.Writer) error {
+		err := w.Put(space, row("a", "1"))
+		cancel()
+		return err
+	})
+	if err == nil {
+		t.Error("an update succeeded whose context ended in it")
+	}
 	if get(t, s, "a") != "-" {
 		t.Error("it is there")
 	}
