@@ -13,10 +13,7 @@ import (
 	"fmt"
 	"io"
 
-	"golang.org/x/mod/sumdb/tlog"
-
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/releaselog"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store"
@@ -49,19 +46,6 @@ func newKeys(storeID string, root attest.Secret) (*keys, error) {
 	}
 	k.signer, err = releaselog.NewSigner("sesame-broker/"+storeID, seed)
 	return k, err
-}
-
-// receipt places an entry in the log of head.
-func (k *keys) receipt(head releaselog.Head, index int64, entry []byte, proof tlog.RecordProof) (broker.Receipt, error) {
-	signed, err := k.signer.Checkpoint(head)
-	if err != nil {
-		return broker.Receipt{}, err
-	}
-	r := broker.Receipt{Index: uint64(index), Entry: entry, Checkpoint: signed}
-	for _, h := range proof {
-		r.Proof = append(r.Proof, append([]byte(nil), h[:]...))
-	}
-	return r, nil
 }
 
 func newAEAD(key []byte) (cipher.AEAD, error) {

@@ -50,6 +50,9 @@ type Options struct {
 	Now      func() time.Time // default time.Now
 	// Patience is for how long a decision waits for a store that is unavailable. Default 10 s.
 	Patience time.Duration
+	// Gather is for how long a decision waits for others, to share a commit with them, where decisions come several at a
+	// time. One that comes alone does not wait. Default 5 ms; negative: none waits.
+	Gather time.Duration
 }
 
 // Budget bounds a rate: Burst at once, and one more every Every.
@@ -107,6 +110,9 @@ func Open(ctx context.Context, o Options) (*Keystore, error) {
 	}
 	if o.Patience == 0 {
 		o.Patience = 10 * time.Second
+	}
+	if o.Gather == 0 {
+		o.Gather = 5 * time.Millisecond
 	}
 	if o.Refusals.Burst == 0 {
 		o.Refusals.Burst = 1000

@@ -57,7 +57,10 @@ func (k *Keystore) Adopt(ctx context.Context, a broker.Adoption) (receipt broker
 		if err != nil {
 			return err
 		}
-		receipt, err = ring.receipt(s.head.Log, n.index, n.text, proof)
+		signed, err := ring.signer.Checkpoint(s.head.Log)
+		if err == nil {
+			receipt = newReceipt(signed, n.index, n.text, proof)
+		}
 		return err
 	})
 	if err == nil {

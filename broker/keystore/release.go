@@ -121,8 +121,10 @@ func (k *Keystore) submit(ctx context.Context, j *job) outcome {
 	}
 }
 
-// commit commits decisions, all that wait at once, until ctx ends.
+// commit commits decisions until ctx ends: all that wait at once and, where the commit before was of several, too, those
+// that come within the time to gather. A commit costs the same for one and for many.
 func (k *Keystore) commit(ctx context.Context) {
+	several := false
 	for {
 		var batch []*job
 		select {
@@ -131,19 +133,40 @@ func (k *Keystore) commit(ctx context.Context) {
 		case j := <-k.queue:
 			batch = append(batch, j)
 		}
-	gather:
+		if several {
+			batch = k.gather(ctx, batch)
+		}
+	waiting:
 		for len(batch) < maxBatch {
 			select {
 			case j := <-k.queue:
 				batch = append(batch, j)
 			default:
-				break gather
+				break waiting
 			}
 		}
+		several = len(batch) > 1
 		for len(batch) > 0 {
 			batch = k.commitBatch(ctx, batch)
 		}
 	}
+}
+
+// gather waits for decisions that come soon.
+func (k *Keystore) gather(ctx context.Context, batch []*job) []*job {
+	timer := time.NewTimer(k.options.Gather)
+	defer timer.Stop()
+	for len(batch) < maxBatch {
+		select {
+		case j := <-k.queue:
+			batch = append(batch, j)
+		case <-timer.C:
+			return batch
+		case <-ctx.Done():
+			return batch
+		}
+	}
+	return batch
 }
 
 // commitBatch commits decisions in one transaction. It returns those whose binder another one of the batch has: their
@@ -220,6 +243,10 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 	if err := s.write(w, ring); err != nil {
 		return 0, err
 	}
+	signed, err := ring.signer.Checkpoint(s.head.Log) // one for all of the batch
+	if err != nil {
+		return 0, err
+	}
 	for i := range outcomes {
 		if outcomes[i].index < 0 {
 			continue
@@ -228,9 +255,7 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 		if err != nil {
 			return 0, err
 		}
-		if outcomes[i].receipt, err = ring.receipt(s.head.Log, outcomes[i].index, outcomes[i].entry, proof); err != nil {
-			return 0, err
-		}
+		outcomes[i].receipt = newReceipt(signed, outcomes[i].index, outcomes[i].entry, proof)
 	}
 	return unrecorded - missing, nil
 }

@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -9,6 +10,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker"
@@ -223,5 +226,18 @@ func (s *state) receipt(r store.Reader, ring *keys, index int64) (broker.Receipt
 	if err != nil {
 		return broker.Receipt{}, err
 	}
-	return ring.receipt(s.head.Log, index, entries[0], proof)
+	signed, err := ring.signer.Checkpoint(s.head.Log)
+	if err != nil {
+		return broker.Receipt{}, err
+	}
+	return newReceipt(signed, index, entries[0], proof), nil
+}
+
+// newReceipt places an entry in the log of a checkpoint.
+func newReceipt(checkpoint []byte, index int64, entry []byte, proof tlog.RecordProof) broker.Receipt {
+	r := broker.Receipt{Index: uint64(index), Entry: entry, Checkpoint: bytes.Clone(checkpoint)}
+	for _, h := range proof {
+		r.Proof = append(r.Proof, bytes.Clone(h[:]))
+	}
+	return r
 }
