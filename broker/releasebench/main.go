@@ -1,14 +1,13 @@
 // Command releasebench measures the key broker under load: CPU time and time of an attested release on both wires, beside
-// a reference that does the same TLS handshakes, gRPC exchange and P-256 verifications and nothing else; and 1000 sessions
-// at once.
+// a reference that does the same TLS handshakes, gRPC exchange and cryptography and nothing else; and 1000 sessions at once.
 //
 //	releasebench [-n RELEASES] [-at-once SESSIONS]
 //
 // Every server and every client is a process of its own, on loopback. Collateral is warm. Quotes are software quotes,
 // signed in the process that drives the measurement and fetched over a unix socket, so that their cost, which hardware
-// does not have, is not the broker's. Secrets are kept in memory; one row has them beside an SQLite store with the
-// release log, whose signatures and writes the reference does not make. What counts are the ratios: both sides are
-// measured one after the other on the same machine.
+// does not have, is not the broker's. Secrets are kept in memory; one row has them in an SQLite store with the release
+// log. Its reference decrypts, hashes and signs what the broker does, the latter as often as the broker has committed, but
+// stores nothing. What counts are the ratios: both sides are measured one after the other on the same machine.
 package main
 
 import (
@@ -34,6 +33,9 @@ import (
 // clients is the number of processes that load a server.
 const clients = 4
 
+// warming is the number of releases before a measurement.
+const warming = clients * 4
+
 func main() {
 	releases := flag.Int("n", 2000, "releases of a measurement")
 	atOnce := flag.Int("at-once", 1000, "sessions at once")
@@ -42,6 +44,7 @@ func main() {
 	address := flag.String("address", "", "for its own use: the server")
 	workers := flag.Int("workers", 1, "for its own use: loops of a client")
 	ownEvery := flag.Float64("own-every", 1, "for its own use: releases for one quote of the server's own")
+	commitEvery := flag.Float64("commit-every", 0, "for its own use: releases for one commit of the release log")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -52,7 +55,7 @@ func main() {
 	case "broker":
 		err = serveBroker(ctx, *dir, wire)
 	case "reference":
-		err = serveReference(ctx, *dir, *ownEvery)
+		err = serveReference(ctx, *dir, *ownEvery, *commitEvery)
 	default:
 		err = load(ctx, *dir, kind, wire, *address, *releases, *workers)
 	}
@@ -85,18 +88,28 @@ func measure(ctx context.Context, releases, atOnce int) error {
 	defer quotes.close()
 
 	fmt.Printf("| wire | releases/s | CPU per release | reference | ratio | goal | met |\n|---|---|---|---|---|---|---|\n")
+	var perCommit float64
 	for _, c := range []struct{ text, server, wire string }{
 		{"session", "broker", "session"},
 		{"legacy", "broker", "legacy"},
 		{"session, SQLite and release log", "broker-sqlite", "session"},
 	} {
 		before := quotes.made.Load()
-		ours, err := run(ctx, dir, c.server, "fetch-"+c.wire, releases, 2, 1)
+		ours, err := run(ctx, dir, c.server, "fetch-"+c.wire, releases, 2)
 		if err != nil {
 			return err
 		}
 		perQuote := float64(ours.releases) / math.Max(1, float64(quotes.made.Load()-before))
-		reference, err := run(ctx, dir, "reference", "plain-"+c.wire, releases, 2, perQuote)
+		options := []string{"-own-every", fmt.Sprint(perQuote)}
+		if c.server == "broker-sqlite" {
+			made, err := readCommits(dir)
+			if err != nil {
+				return err
+			}
+			perCommit = float64(ours.releases+warming) / math.Max(1, float64(made))
+			options = append(options, "-commit-every", fmt.Sprint(perCommit))
+		}
+		reference, err := run(ctx, dir, "reference", "plain-"+c.wire, releases, 2, options...)
 		if err != nil {
 			return err
 		}
@@ -108,7 +121,8 @@ func measure(ctx context.Context, releases, atOnce int) error {
 		fmt.Printf("| %s | %.0f | %s | %s | %.2f | ≤ 1.5 | %s |\n", c.text, ours.rate(),
 			micro(ours.perRelease()), micro(reference.perRelease()), ratio, met)
 	}
-	burst, err := run(ctx, dir, "broker", "fetch-session", atOnce, atOnce/clients, 1)
+	fmt.Printf("\n%.1f releases in a commit of the release log\n", perCommit)
+	burst, err := run(ctx, dir, "broker", "fetch-session", atOnce, atOnce/clients)
 	if err != nil {
 		return err
 	}
@@ -138,13 +152,13 @@ func (r *result) quantile(q float64) time.Duration {
 }
 
 // run starts a server, warms it up, and loads it from several processes.
-func run(ctx context.Context, dir, server, client string, releases, workers int, ownEvery float64) (*result, error) {
-	s, address, err := startServer(ctx, dir, server, ownEvery)
+func run(ctx context.Context, dir, server, client string, releases, workers int, options ...string) (*result, error) {
+	s, address, err := startServer(ctx, dir, server, options...)
 	if err != nil {
 		return nil, err
 	}
 	defer s.stop()
-	if _, err := runClients(ctx, dir, client, address, clients*4, 1); err != nil {
+	if _, err := runClients(ctx, dir, client, address, warming, 1); err != nil {
 		return nil, fmt.Errorf("warming up: %w", err)
 	}
 	before, err := s.cpu()

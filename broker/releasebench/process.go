@@ -24,12 +24,12 @@ import (
 type server struct{ cmd *exec.Cmd }
 
 // startServer starts a process of a role and returns its address.
-func startServer(ctx context.Context, dir, role string, ownEvery float64) (*server, string, error) {
+func startServer(ctx context.Context, dir, role string, options ...string) (*server, string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, "", err
 	}
-	cmd := exec.CommandContext(ctx, self, "-role", role, "-dir", dir, "-own-every", fmt.Sprint(ownEvery))
+	cmd := exec.CommandContext(ctx, self, append([]string{"-role", role, "-dir", dir}, options...)...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	out, err := cmd.StdoutPipe()

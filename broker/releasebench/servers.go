@@ -68,7 +68,7 @@ func collateralSource(dir string) (dcap.Source, *dcap.Collateral, error) {
 func listen() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
 
 // serveBroker serves with secrets in memory, or in a store of this kind.
-func serveBroker(ctx context.Context, dir, stored string) error {
+func serveBroker(ctx context.Context, dir, stored string) (err error) {
 	platform, err := softsgx.Load(filepath.Join(dir, "platform"))
 	if err != nil {
 		return err
@@ -98,11 +98,17 @@ broker: {limits: {rate: 100000, burst: 100000, per_peer: 1024}}
 			return err
 		}
 		defer database.Close()
-		keys, err := keystore.Open(ctx, keystore.Options{Store: database, Root: &rootkey.Process{}, Fixed: secrets})
+		counted := &commits{Store: database}
+		keys, err := keystore.Open(ctx, keystore.Options{Store: counted, Root: &rootkey.Process{}})
 		if err != nil {
 			return err
 		}
 		defer keys.Close()
+		if _, err := keys.Put(ctx, "bench", secretName, keystore.ImageKey, secrets[secretName]); err != nil {
+			return err
+		}
+		counted.made.Store(0)
+		defer func() { err = errors.Join(err, counted.write(dir)) }()
 		keeper = keys
 	}
 	policies, err := broker.NewPolicies(ctx, broker.PoliciesConfig{
@@ -140,7 +146,8 @@ broker: {limits: {rate: 100000, burst: 100000, per_peer: 1024}}
 	return s.Serve(ctx, l)
 }
 
-// reference does the broker's TLS handshakes, exchanges and P-256 verifications, and nothing else: it decides nothing.
+// reference does the broker's TLS handshakes, exchanges, P-256 verifications and, beside the row of the release log, the
+// log's cryptography ([recorder]), and nothing else: it decides nothing and stores nothing.
 type reference struct {
 	wire.UnimplementedGrSecretServer
 	sessionpb.UnimplementedKeyBrokerServer
@@ -150,12 +157,13 @@ type reference struct {
 	own       *remote
 	ownEvery  float64
 	evidence  *sessionpb.BrokerEvidence
+	recorder  *recorder // nil without a release log
 
 	mu   sync.Mutex
 	debt float64
 }
 
-func serveReference(ctx context.Context, dir string, ownEvery float64) error {
+func serveReference(ctx context.Context, dir string, ownEvery, commitEvery float64) error {
 	own, err := dialQuotes(dir)
 	if err != nil {
 		return err
@@ -165,6 +173,11 @@ func serveReference(ctx context.Context, dir string, ownEvery float64) error {
 		return err
 	}
 	r := &reference{own: own, ownEvery: ownEvery}
+	if commitEvery > 0 {
+		if r.recorder, err = newRecorder(commitEvery); err != nil {
+			return err
+		}
+	}
 	quote, err := own.Evidence(ctx, attest.ReportData{})
 	if err != nil {
 		return err
@@ -252,6 +265,11 @@ func (r *reference) Release(stream session.Stream) error {
 	}
 	if err := r.verify(m.GetRequest().GetEvidence().GetRaw()); err != nil {
 		return err
+	}
+	if r.recorder != nil {
+		if err := r.recorder.release(); err != nil {
+			return err
+		}
 	}
 	return stream.Send(&sessionpb.BrokerMessage{Message: &sessionpb.BrokerMessage_Result{
 		Result: &sessionpb.Result{Secrets: []*sessionpb.Secret{{Name: secretName, Value: secret}}}}})
