@@ -137,12 +137,7 @@ func (s *Server) grants(ctx context.Context, r *request, peer []*policy.Workload
 			d.forbidden = attest.Errorf(attest.CodeSecret, "looking up secret "+printable(asked), "", "there is no such secret")
 			return d, nil
 		}
-		g, err := r.force.policy.Grant(peer, name, at)
-		if err == nil && !r.wrapped && r.force.policy.WrappedOnly(name) {
-			g.Rule = "secrets." + name + ".wrap"
-			err = attest.Errorf(attest.CodeDenied, "deciding on secret", "Let the workload's tpm entry say wrap: true.",
-				"it may leave only encrypted to the peer's TPM, and the entry that the peer matches does not demand that")
-		}
+		g, err := r.force.policy.Grant(peer, name, r.wrapped, at)
 		d.allowed = append(d.allowed, Grant{Secret: name, Rule: g.Rule, Limit: g.Releases, Version: g.Version})
 		if err != nil {
 			d.asked = asked

@@ -122,12 +122,6 @@ func (p *Policy) Wrap(peer []*Workload, claims attest.Claims, at time.Time) (reg
 	return slices.Compact(registers)
 }
 
-// WrappedOnly reports whether a secret may leave only encrypted to its receiver's hardware.
-func (p *Policy) WrappedOnly(secret string) bool {
-	s := p.Secrets[secret]
-	return s != nil && s.Wrap
-}
-
 // Legacy reports whether any workload may use the legacy wire.
 func (p *Policy) Legacy() bool {
 	return slices.ContainsFunc(p.order, func(name string) bool { return p.Workloads[name].Wire == WireLegacy })
@@ -167,9 +161,10 @@ type Grant struct {
 	Version  string // id of the version; "" is the newest
 }
 
-// Grant decides whether one of the workloads that a peer is may have a secret now. The error's code is
-// [attest.CodeDenied]; the grant beside it has the rule that forbids.
-func (p *Policy) Grant(peer []*Workload, secret string, at time.Time) (Grant, error) {
+// Grant decides whether one of the workloads that a peer is may have a secret now; wrapped says that it leaves encrypted
+// to the peer's hardware (see [Policy.Wrap]). The error's code is [attest.CodeDenied]; the grant beside it has the rule
+// that forbids.
+func (p *Policy) Grant(peer []*Workload, secret string, wrapped bool, at time.Time) (Grant, error) {
 	const step = "deciding on secret"
 	if len(peer) == 0 {
 		return Grant{Rule: "workloads"}, attest.Errorf(attest.CodeDenied, step, "", "the peer is no workload")
@@ -196,6 +191,11 @@ func (p *Policy) Grant(peer []*Workload, secret string, at time.Time) (Grant, er
 			return Grant{Workload: peer[i].name, Rule: key + "." + r.Rule}, attest.Errorf(attest.CodeDenied, step,
 				"Change the secret's span of time in the policy.", "it %s", r.Text)
 		}
+	}
+	if s.Wrap && !wrapped {
+		return Grant{Workload: peer[i].name, Rule: key + ".wrap"}, attest.Errorf(attest.CodeDenied, step,
+			"Let the workload's tpm entry say wrap: true.",
+			"it may leave only encrypted to the peer's TPM, and the entry that the peer matches does not demand that")
 	}
 	g := Grant{Workload: peer[i].name, Rule: key + ".workloads", Releases: s.Releases, Version: s.Versions[peer[i].name]}
 	if g.Version != "" {
@@ -240,15 +240,16 @@ func (p *Policy) Explain(claims attest.Claims, at time.Time, secret string) Expl
 		}
 	}
 	e.Accepted = len(matched) > 0
+	wrapped := p.Wrap(matched, claims, at) != nil
 	if secret == "" {
 		for _, name := range sortedKeys(p.Secrets) {
-			if _, err := p.Grant(matched, name, at); err == nil {
+			if _, err := p.Grant(matched, name, wrapped, at); err == nil {
 				e.Secrets = append(e.Secrets, name)
 			}
 		}
 		return e
 	}
-	grant, err := p.Grant(matched, secret, at)
+	grant, err := p.Grant(matched, secret, wrapped, at)
 	e.Accepted = err == nil
 	text := fmt.Sprintf("%s may have it", grant.Workload)
 	if err != nil {

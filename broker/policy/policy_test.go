@@ -117,13 +117,35 @@ func TestASecretGoesToItsWorkloadsInItsTimeOnly(t *testing.T) {
 		{resnet, "no_such", now, "secrets", false},
 		{nil, "image_key", now, "workloads", false},
 	} {
-		g, err := p.Grant(c.peer, c.secret, c.at)
+		g, err := p.Grant(c.peer, c.secret, false, c.at)
 		if g.Rule != c.rule || (err == nil) != c.given || err != nil && attest.CodeOf(err) != attest.CodeDenied {
 			t.Errorf("%s: %+v, %v", c.secret, g, err)
 		}
 		if c.secret == "model_key" && err == nil && g.Releases != 1000 {
 			t.Errorf("limit is %d", g.Releases)
 		}
+	}
+}
+
+func TestASecretThatMustBeWrappedGoesToNobodyElse(t *testing.T) {
+	p := parse(t, strings.Replace(read(t), "    workloads: [resnet, old-resnet]", "    workloads: [resnet, old-resnet]\n    wrap: true", 1))
+	const secret, rule = "image_key", "secrets.image_key.wrap"
+	resnet, err := p.Match(enclave(0x22), now, policy.WireSession)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, err := p.Grant(resnet, secret, false, now); g.Rule != rule || attest.CodeOf(err) != attest.CodeDenied {
+		t.Errorf("not wrapped: %+v, %v", g, err)
+	}
+	if _, err := p.Grant(resnet, secret, true, now); err != nil {
+		t.Errorf("wrapped: %v", err)
+	}
+	// An enclave demands no wrapping, and the explanation says what the broker does.
+	if e := p.Explain(enclave(0x22), now, secret); e.Accepted || e.Rules[len(e.Rules)-1].Rule != rule {
+		t.Errorf("explained as %+v", e)
+	}
+	if e := p.Explain(enclave(0x22), now, ""); slices.Contains(e.Secrets, secret) {
+		t.Errorf("it may have %v", e.Secrets)
 	}
 }
 
@@ -134,7 +156,7 @@ func TestAWorkloadGetsTheVersionThatIsPinnedForIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	for workload, want := range map[string]string{"old-resnet": id, "resnet": ""} {
-		g, err := p.Grant([]*policy.Workload{p.Workloads[workload]}, "image_key", now)
+		g, err := p.Grant([]*policy.Workload{p.Workloads[workload]}, "image_key", false, now)
 		if err != nil || g.Version != want {
 			t.Errorf("%s gets version %q, want %q: %v", workload, g.Version, want, err)
 		}
@@ -147,10 +169,10 @@ func TestTheRootKeyGoesToOtherBrokersOnly(t *testing.T) {
 	for _, p := range []*policy.Policy{parse(t, text), parse(t, read(t))} {
 		for measurement, want := range map[byte]bool{0x55: p.Workloads["replica"] != nil, 0x22: false} {
 			peer, _ := p.Match(enclave(measurement), now, policy.WireSession)
-			if _, err := p.Grant(peer, policy.RootKey, now); (err == nil) != want {
+			if _, err := p.Grant(peer, policy.RootKey, false, now); (err == nil) != want {
 				t.Errorf("%x: %v", measurement, err)
 			}
-			if _, err := p.Grant(peer, policy.Reserved+"other", now); err == nil {
+			if _, err := p.Grant(peer, policy.Reserved+"other", false, now); err == nil {
 				t.Errorf("%x has another of the broker's own", measurement)
 			}
 		}
