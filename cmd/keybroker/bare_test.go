@@ -232,22 +232,26 @@ func TestOperatorsSeeStateAndFiguresButNoSecret(t *testing.T) {
 	if _, err := fetch(t, client); err == nil {
 		t.Fatal("another enclave has the secret")
 	}
-	for path, want := range map[string][]string{
-		"/healthz": {"ok"},
-		"/readyz":  {`"collateral":"ok"`, `"keeper":"ok"`, `"policy":"ok"`},
-		"/metrics": {
+	for _, page := range []struct {
+		path string
+		want []string
+	}{
+		{"/healthz", []string{"ok"}},
+		{"/readyz", []string{`"collateral":"ok"`, `"keeper":"ok"`, `"policy":"ok"`}},
+		{"/metrics", []string{ // of readiness as it was last looked at
 			`sesame_broker_releases_total{wire="session",workload="demo"} 1`, `sesame_broker_refusals_total{code="policy",wire="session"} 1`,
 			`sesame_broker_policy_version 7`, `sesame_broker_ready{condition="collateral"} 1`, "sesame_broker_collateral_expiry_timestamp_seconds 1",
 			"sesame_broker_session_seconds_count", "go_goroutines", "process_resident_memory_bytes",
-		},
+		}},
 	} {
+		path := page.path
 		answer, err := http.Get("http://" + r.http + path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		text, _ := io.ReadAll(answer.Body)
 		answer.Body.Close()
-		for _, want := range want {
+		for _, want := range page.want {
 			if answer.StatusCode != 200 || !strings.Contains(string(text), want) {
 				t.Errorf("%s: %d, without %q:\n%s", path, answer.StatusCode, want, text)
 			}
