@@ -76,10 +76,27 @@ type recorder struct {
 	wrapped, sealed          []byte
 	boundKey, boundValue     []byte
 	entry, head, mac, signed []byte
-	commitEvery              float64
+	commits                  share
+}
+
+// share does something for one of so many releases, as evenly as it goes.
+type share struct {
+	of float64 // releases
 
 	mu   sync.Mutex
 	debt float64
+}
+
+// due says whether this release is one of those.
+func (s *share) due() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.debt += 1 / s.of
+	if s.debt < 1 {
+		return false
+	}
+	s.debt--
+	return true
 }
 
 func newRecorder(commitEvery float64) (*recorder, error) {
@@ -94,7 +111,7 @@ func newRecorder(commitEvery float64) (*recorder, error) {
 	}
 	id := string(make([]byte, 32)) // of the store, and of the version
 	r := &recorder{
-		wrap: wrap, signer: signer, mac: key, commitEvery: commitEvery,
+		wrap: wrap, signer: signer, mac: key, commits: share{of: commitEvery},
 		boundKey:   rootkey.Bind("sesame secret v1", "key", id, secretName, id, "image-key"),
 		boundValue: rootkey.Bind("sesame secret v1", "value", id, secretName, id, "image-key"),
 		entry:      make([]byte, entrySize), head: make([]byte, headSize),
@@ -130,14 +147,7 @@ func (r *recorder) release() error {
 	for range 1 + (peaks - 1) + proofSize {
 		node = tlog.NodeHash(node, node)
 	}
-	r.mu.Lock()
-	r.debt += 1 / r.commitEvery
-	due := r.debt >= 1
-	if due {
-		r.debt--
-	}
-	r.mu.Unlock()
-	if !due {
+	if !r.commits.due() {
 		return nil
 	}
 	for range peaks - 1 {

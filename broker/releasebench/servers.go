@@ -15,7 +15,6 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -155,12 +154,9 @@ type reference struct {
 	signed    [32]byte
 	signature []byte
 	own       *remote
-	ownEvery  float64
+	quotes    share // of the server's own
 	evidence  *sessionpb.BrokerEvidence
 	recorder  *recorder // nil without a release log
-
-	mu   sync.Mutex
-	debt float64
 }
 
 func serveReference(ctx context.Context, dir string, ownEvery, commitEvery float64) error {
@@ -172,7 +168,7 @@ func serveReference(ctx context.Context, dir string, ownEvery, commitEvery float
 	if err != nil {
 		return err
 	}
-	r := &reference{own: own, ownEvery: ownEvery}
+	r := &reference{own: own, quotes: share{of: ownEvery}}
 	if commitEvery > 0 {
 		if r.recorder, err = newRecorder(commitEvery); err != nil {
 			return err
@@ -231,14 +227,7 @@ func (r *reference) verify(quote []byte) error {
 
 // quoteOwn makes the server's own quote, and verifies it for its collateral, as often as the broker did.
 func (r *reference) quoteOwn(ctx context.Context) error {
-	r.mu.Lock()
-	r.debt += 1 / r.ownEvery
-	due := r.debt >= 1
-	if due {
-		r.debt--
-	}
-	r.mu.Unlock()
-	if !due {
+	if !r.quotes.due() {
 		return nil
 	}
 	e, err := r.own.Evidence(ctx, attest.ReportData{})
