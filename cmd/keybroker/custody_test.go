@@ -97,19 +97,26 @@ func (n *noting) Evidence(ctx context.Context, data attest.ReportData) (attest.E
 func (c *custody) fetch(ctx context.Context) (string, error) {
 	evidence := &noting{Attester: c.platform.Attester(brokertest.Workload())}
 	now := c.alive(ctx)
-	client, err := grpcratls.New(grpcratls.Config{Servers: []string{now.session}, Protocol: grpcratls.SessionV1,
-		Attester: evidence, BrokerKey: c.pin, Pause: 5 * time.Millisecond})
+	err := fetchKey(ctx, now, grpcratls.Config{Attester: evidence, BrokerKey: c.pin})
+	return evidence.last, err
+}
+
+// fetchKey fetches the image key in one session with a process while that lives, and compares it. c says who asks and
+// what the broker must be.
+func fetchKey(ctx context.Context, from *life, c grpcratls.Config) error {
+	c.Servers, c.Protocol, c.Pause = []string{from.session}, grpcratls.SessionV1, 5*time.Millisecond
+	client, err := grpcratls.New(c)
 	if err != nil {
-		return "", err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	defer context.AfterFunc(now, cancel)()
+	defer context.AfterFunc(from, cancel)()
 	got, err := client.Fetch(ctx, []string{"image_key"})
 	if err == nil && string(got["image_key"].Expose()) != canary {
 		err = fmt.Errorf("another value")
 	}
-	return evidence.last, err
+	return err
 }
 
 // entries reads the log.

@@ -173,18 +173,8 @@ func (r *replica) run(stdin string, args ...string) string {
 func (r *replica) fetch(ctx context.Context) (string, error) {
 	now := r.alive(ctx)
 	evidence := &noting{Attester: r.of.platform.Attester(brokertest.Workload())}
-	client, err := grpcratls.New(grpcratls.Config{Servers: []string{now.session}, Protocol: grpcratls.SessionV1, Attester: evidence,
-		Verifier: brokertest.Verifier(r.of.platform), Policy: brokertest.BrokerPolicy(), Log: r.of.log, Pause: 5 * time.Millisecond})
-	if err != nil {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	defer context.AfterFunc(now, cancel)()
-	got, err := client.Fetch(ctx, []string{"image_key"})
-	if err == nil && string(got["image_key"].Expose()) != canary {
-		err = fmt.Errorf("another value")
-	}
+	err := fetchKey(ctx, now, grpcratls.Config{Attester: evidence, Verifier: brokertest.Verifier(r.of.platform),
+		Policy: brokertest.BrokerPolicy(), Log: r.of.log})
 	return evidence.last, err
 }
 
