@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -146,23 +145,9 @@ func (e *enrolment) entry(c *attest.TPMClaims) (*policy.TPM, error) {
 	return entry, p.Validate()
 }
 
-func readChain(path string) (out []*x509.Certificate, err error) {
+func readChain(path string) ([]*x509.Certificate, error) {
 	if path == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		var block *pem.Block
-		if block, text = pem.Decode(text); block == nil {
-			return out, nil
-		}
-		certificate, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		out = append(out, certificate)
-	}
+	return readCertificates(path)
 }
