@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 // BareIdentity is the key of a broker that runs outside an enclave, on the key owner's own premises. It proves nothing
@@ -31,7 +32,7 @@ func OpenBareIdentity(path string) (*BareIdentity, error) {
 	fail := func(hint string, err error) (*BareIdentity, error) {
 		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s: %w", path, err)
 	}
-	text, err := readFile(path, maxFile)
+	text, err := boundedfile.Read(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		if text, err = makeKey(path); err != nil {
 			return fail("Name a file in a folder that the broker may write to.", err)

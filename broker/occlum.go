@@ -6,16 +6,15 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/sesame-init/sesame/attest"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 // The files of a folder that makes a drop-in for Occlum's init_ra_server. The first two are Occlum's, the others
@@ -49,7 +48,7 @@ func ReadFolder(dir string) (_ *Folder, err error) {
 		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading " + name, Err: err, Hint: hint}
 	}
 	f := &Folder{}
-	text, err := readFile(filepath.Join(dir, PeersFile), raconfig.MaxSize)
+	text, err := boundedfile.Read(filepath.Join(dir, PeersFile), raconfig.MaxSize)
 	if err != nil {
 		return fail(PeersFile, err)
 	}
@@ -66,7 +65,7 @@ func ReadFolder(dir string) (_ *Folder, err error) {
 	if f.Roots, err = readRoots(filepath.Join(dir, RootCAFile)); err != nil {
 		return fail(RootCAFile, err)
 	}
-	if text, err = readFile(filepath.Join(dir, SecretsFile), maxSecretFile); err != nil {
+	if text, err = boundedfile.Read(filepath.Join(dir, SecretsFile), maxSecretFile); err != nil {
 		return fail(SecretsFile, err)
 	}
 	if f.Secrets, err = ParseSecrets(text); err != nil {
@@ -80,21 +79,8 @@ func ReadFolder(dir string) (_ *Folder, err error) {
 	return f, nil
 }
 
-func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(text)) > limit {
-		err = fmt.Errorf("it has more than %d bytes", limit)
-	}
-	return text, err
-}
-
 func readTCB(path string) (tcb appraisal.TCB, err error) {
-	text, err := readFile(path, maxFile)
+	text, err := boundedfile.Read(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return tcb, nil
 	}
@@ -113,7 +99,7 @@ func readTCB(path string) (tcb appraisal.TCB, err error) {
 }
 
 func readRoots(path string) ([]*x509.Certificate, error) {
-	text, err := readFile(path, maxFile)
+	text, err := boundedfile.Read(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

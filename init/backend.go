@@ -3,10 +3,6 @@ package main
 import (
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
-	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -18,6 +14,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 // newBackend makes the one backend that the config names.
@@ -109,7 +106,7 @@ func collateralSource(c config.Collateral, roots []*x509.Certificate, now func()
 func readCertificates(path string) ([]*x509.Certificate, error) {
 	const step = "reading certificates"
 	const hint = "Put the PEM file into the initfs before the build, or correct its path in the config."
-	text, err := readBounded(path, 1<<20)
+	text, err := boundedfile.Read(path, 1<<20)
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
 	}
@@ -129,20 +126,4 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s holds no certificate", path)
 	}
 	return out, nil
-}
-
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(text)) > limit {
-		err = errors.New("too large")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return text, nil
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/sesame-init/sesame/fs/linux"
 	"github.com/sesame-init/sesame/init/config"
 	"github.com/sesame-init/sesame/init/handover"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 // self is this very program, wherever the root is by then.
@@ -53,7 +54,7 @@ func runOnLinux(args []string, log *logrus.Logger) (status int, err error) {
 	if err := linux.Harden(); err != nil {
 		return 0, err
 	}
-	text, err := readBounded(path, config.MaxSize)
+	text, err := boundedfile.Read(path, config.MaxSize)
 	if err != nil {
 		return 0, attest.Errorf(attest.CodeConfig, "reading the config", "Name it with --config, or put it at "+config.Path+".",
 			"%w", err)

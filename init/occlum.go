@@ -19,6 +19,7 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/fs/occlum"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 const (
@@ -40,7 +41,7 @@ func peerVerifier(quotes attest.Verifier) attest.Verifier { return quotes }
 
 // runOnOcclum boots inside Occlum's LibOS: evidence from /dev/sgx, file systems by the LibOS's own calls.
 func runOnOcclum(ctx context.Context, log *logrus.Logger) error {
-	text, err := readBounded(config.Path, config.MaxSize)
+	text, err := boundedfile.Read(config.Path, config.MaxSize)
 	if err != nil {
 		return attest.Errorf(attest.CodeConfig, "reading the config",
 			"Put init_ra_conf.json into the instance directory and build again.", "%w", err)
@@ -95,7 +96,7 @@ func runOnOcclum(ctx context.Context, log *logrus.Logger) error {
 func imageEncrypted(path string) (bool, error) {
 	const step = "reading image_config.json"
 	const hint = "Build the instance again with occlum build -f; the file comes from it."
-	text, err := readBounded(path, 4096)
+	text, err := boundedfile.Read(path, 4096)
 	if err != nil {
 		return false, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 // policyName is the policy in the working folder.
@@ -74,15 +74,7 @@ func readPolicyFile(path string) ([]byte, error) {
 }
 
 func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading", Err: err}
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(text)) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
+	text, err := boundedfile.Read(path, limit)
 	if err != nil {
 		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading", Err: err}
 	}

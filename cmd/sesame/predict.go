@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
@@ -66,7 +65,7 @@ func (o *inference) open() (image []float32, creds credentials.TransportCredenti
 		creds, err = o.attest()
 		return image, creds, err
 	}
-	text, err := readText(o.crt)
+	text, err := readBounded(o.crt)
 	if err != nil {
 		return nil, nil, attest.Errorf(attest.CodeConfig, "reading server certificate", "", "%w", err)
 	}
@@ -88,21 +87,6 @@ func (o *inference) attest() (credentials.TransportCredentials, error) {
 		return nil, err
 	}
 	return client.Attested(&ratls.PeerVerifier{Verifier: dcap.NewVerifier(config), Policy: wanted}), nil
-}
-
-// readText reads a file that a person wrote or a certificate: at most 1 MiB.
-func readText(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	const limit = 1 << 20
-	text, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && len(text) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return text, err
 }
 
 func predictCommand() *cobra.Command {
@@ -128,7 +112,7 @@ before the image is sent. Without --labels classes have numbers instead of names
 			}
 			var names []string
 			if labels != "" {
-				text, err := readText(labels)
+				text, err := readBounded(labels)
 				if err != nil {
 					return attest.Errorf(attest.CodeConfig, "reading labels", "", "%w", err)
 				}

@@ -26,6 +26,7 @@ import (
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 func quoteCommand() *cobra.Command {
@@ -359,18 +360,7 @@ func readCertificates(file string) ([]*x509.Certificate, error) {
 // maxInput bounds the files that are read.
 const maxInput = 1 << 20
 
-func readBounded(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxInput+1))
-	if err == nil && len(b) > maxInput {
-		err = fmt.Errorf("%s is larger than %d bytes", file, maxInput)
-	}
-	return b, err
-}
+func readBounded(file string) ([]byte, error) { return boundedfile.Read(file, maxInput) }
 
 // readQuoteFile finds the quote in a file and says in which form it was there. A file that cannot be read is
 // an error of usage.

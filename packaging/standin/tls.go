@@ -5,20 +5,19 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/encoding/prototext"
 
 	tf "github.com/sesame-init/sesame/client/tfserving"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 const maxSSLConfig = 1 << 20
 
 // Credentials reads the file of --ssl_config_file, TensorFlow Serving's SSLConfig as a text proto.
 func Credentials(path string) (credentials.TransportCredentials, error) {
-	text, err := readBounded(path, maxSSLConfig)
+	text, err := boundedfile.Read(path, maxSSLConfig)
 	if err != nil {
 		return nil, fmt.Errorf("reading TLS config: %w", err)
 	}
@@ -48,17 +47,4 @@ func tlsConfig(c *tf.SSLConfig) (*tls.Config, error) {
 		}
 	}
 	return config, nil
-}
-
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return b, err
 }

@@ -3,14 +3,13 @@ package pccs
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 // File names of a collateral directory, in the order of [documents].
@@ -56,7 +55,7 @@ type dir string
 func (d dir) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error) {
 	c := new(dcap.Collateral)
 	for _, doc := range documents(c) {
-		raw, err := readFile(filepath.Join(string(d), doc.name))
+		raw, err := boundedfile.Read(filepath.Join(string(d), doc.name), maxDocument)
 		if err != nil {
 			hint := ""
 			if errors.Is(err, fs.ErrNotExist) {
@@ -68,19 +67,6 @@ func (d dir) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error)
 		*doc.raw = raw
 	}
 	return c, nil
-}
-
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	raw, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
-	if err == nil && len(raw) > maxDocument {
-		err = fmt.Errorf("%s is larger than %d bytes", path, maxDocument)
-	}
-	return raw, err
 }
 
 // WriteDir writes collateral to a directory that [Dir] reads. It makes the directory where needed. Each file is
