@@ -9,9 +9,12 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,11 +29,11 @@ func (c *Cloud) respond(r *http.Request, request releaseRequest, public *rsa.Pub
 	answered, version := request, Version
 	switch attack {
 	case SwappedKey:
-		for other, k := range c.config.Keys {
-			if other != name {
-				name, key = other, k
-			}
+		names := slices.DeleteFunc(slices.Sorted(maps.Keys(c.config.Keys)), func(other string) bool { return other == name })
+		if len(names) == 0 {
+			return "", errors.New("the vault has no other key to swap in")
 		}
+		name, key = names[0], c.config.Keys[names[0]]
 	case OtherVault:
 		host = "other.vault.azure.net"
 	case OtherVersion:
