@@ -89,6 +89,20 @@ func (p *Policies) adopt(ctx context.Context, next *policy.Policy, by string) er
 func (p *Policies) Replace(ctx context.Context, text []byte, by string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.replaceLocked(ctx, text, by)
+}
+
+// Follow is [Policies.Replace] by a text that may be the one in force, which changes nothing.
+func (p *Policies) Follow(ctx context.Context, text []byte, by string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if bytes.Equal(text, p.current.Load().policy.Text()) {
+		return nil
+	}
+	return p.replaceLocked(ctx, text, by)
+}
+
+func (p *Policies) replaceLocked(ctx context.Context, text []byte, by string) error {
 	old := p.current.Load()
 	log := p.config.Logger.WithField("by", by)
 	err := p.replace(ctx, old, text, by)
@@ -139,10 +153,7 @@ func (p *Policies) ReplaceSigned(ctx context.Context, signed []byte) error {
 		p.config.Logger.WithField("hint", attest.HintOf(err)).Errorf("the policy stays as it is: %v", err)
 		return err
 	}
-	if bytes.Equal(text, p.Current().Text()) {
-		return nil
-	}
-	return p.Replace(ctx, text, "key "+p.config.Key.Name())
+	return p.Follow(ctx, text, "key "+p.config.Key.Name())
 }
 
 // OpenSigned checks the signature of a policy and returns its text. The error's code is [attest.CodeConfig].

@@ -80,7 +80,7 @@ type Keystore struct {
 
 	refusals   bucket
 	unrecorded atomic.Uint64
-	watchers   watchers
+	lag        atomic.Pointer[lag] // of [Keystore.Follow]; nil where it has none
 }
 
 var _ broker.Keeper = (*Keystore)(nil)
@@ -134,7 +134,6 @@ func Open(ctx context.Context, o Options) (*Keystore, error) {
 		}
 	}
 	k.ended.Go(func() { k.commit(background) })
-	k.ended.Go(func() { k.watch(background) })
 	return k, nil
 }
 
@@ -195,16 +194,21 @@ func (k *Keystore) identify(ctx context.Context) error {
 	return nil
 }
 
-// Ready implements [broker.Keeper].
+// Ready implements [broker.Keeper]. A keystore that follows other replicas is not ready, either, while it has failed to
+// take over the newest policy ([Keystore.Follow]).
 func (k *Keystore) Ready(ctx context.Context) error {
 	ring, err := k.ring()
 	if err != nil {
 		return fmt.Errorf("locked: %w", err)
 	}
-	return k.view(ctx, func(r store.Reader) error {
+	err = k.view(ctx, func(r store.Reader) error {
 		_, err := k.load(r, ring)
 		return err
 	})
+	if behind := k.lag.Load(); err == nil && behind != nil {
+		return fmt.Errorf("the newest policy of the store could not be taken over, which is tried again: %w", behind.err)
+	}
+	return err
 }
 
 // ring is the keys, or why there are none.

@@ -592,14 +592,12 @@ func TestAdoptedPolicyReachesReplicas(t *testing.T) {
 	way := &rootkey.Process{}
 	same := func(o *keystore.Options) { o.Root = way }
 	a, b := open(t, shared, same), open(t, shared.Replica(), same)
-	told := make(chan struct{}, 10)
-	b.OnPolicy(func() { told <- struct{}{} })
+	taken := following(t, b)
 	if err := adopt(t, a, 1, "version: 1"); err != nil {
 		t.Fatal(err)
 	}
-	<-told
-	if text, err := b.Policy(t.Context()); err != nil || string(text) != "version: 1" {
-		t.Errorf("%q %v", text, err)
+	if text := <-taken; text != "version: 1" {
+		t.Errorf("%q", text)
 	}
 	put(t, a, "a", "value")
 	if values, _ := release(t, b, decision(1, "a")); values[0] != "value" {

@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
@@ -77,21 +75,24 @@ const MaxPolicy = 1 << 20
 // Policy is the text of the policy of the highest version that was adopted, nil where none is kept.
 func (k *Keystore) Policy(ctx context.Context) (text []byte, err error) {
 	err = k.readLog(ctx, func(r store.Reader, s *state, _ *keys) error {
-		text = nil
-		if !s.catalog.Policy.Kept {
-			return nil
-		}
-		rows, err := r.Get(stateSpace, policyKey)
-		if err != nil {
-			return err
-		}
-		if sum := sha256.Sum256(rows[0]); hex.EncodeToString(sum[:]) != s.catalog.Policy.Digest {
-			return errForged
-		}
-		text = rows[0]
-		return nil
+		text, err = s.policy(r)
+		return err
 	})
 	return text, err
+}
+
+func (s *state) policy(r store.Reader) ([]byte, error) {
+	if !s.catalog.Policy.Kept {
+		return nil, nil
+	}
+	rows, err := r.Get(stateSpace, policyKey)
+	if err != nil {
+		return nil, err
+	}
+	if sum := sha256.Sum256(rows[0]); hex.EncodeToString(sum[:]) != s.catalog.Policy.Digest {
+		return nil, errForged
+	}
+	return rows[0], nil
 }
 
 // Last is the time of the newest entry: a lower bound of the present that the host's clock cannot set back while the
@@ -102,51 +103,4 @@ func (k *Keystore) Last(ctx context.Context) (last time.Time, err error) {
 		return nil
 	})
 	return last, err
-}
-
-// watchers are called when another replica has put a policy in force.
-type watchers struct {
-	mu    sync.Mutex
-	calls []func()
-	seen  string // digest
-}
-
-// OnPolicy calls f, in the background and never twice at once, after another replica has adopted a policy of a higher
-// version: [Keystore.Policy] is its text.
-func (k *Keystore) OnPolicy(f func()) {
-	k.watchers.mu.Lock()
-	defer k.watchers.mu.Unlock()
-	k.watchers.calls = append(k.watchers.calls, f)
-}
-
-// watch follows other replicas until ctx ends.
-func (k *Keystore) watch(ctx context.Context) {
-	for ctx.Err() == nil {
-		_ = k.options.Store.Watch(ctx, func() { k.changed(ctx) })
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second): // the database is away
-		}
-	}
-}
-
-// changed reads the state anew and tells of another policy.
-func (k *Keystore) changed(ctx context.Context) {
-	var digest string
-	if err := k.readLog(ctx, func(_ store.Reader, s *state, _ *keys) error {
-		digest = s.catalog.Policy.Digest
-		return nil
-	}); err != nil {
-		return
-	}
-	k.watchers.mu.Lock()
-	calls := slices.Clone(k.watchers.calls)
-	if digest == k.watchers.seen {
-		calls = nil
-	}
-	k.watchers.seen = digest
-	k.watchers.mu.Unlock()
-	for _, f := range calls {
-		f()
-	}
 }

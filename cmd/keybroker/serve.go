@@ -183,15 +183,6 @@ func (c *command) serve(ctx context.Context, address string) error {
 			return err
 		}
 	}
-	if keys != nil && c.place.enclave { // other replicas push policies, too
-		catchUp := func() {
-			if text, err := keys.Policy(ctx); err == nil && !bytes.Equal(text, config.Policies.Current().Text()) {
-				_ = config.Policies.Replace(ctx, text, "the store")
-			}
-		}
-		keys.OnPolicy(catchUp)
-		catchUp() // with what was pushed since newest has looked
-	}
 	server, err := broker.New(config)
 	if err != nil {
 		return err
@@ -201,8 +192,15 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return err
 	}
 	health.become(server.Handler())
-	follow := func(ctx context.Context) { c.follow(ctx, first, config.Policies, log) }
-	return c.answer(ctx, address, listener, server, follow, log, config.Policies)
+	beside := []func(context.Context){func(ctx context.Context) { c.follow(ctx, first, config.Policies, log) }}
+	if keys != nil && c.place.enclave { // other replicas push policies, too
+		beside = append(beside, func(ctx context.Context) {
+			keys.Follow(ctx, func(ctx context.Context, text []byte) error {
+				return config.Policies.Follow(ctx, text, "the store")
+			})
+		})
+	}
+	return c.answer(ctx, address, listener, server, beside, log, config.Policies)
 }
 
 // policyKey is the key that a policy pins for later ones, nil where it pins none.
@@ -217,16 +215,18 @@ func policyKey(p *policy.Policy) (note.Verifier, error) {
 	return key, nil
 }
 
-// answer serves on a listener, for address, until ctx ends. beside runs meanwhile.
+// answer serves on a listener, for address, until ctx ends. What is in beside runs meanwhile.
 func (c *command) answer(ctx context.Context, address string, listener net.Listener, server *broker.Server,
-	beside func(context.Context), log *logrus.Logger, policies *broker.Policies) error {
+	beside []func(context.Context), log *logrus.Logger, policies *broker.Policies) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	following, stop := context.WithCancel(ctx)
 	defer stop()
-	wg.Go(func() { beside(following) })
+	for _, run := range beside {
+		wg.Go(func() { run(following) })
+	}
 	p := policies.Current()
 	log.WithFields(logrus.Fields{"policy": p.Version, "workloads": len(p.Workloads), "place": c.place.name}).
 		Info("serving session v1")
