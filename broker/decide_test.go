@@ -504,7 +504,7 @@ func TestASessionThatSaysNothingEnds(t *testing.T) {
 
 func TestPeersThatSayNothingHoldUpNobody(t *testing.T) {
 	f := start(t, func(f *fixture, c *broker.Config) {
-		decide(t, f, c, nil, twoWorkloads+"broker: {limits: {handshakes: 1}}")
+		decide(t, f, c, nil, twoWorkloads+"broker: {limits: {handshakes: 1, handshake: 10m}}")
 	})
 	for range 20 {
 		conn, err := net.Dial("tcp", f.address)
@@ -514,7 +514,7 @@ func TestPeersThatSayNothingHoldUpNobody(t *testing.T) {
 		defer conn.Close()
 		_, _ = conn.Write([]byte{0x16, 0x03}) // the beginning of a greeting
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // a handshake may take 20
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second) // a handshake may take longer
 	defer cancel()
 	if _, err := f.client(t, f.platform.Attester(brokertest.Workload())).Fetch(ctx, []string{"image_key"}); err != nil {
 		t.Error(err)
