@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -150,7 +151,9 @@ func newLinuxBoot(t *testing.T, app ...string) *linuxBoot {
 		t.Fatal(err)
 	}
 	b := &linuxBoot{t: t, dir: dir, device: device, socket: running.Socket, log: &safeBuffer{}, version: 1}
-	mac := b.volume("volume", fstest.MapFS{"hello": {Data: []byte("from the volume"), Mode: 0o400}})
+	mac := b.volume("volume", fstest.MapFS{
+		"hello": {Data: []byte("from the volume"), Mode: 0o400}, "another": {Data: []byte("as well"), Mode: 0o400},
+	})
 	platform, address := b.broker()
 	server := httptest.NewServer(platform.PCCS())
 	t.Cleanup(server.Close)
@@ -160,7 +163,7 @@ func newLinuxBoot(t *testing.T, app ...string) *linuxBoot {
 	}
 	broker := brokertest.Broker()
 	b.config = map[string]any{
-		"platform": "linux", "attester": "tpm", "backend": "grpc-ratls", "timeout": "20s",
+		"platform": "linux", "attester": "tpm", "backend": "grpc-ratls", "timeout": "60s",
 		"grpc_ratls": map[string]any{
 			"servers": []string{address}, "protocol": "session",
 			"broker_policy": map[string]any{"sgx": []any{map[string]any{
@@ -344,9 +347,20 @@ type sight struct {
 	Descriptors    map[string]string
 	Status         map[string]string
 	Core           uint64
-	Files          map[string]string
+	Files, Owners  map[string]string
 	Root, Writable []string
+	Mounts         []string
 	Directory      string
+}
+
+// mount is the line of /proc/self/mountinfo about a directory.
+func (s sight) mount(target string) string {
+	for _, line := range s.Mounts {
+		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == target {
+			return line
+		}
+	}
+	return ""
 }
 
 func (r *linuxRun) sight() (s sight) {
@@ -396,6 +410,13 @@ func TestApplicationGetsWhatTheConfigNamesAndNothingElse(t *testing.T) {
 			}
 			if s.Files[volume] != "from the volume" || s.Files["/run/secrets/token"] != secretCanary || len(s.Writable) != 0 {
 				t.Errorf("files are %q, writable %q", s.Files, s.Writable)
+			}
+			if s.Owners["/run/secrets/token"] != "-r-------- 1234 1235" || s.Owners[volume] != "-r-------- 1234 1235" {
+				t.Errorf("owners are %q", s.Owners)
+			}
+			memory := s.mount("/run/secrets")
+			if !strings.Contains(memory, " - tmpfs ") || !strings.Contains(memory, "nosuid,nodev") || !strings.Contains(memory, "noswap") {
+				t.Errorf("secrets stand in %q", memory)
 			}
 			if s.UID != 1234 || s.GID != 1235 || fmt.Sprint(s.Groups) != "[1236]" || s.Directory != "/" {
 				t.Errorf("user %d, group %d, groups %d, directory %s", s.UID, s.GID, s.Groups, s.Directory)
@@ -484,6 +505,53 @@ func TestServerOfAVolumeHasItsOwnUserAndCannotBeLookedInto(t *testing.T) {
 		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err != nil || strings.Contains(string(state), ") Z ")
 	})
+}
+
+func TestLostVolumeIsENOTCONNWhereNobodySupervises(t *testing.T) {
+	b := newLinuxBoot(t)
+	b.config["app"].(map[string]any)["args"] = []string{"later", filepath.Join(b.dir, "mnt", "hello"),
+		filepath.Join(b.dir, "mnt", "another")} // the first one is in the kernel's cache by then
+	b.config["linux"].(map[string]any)["mode"] = "exec"
+	r := b.start()
+	r.waitFor("waiting, <nil>")
+	server := children(t, r.cmd.Process.Pid)["sesame-volume"]
+	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the process behind the volume is dead", func() bool {
+		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", server))
+		return err == nil && strings.Contains(string(state), ") Z ") // and nobody reaps it
+	})
+	if err := r.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.status(); got != 0 || !strings.Contains(r.out.String(), "another: "+syscall.ENOTCONN.Error()) {
+		t.Errorf("exit status %d:\n%s", got, r.out)
+	}
+}
+
+func TestSupervisorKeepsItsOwnMemoryToItself(t *testing.T) {
+	r := supervised(t, "wait")
+	r.waitFor("waiting")
+	read := func(name string) string {
+		t.Helper()
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", r.cmd.Process.Pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	if status := read("status"); regexp.MustCompile(`VmLck:\s+0 kB`).MatchString(status) || !strings.Contains(status, "VmLck:") {
+		t.Errorf("its memory is not locked:\n%s", status)
+	}
+	if limits := read("limits"); !regexp.MustCompile(`Max core file size +0 +0 `).MatchString(limits) {
+		t.Errorf("it may write a core file:\n%s", limits)
+	}
+	for _, text := range []string{secretCanary, volumeKeyText, "1112131415161718191a1b1c1d1e1f20"} {
+		if strings.Contains(read("cmdline")+read("environ"), text) {
+			t.Error("a secret is in its command line or environment")
+		}
+	}
 }
 
 func TestLostVolumeEndsTheApplicationWithAClearMessage(t *testing.T) {
@@ -578,7 +646,7 @@ func TestRootFromAVolumeIsEntered(t *testing.T) {
 func TestMachineOrConfigThatIsNotEnrolledGetsNothing(t *testing.T) {
 	b := newLinuxBoot(t, "see")
 	b.enrol(b.write())
-	b.config["timeout"] = "21s" // changed after the broker's policy was written
+	b.config["timeout"] = "61s" // changed after the broker's policy was written
 	b.write()
 	r := b.startOnly()
 	if got := r.status(); got != exitCodes[attest.CodeDenied] || strings.Contains(r.out.String(), `"PID"`) {
@@ -596,7 +664,7 @@ func TestAnotherConfigNeedsAnotherBoot(t *testing.T) {
 			t.Fatalf("exit status %d", got)
 		}
 	}
-	b.config["timeout"] = "21s"
+	b.config["timeout"] = "61s"
 	b.write()
 	r := b.startOnly()
 	if got := r.status(); got != exitCodes[attest.CodeAttester] || !strings.Contains(r.out.String(), "register 12 has been used") {

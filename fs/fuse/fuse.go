@@ -15,7 +15,8 @@
 // stopped by the Go runtime, whose garbage collector then waits for it, and the page for the collector.
 //
 // Who can read this process's memory or be its user can read the volume: a mount protects against the host's
-// storage, not against the host. The process must live as long as the mount; when it dies readers get ENOTCONN.
+// storage, not against the host. The process must live as long as the mount; when it dies readers get ENOTCONN, but for
+// what the kernel has in its cache.
 package fuse
 
 import (

@@ -1,9 +1,9 @@
 // Package handover starts the application on plain Linux, in one of two ways.
 //
 // [App.Exec] replaces this process: same pid, same parent. Nobody reaps what the application leaves behind, and when the
-// process behind a volume dies, the application reads ENOTCONN.
+// process behind a volume dies, the application reads ENOTCONN, but for what the kernel has in its cache.
 //
-// [Supervise] stays: it starts the application as a child, forwards signals to it, reaps every process that is left to
+// A [Supervisor] stays: it starts the application as a child, forwards signals to it, reaps every process that is left to
 // it, passes the application's exit status on (128 + n where signal n ended it), and ends it when a volume is lost: with
 // SIGTERM, and with SIGKILL ten seconds later. When the supervisor itself is killed, so is the application.
 //
@@ -158,7 +158,7 @@ func setCapabilities(keep uint64) error {
 // StageName is argv[0] of a process that has to call [Stage].
 const StageName = "sesame-start"
 
-// Stage is the whole of a process between [Supervise] and the app: it execs the app that its argument describes.
+// Stage is the whole of a process between a [Supervisor] and the app: it execs the app that its argument describes.
 func Stage(args []string) error {
 	var a App
 	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &a) != nil {

@@ -21,6 +21,8 @@ type sight struct {
 	Status        map[string]string // of /proc/self/status
 	Core          uint64            // RLIMIT_CORE
 	Files         map[string]string // content, or the error
+	Owners        map[string]string // mode, user and group of the files
+	Mounts        []string          // lines of /proc/self/mountinfo
 	Root          []string
 	Directory     string
 	Writable      []string // of the files that were asked for
@@ -36,6 +38,14 @@ func main() {
 		fmt.Println("waiting")
 		fmt.Println("got", <-c)
 		os.Exit(7)
+	case "later": // reads one file, and another one after SIGUSR1
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGUSR1)
+		_, err := os.ReadFile(os.Args[2])
+		fmt.Println("waiting,", err)
+		<-c
+		_, err = os.ReadFile(os.Args[3])
+		fmt.Println("later:", err)
 	case "stubborn": // does not end by SIGTERM
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("waiting")
@@ -61,7 +71,8 @@ func main() {
 
 func see(files []string) {
 	s := sight{PID: os.Getpid(), UID: os.Getuid(), GID: os.Getgid(), Env: os.Environ(), Args: os.Args,
-		Descriptors: map[string]string{}, Status: map[string]string{}, Files: map[string]string{}}
+		Descriptors: map[string]string{}, Status: map[string]string{}, Files: map[string]string{},
+		Owners: map[string]string{}}
 	s.Groups, _ = os.Getgroups()
 	s.Directory, _ = os.Getwd()
 	fds, _ := filepath.Glob("/proc/self/fd/*")
@@ -84,11 +95,17 @@ func see(files []string) {
 			content = []byte(err.Error())
 		}
 		s.Files[name] = string(content)
+		if info, err := os.Stat(name); err == nil {
+			owner := info.Sys().(*syscall.Stat_t)
+			s.Owners[name] = fmt.Sprintf("%v %d %d", info.Mode(), owner.Uid, owner.Gid)
+		}
 		if f, err := os.OpenFile(name, os.O_WRONLY, 0); err == nil {
 			_ = f.Close()
 			s.Writable = append(s.Writable, name)
 		}
 	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	s.Mounts = strings.Split(strings.TrimSpace(string(mounts)), "\n")
 	entries, _ := os.ReadDir("/")
 	for _, e := range entries {
 		s.Root = append(s.Root, e.Name())
