@@ -103,6 +103,9 @@ func first(a, b error) error {
 
 // Wait returns the context's error if it ends, or is certain to end, before the pause is over.
 func Wait(ctx context.Context, pause time.Duration) error {
+	if ctx.Err() != nil { // before a timer that may be as quick
+		return ctx.Err()
+	}
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
 		return context.DeadlineExceeded
 	}

@@ -50,4 +50,10 @@ func TestWaitEndsBeforeADeadlineThatIsTooNear(t *testing.T) {
 	if err := backend.Wait(ctx, 0); err != nil {
 		t.Error(err)
 	}
+	cancel()
+	for range 100 { // the end of the context counts, however short the pause is
+		if err := backend.Wait(ctx, 0); !errors.Is(err, context.Canceled) {
+			t.Fatalf("after the end of the context: %v", err)
+		}
+	}
 }

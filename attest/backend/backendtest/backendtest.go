@@ -11,9 +11,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,11 +44,38 @@ type Service struct {
 	Log io.Writer
 }
 
+// Address is where a service of the faults [Silent] and [Down] is: nobody else can listen there before the test ends.
+func (s Service) Address(t *testing.T) string {
+	t.Helper()
+	if s.Fault == Silent {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		return l.Addr().String()
+	}
+	// The kernel refuses connections to a port that is taken and not listened at.
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
+}
+
 // Start starts a service, to be stopped by t.Cleanup, and returns a backend that is configured for it.
 type Start func(t *testing.T, s Service) backend.Backend
 
-// patience bounds every exchange that is to succeed or be refused.
-const patience = 30 * time.Second
+// patience bounds every exchange that is to succeed or be refused; a busy machine may take long to make an RSA key.
+const patience = 2 * time.Minute
 
 // Run runs the suite.
 func Run(t *testing.T, start Start) {

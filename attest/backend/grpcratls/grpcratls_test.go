@@ -43,15 +43,7 @@ func start(t *testing.T, s backendtest.Service, protocol grpcratls.Protocol) bac
 	case backendtest.Refuses:
 		c.Attester = platform.Attester(brokertest.Enclave(0xab, 1, 2))
 	case backendtest.Silent, backendtest.Down:
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		if s.Fault == backendtest.Down {
-			_ = l.Close()
-		}
-		c.Servers = []string{l.Addr().String()}
+		c.Servers = []string{s.Address(t)}
 	}
 	if c.Servers == nil {
 		c.Servers = []string{brokertest.Listen(t, server)}
