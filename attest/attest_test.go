@@ -1,11 +1,15 @@
 package attest_test
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"encoding/gob"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,6 +48,28 @@ func TestSecretWipeReachesCopies(t *testing.T) {
 	if c.Len() != 0 || raw[0]|raw[1]|raw[2] != 0 {
 		t.Errorf("after Wipe: copy has %d bytes, raw is %v", c.Len(), raw)
 	}
+}
+
+func TestAWipedRSAKeyHasNoPrivateNumbers(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}
+	var held [][]big.Word // shared with the key
+	for _, n := range append([]*big.Int{key.D, key.Precomputed.Dp, key.Precomputed.Dq, key.Precomputed.Qinv}, key.Primes...) {
+		held = append(held, n.Bits())
+	}
+	attest.WipeRSA(key)
+	for i, words := range held {
+		if len(words) == 0 || slices.Max(words) != 0 {
+			t.Errorf("number %d of %d words holds something yet", i, len(words))
+		}
+	}
+	if !public.Equal(&key.PublicKey) {
+		t.Error("the public half has changed")
+	}
+	attest.WipeRSA(&rsa.PrivateKey{}) // has none, and does no harm
 }
 
 func TestErrorSpeaksOutwardInAndKnowsItsReason(t *testing.T) {

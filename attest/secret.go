@@ -1,10 +1,12 @@
 package attest
 
 import (
+	"crypto/rsa"
 	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/big"
 )
 
 const secretText = "[secret]"
@@ -56,6 +58,17 @@ func (Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(secretText)) }
 
 // LogValue implements [slog.LogValuer].
 func (Secret) LogValue() slog.Value { return slog.StringValue(secretText) }
+
+// WipeRSA overwrites the private numbers of a key, which is of no use after that. Copies that crypto/rsa keeps inside
+// of the key cannot be reached.
+func WipeRSA(k *rsa.PrivateKey) {
+	numbers := append([]*big.Int{k.D, k.Precomputed.Dp, k.Precomputed.Dq, k.Precomputed.Qinv}, k.Primes...)
+	for _, n := range numbers {
+		if n != nil {
+			clear(n.Bits())
+		}
+	}
+}
 
 var errMarshalSecret = errors.New("a secret cannot be marshalled")
 

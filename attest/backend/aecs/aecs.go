@@ -34,7 +34,7 @@
 // use TLS, or B, or a secret whose use proves it (the key of a volume that has a MAC). In both generations the hash
 // of a secret travels in the clear, so a secret must not be guessable.
 //
-// In B the secret passes a JSON parser, whose copies cannot be wiped.
+// The RSA key is wiped at the end of a Fetch. In B the secret passes a JSON parser, whose copies cannot be wiped.
 //
 // Sources: enclave-configuration-service (tag v2.0.0 and master 43169d9), jinzhao-attest 6133036 and 1e4cb9e.
 package aecs
@@ -153,7 +153,7 @@ type Config struct {
 	Pause time.Duration
 	// Rand gives nonces; default crypto/rand.
 	Rand io.Reader
-	// NewKey makes the RSA key of one Fetch; default rsa.GenerateKey of 2048 bits.
+	// NewKey makes the RSA key of one Fetch, which wipes it; default rsa.GenerateKey of 2048 bits.
 	NewKey func() (*rsa.PrivateKey, error)
 }
 
@@ -260,6 +260,7 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 	if err != nil {
 		return nil, &attest.Error{Step: stepFetch, Code: attest.CodeOf(err), Err: err}
 	}
+	defer attest.WipeRSA(self.key)
 	rounds := backend.Rounds{Servers: c.config.Servers, Kind: "AECS", Pause: c.config.Pause, Logger: c.config.Logger}
 	return rounds.Fetch(ctx, func(ctx context.Context, server string) (map[string]attest.Secret, error) {
 		return c.try(ctx, server, self, wants)

@@ -77,7 +77,7 @@ func newDeployment(t *testing.T, generation aecs.Generation, log io.Writer) *dep
 	p := platform(t)
 	logger := logrus.New()
 	logger.SetOutput(log)
-	logger.SetLevel(logrus.DebugLevel)
+	logger.SetLevel(logrus.TraceLevel)
 	return &deployment{
 		platform: p,
 		server: aecstest.Options{
@@ -90,19 +90,24 @@ func newDeployment(t *testing.T, generation aecs.Generation, log io.Writer) *dep
 			Policy: &policy.Policy{SGX: []policy.SGX{{MRSigner: service.MRSigner[:], ProductID: &service.ProductID,
 				MinSVN: &service.SVN}}},
 			Now: clock, Logger: logger, Pause: time.Millisecond,
+			NewKey: func() (*rsa.PrivateKey, error) { return madeKey("client_uak_private.pem") },
 		},
 	}
 }
 
-// serverKey is a key that was made before, because making one takes long.
-func serverKey(t *testing.T) *rsa.PrivateKey {
-	t.Helper()
-	text, err := os.ReadFile("testdata/server_uak_private.pem")
+// madeKey is a key that was made before, because making one takes long.
+func madeKey(name string) (*rsa.PrivateKey, error) {
+	text, err := os.ReadFile("testdata/" + name)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	block, _ := pem.Decode(text)
-	key, err := x509.ParsePKCS1PrivateKey(block.Bytes)
+	return x509.ParsePKCS1PrivateKey(block.Bytes)
+}
+
+func serverKey(t *testing.T) *rsa.PrivateKey {
+	t.Helper()
+	key, err := madeKey("server_uak_private.pem")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,15 +175,7 @@ func TestConformance(t *testing.T) {
 				case backendtest.Refuses:
 					d.client.Attester = d.platform.Attester(enclave(0xab, 1, 2))
 				case backendtest.Silent, backendtest.Down:
-					l, err := net.Listen("tcp", "127.0.0.1:0")
-					if err != nil {
-						t.Fatal(err)
-					}
-					t.Cleanup(func() { _ = l.Close() })
-					if s.Fault == backendtest.Down {
-						_ = l.Close()
-					}
-					d.client.Servers = []string{l.Addr().String()}
+					d.client.Servers = []string{s.Address(t)}
 					return d.connect(t)
 				}
 				return d.start(t)

@@ -29,12 +29,17 @@ type identity struct {
 }
 
 // attest makes a key, and a report of evidence that binds it.
-func (c *Client) attest(ctx context.Context) (*identity, error) {
+func (c *Client) attest(ctx context.Context) (_ *identity, err error) {
 	const step = "making evidence"
 	key, err := c.config.NewKey()
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
+	defer func() {
+		if err != nil {
+			attest.WipeRSA(key)
+		}
+	}()
 	text := uar.PublicKeyPEM(&key.PublicKey)
 	var userData [uar.UserDataSize]byte
 	copy(userData[:], c.config.UserData)

@@ -26,7 +26,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -75,7 +74,9 @@ type Config struct {
 
 	Attester attest.Attester
 	Network  Network
-	Rand     io.Reader // default crypto/rand
+	Rand     io.Reader // gives nonces; default crypto/rand
+	// NewKey makes the RSA key of one Fetch, which wipes it; default rsa.GenerateKey.
+	NewKey func(bits int) (*rsa.PrivateKey, error)
 }
 
 // Backend implements backend.Backend. It is safe for concurrent use.
@@ -132,6 +133,9 @@ func New(c Config) (*Backend, error) {
 	c.Network = c.Network.complete()
 	if c.Rand == nil {
 		c.Rand = rand.Reader
+	}
+	if c.NewKey == nil {
+		c.NewKey = func(bits int) (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, bits) }
 	}
 	return &Backend{config: c, vault: vault}, nil
 }
@@ -214,11 +218,11 @@ func (b *Backend) Fetch(ctx context.Context, names []string) (_ map[string]attes
 	if len(names) == 0 {
 		return secrets, nil
 	}
-	private, err := rsa.GenerateKey(b.config.Rand, b.config.KeyBits)
+	private, err := b.config.NewKey(b.config.KeyBits)
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, "making the wrapping key", "", "%w", err)
 	}
-	defer wipeRSA(private)
+	defer attest.WipeRSA(private)
 	if err := ctx.Err(); err != nil { // making the key may have taken seconds
 		return nil, attest.Errorf(attest.CodeUnreachable, "asking MAA", "Give the boot more time by timeout in the config.", "%w", err)
 	}
@@ -245,18 +249,4 @@ func (b *Backend) Fetch(ctx context.Context, names []string) (_ map[string]attes
 		secrets[name] = secret
 	}
 	return secrets, nil
-}
-
-// wipeRSA overwrites the private numbers as far as the library lets them be reached.
-func wipeRSA(k *rsa.PrivateKey) {
-	clear(k.D.Bits())
-	for _, p := range k.Primes {
-		clear(p.Bits())
-	}
-	pre := &k.Precomputed
-	for _, p := range []*big.Int{pre.Dp, pre.Dq, pre.Qinv} {
-		if p != nil {
-			clear(p.Bits())
-		}
-	}
 }

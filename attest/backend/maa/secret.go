@@ -57,7 +57,7 @@ func openRSA(pkcs8, blob []byte) ([]byte, error) {
 	if !ok {
 		return nil, errors.New("it is not the RSA key that it says it is")
 	}
-	defer wipeRSA(private)
+	defer attest.WipeRSA(private)
 	if len(blob) > private.Size() {
 		return keywrap.UnwrapRSA(sha256.New(), private, blob)
 	}

@@ -138,7 +138,7 @@ func (c *Cloud) token(issuer string, claims map[string]any, draft bool) (string,
 	case ForeignKeySet:
 		header["jku"] = "https://elsewhere.example/certs"
 	case ForeignIssuer:
-		claims["iss"], header["jku"] = "https://elsewhere.example", "https://elsewhere.example/certs"
+		claims["iss"] = "https://elsewhere.example"
 	case ExpiredToken:
 		claims["exp"] = now.Add(-2 * time.Minute).Unix()
 	case FutureToken:
