@@ -75,6 +75,7 @@ var meanings = map[uint16]meaning{
 	0x0178: {"the server could not encrypt to our key", hintBug, attest.CodeDenied},
 	0x0179: {"the server could not decrypt with its key", "Look at the server: its identity may have changed.",
 		attest.CodeDenied},
+	0x01E2: {"the secret is empty in the server", "Store it anew.", attest.CodeSecret},
 	0x01E6: {"the server's storage holds a damaged secret", "Look at the server's storage.", attest.CodeSecret},
 	0x0007: {"the server met a C++ exception", "A policy for TDX must leave minIsvSvn empty. The server's log has more.",
 		attest.CodeDenied},

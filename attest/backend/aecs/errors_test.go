@@ -17,6 +17,14 @@ func TestEveryKnownCodeIsToldInWordsWithAdvice(t *testing.T) {
 			t.Errorf("%04X: [%s] %v; %s", code, attest.CodeOf(err), err, attest.HintOf(err))
 		}
 	}
+	// Those that servers of either generation are known to give to a client that wants a secret.
+	for _, code := range []uint16{0xA005, 0xA302, 0xA411, 0xA416, 0xA424, 0xA441, 0xA442, 0xA443, 0xA444, 0xA446, 0xA456, 0xAA21, 0xAA28,
+		0x1119, 0x111A, 0x111B, 0x111C, 0x111D, 0x111E, 0x111F, 0x1120, 0x1121, 0x1122, 0x1146, 0x114C, 0x11A5, 0x11A6, 0x11A7,
+		0x0206, 0x01A4, 0x01C6, 0x0177, 0x0178, 0x0179, 0x01E2, 0x01E6, 0x0E03, 0x0007} {
+		if _, ok := meanings[code]; !ok {
+			t.Errorf("%04X has no meaning", code)
+		}
+	}
 	for message, c := range map[string]struct {
 		code attest.Code // "": no code in it
 		says string
