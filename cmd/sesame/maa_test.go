@@ -3,9 +3,12 @@ package main
 import (
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,7 +35,9 @@ func TestMAACommands(t *testing.T) {
 				return err
 			}
 		}
-		return nil
+		runtime, err := os.ReadFile(filepath.Join(recorded, "runtime_data.bin"))
+		e.Setenv("RUNTIME_SHA256", fmt.Sprintf("%x", sha256.Sum256(runtime)))
+		return err
 	}})
 }
 
@@ -91,6 +96,38 @@ func TestPrintedPolicyIsReadByTheVault(t *testing.T) {
 			t.Errorf("%s = %v is permitted", claim, other)
 		}
 		claims[claim] = right
+	}
+}
+
+// A secret that is too large is refused, not cut off.
+func TestNoSecretIsWrappedInPart(t *testing.T) {
+	oct := filepath.Join(t.TempDir(), "oct")
+	if err := os.WriteFile(oct, make([]byte, 32), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wrap := func(size int, byFile bool) error {
+		root := newRootCommand()
+		root.SetOut(io.Discard)
+		root.SetErr(io.Discard)
+		secret := strings.Repeat("x", size)
+		name := "-"
+		if byFile {
+			name = filepath.Join(t.TempDir(), "secret")
+			if err := os.WriteFile(name, []byte(secret), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		root.SetIn(strings.NewReader(secret))
+		root.SetArgs([]string{"maa", "wrap", "--oct-key", oct, name})
+		return root.Execute()
+	}
+	for _, byFile := range []bool{false, true} {
+		if err := wrap(keywrap.MaxPlaintext, byFile); err != nil {
+			t.Errorf("file %t: %v", byFile, err)
+		}
+		if err := wrap(keywrap.MaxPlaintext+1, byFile); attest.CodeOf(err) != attest.CodeUsage {
+			t.Errorf("file %t: one byte too many: %v", byFile, err)
+		}
 	}
 }
 

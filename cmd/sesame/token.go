@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/maa"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 func tokenCommand() *cobra.Command {
@@ -27,7 +29,7 @@ func tokenCommand() *cobra.Command {
 }
 
 func tokenVerifyCommand() *cobra.Command {
-	var issuer, jwks, ca, at string
+	var issuer, jwks, ca, at, data string
 	var debug, asJSON bool
 	var enclave enclaveFlags
 	cmd := &cobra.Command{
@@ -36,7 +38,8 @@ func tokenVerifyCommand() *cobra.Command {
 		Long: `verify checks signature, issuer, dates and type of a token, as somebody must who relies on it. TOKEN is a file,
 or "-" for standard input. The keys come from the issuer over TLS, or from a file; addresses within the token
 are never followed. A valid token says only that some enclave runs: name the enclave that you expect by its
-measurement, or by its signer with product id and SVN. Exit status 0 is valid, 1 refused, 2 wrong usage.`,
+measurement, or by its signer with product id and SVN, and what its quote must hold by the report data, which is the
+SHA-256 of the runtime data that was attested. Exit status 0 is valid, 1 refused, 2 wrong usage.`,
 		Example: "  sesame token verify --issuer https://sharedweu.weu.attest.azure.net --mrenclave 3e7d… token.jwt",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -54,6 +57,15 @@ measurement, or by its signer with product id and SVN. Exit status 0 is valid, 1
 			if err != nil {
 				return err
 			}
+			held, err := hex.DecodeString(data)
+			if err != nil || len(held) > attest.ReportDataSize {
+				return attest.Errorf(attest.CodeUsage, "--report-data", "Give up to 128 hexadecimal digits.", "%q is no report data", data)
+			}
+			if len(held) > 0 {
+				held = append(held, make([]byte, attest.ReportDataSize-len(held))...)
+			} else {
+				held = nil
+			}
 			text, err := readToken(cmd.InOrStdin(), args[0])
 			if err != nil {
 				return &attest.Error{Code: attest.CodeUsage, Step: "reading token", Err: err, Hint: "Name a readable file."}
@@ -66,7 +78,7 @@ measurement, or by its signer with product id and SVN. Exit status 0 is valid, 1
 			if err == nil {
 				err = token.Validate(maa.Expectation{
 					Issuer: issuer, Keys: keys, Now: now, Debug: debug,
-					MREnclave: want.MREnclave, MRSigner: want.MRSigner, ProductID: want.ProductID, MinSVN: want.MinSVN,
+					ReportData: held, MREnclave: want.MREnclave, MRSigner: want.MRSigner, ProductID: want.ProductID, MinSVN: want.MinSVN,
 				})
 			}
 			if asJSON {
@@ -86,6 +98,7 @@ measurement, or by its signer with product id and SVN. Exit status 0 is valid, 1
 	f.StringVar(&jwks, "jwks", "", "read the instance's keys from this file instead of asking it")
 	f.StringVar(&ca, "ca", "", "verify the instance's TLS certificate with the roots in this PEM file")
 	enclave.add(cmd)
+	f.StringVar(&data, "report-data", "", "report data of the quote, up to 128 hexadecimal digits, filled up with zeros")
 	f.StringVar(&at, "at", "", "judge at this time (RFC 3339) instead of now")
 	f.BoolVar(&debug, "debug", false, "accept tokens of debug enclaves, too")
 	f.BoolVar(&asJSON, "json", false, "print verdict, reason and claims as JSON")
@@ -94,22 +107,23 @@ measurement, or by its signer with product id and SVN. Exit status 0 is valid, 1
 
 const maxTokenInput = 1 << 20
 
+// readToken reads a file, or standard input where it is "-".
 func readToken(stdin io.Reader, name string) ([]byte, error) {
-	if name == "-" {
-		return io.ReadAll(io.LimitReader(stdin, maxTokenInput))
+	if name != "-" {
+		return boundedfile.Read(name, maxTokenInput)
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
+	text, err := io.ReadAll(io.LimitReader(stdin, maxTokenInput+1))
+	if err == nil && len(text) > maxTokenInput {
+		clear(text) // it may be a secret
+		return nil, fmt.Errorf("standard input has more than %d bytes", maxTokenInput)
 	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxTokenInput))
+	return text, err
 }
 
 // tokenKeys reads the instance's keys from a file, or asks the instance over TLS to the machine's roots or those in ca.
 func tokenKeys(ctx context.Context, issuer, file, ca string) (*maa.KeySet, error) {
 	if file != "" {
-		text, err := readToken(nil, file)
+		text, err := boundedfile.Read(file, maxTokenInput)
 		if err != nil {
 			return nil, &attest.Error{Code: attest.CodeUsage, Step: "--jwks", Err: err, Hint: "Name a readable file."}
 		}

@@ -4,14 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
+	"errors"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
 // AAD says how to get an access token for the vault. The token authorises, it does not protect: whoever steals it
@@ -163,17 +162,11 @@ func (a *AAD) credential() (attest.Secret, error) {
 	}
 	const step = "reading maa.aad.file"
 	const hint = "Mount the file where the enclave can see it, or correct the path."
-	f, err := os.Open(a.File)
-	if err != nil {
-		return attest.Secret{}, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxCredential+1))
-	if err == nil && (len(text) > maxCredential || len(text) == 0) {
-		err = fmt.Errorf("it is empty or has more than %d bytes", maxCredential)
+	text, err := boundedfile.Read(a.File, maxCredential)
+	if err == nil && len(text) == 0 {
+		err = errors.New("it is empty")
 	}
 	if err != nil {
-		clear(text)
 		return attest.Secret{}, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
 	}
 	return attest.NewSecret(bytes.TrimRight(text, "\r\n")), nil

@@ -644,6 +644,7 @@ func TestAccessTokensInEveryWay(t *testing.T) {
 		"stale token":           {maa.AAD{Mode: "token", Credential: secret("eyJzdGFsZSI.canary.x")}, attest.CodeDenied, "access token"},
 		"no such file":          {maa.AAD{Mode: "token", File: "/nonexistent/token"}, attest.CodeConfig, "Mount the file"},
 		"empty file":            {maa.AAD{Mode: "token", File: file("")}, attest.CodeConfig, "Mount the file"},
+		"too large a file":      {maa.AAD{Mode: "token", File: file(strings.Repeat("x", 64<<10+1))}, attest.CodeConfig, "Mount the file"},
 		"unassigned identity":   {maa.AAD{Mode: "managed-identity", ClientID: "other"}, attest.CodeDenied, "managed identity"},
 	} {
 		w := newWorld(t, nil)
