@@ -120,6 +120,13 @@ func TestDropInLeavesTokenAndQuoteInTheRoot(t *testing.T) {
 		if err != nil || !strings.HasPrefix(string(text), begins) {
 			t.Errorf("%s is %.40q, %v", name, text, err)
 		}
+		// The application reads them as whatever user; nobody writes them.
+		if info, err := os.Stat(filepath.Join(b.prefix, "opt/maa", name)); err != nil || info.Mode() != 0o444 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+	}
+	if got := files(t, b.prefix); !slices.Equal(got, []string{"/opt/maa/quote_base64", "/opt/maa/token"}) {
+		t.Errorf("files are %q", got)
 	}
 	if !strings.Contains(said, "no key was released") || !strings.Contains(said, "releases no key") {
 		t.Errorf("the log does not say what this is:\n%s", said)

@@ -2,7 +2,9 @@ package config_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -194,6 +196,34 @@ func TestRefusesAECSConfigsWithTheKeyAndWhatToWrite(t *testing.T) {
 		_, err := config.Parse([]byte(text))
 		if err == nil || attest.CodeOf(err) != attest.CodeConfig || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: error %v does not say %q", name, err, c.says)
+		}
+	}
+}
+
+// Occlum's init copies ra_config to where nothing reads it. Here a field that says something counts, or is refused by its
+// name, or, where it has lost its meaning, is named in the log.
+func TestNoFieldOfOcclumsShapeIsDroppedSilently(t *testing.T) {
+	var template struct {
+		Peer map[string]string `json:"ra_config"`
+	}
+	if err := json.Unmarshal([]byte(occlumAECS), &template); err != nil {
+		t.Fatal(err)
+	}
+	if len(template.Peer) != 25 {
+		t.Fatalf("the template has %d fields", len(template.Peer))
+	}
+	for key := range template.Peer {
+		at := regexp.MustCompile(`"` + key + `": "[^"]*"`)
+		changed := at.ReplaceAllLiteralString(occlumAECS, `"`+key+`": "odd"`)
+		if changed == occlumAECS {
+			t.Fatalf("%s: the case changes nothing", key)
+		}
+		c, err := config.Parse([]byte(changed))
+		if said := err != nil && strings.Contains(err.Error(), "ra_config."+key); said {
+			continue
+		}
+		if err != nil || !strings.Contains(strings.Join(c.Remarks(), "\n"), key) {
+			t.Errorf("%s: neither an error nor a remark names it: %v", key, err)
 		}
 	}
 }

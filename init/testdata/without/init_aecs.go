@@ -1,0 +1,13 @@
+package main
+
+import (
+	"github.com/sirupsen/logrus"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/init/config"
+)
+
+func newAECS(*config.AECS, attest.Attester, *trust, *logrus.Logger) (backend.Backend, error) {
+	return nil, nil
+}

@@ -1,0 +1,3 @@
+package uar
+
+const UserDataSize = 32
