@@ -10,10 +10,8 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,6 +22,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/packaging/copytree"
 	"github.com/sesame-init/sesame/packaging/occlumcheck"
 	"github.com/sesame-init/sesame/packaging/occlumconf"
 	"github.com/sesame-init/sesame/packaging/ociimage"
@@ -119,19 +118,19 @@ func (t Tool) Build(ctx context.Context, s Spec) (*Built, error) {
 // fill puts everything into the instance that the build measures.
 func fill(s Spec) error {
 	initFS, root := filepath.Join(s.Dir, "initfs"), filepath.Join(s.Dir, "image")
-	if err := copyInto(initFS, "/bin/init", s.Init); err != nil {
+	if err := copytree.Copy(s.Init, filepath.Join(initFS, "bin/init")); err != nil {
 		return err
 	}
 	if err := os.Chmod(filepath.Join(initFS, "bin/init"), 0o755); err != nil {
 		return err
 	}
 	for to, from := range s.InitFS {
-		if err := copyInto(initFS, to, from); err != nil {
+		if err := copytree.Copy(from, filepath.Join(initFS, to)); err != nil {
 			return err
 		}
 	}
 	for to, from := range s.Root {
-		if err := copyInto(root, to, from); err != nil {
+		if err := copytree.Copy(from, filepath.Join(root, to)); err != nil {
 			return err
 		}
 	}
@@ -151,59 +150,6 @@ func fill(s Spec) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(s.Dir, "Occlum.json"), append(text, '\n'), 0o644)
-}
-
-// copyInto copies a file, or all that is in a directory, over what is there.
-func copyInto(root, to, from string) error {
-	return filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		relative, err := filepath.Rel(from, file)
-		if err != nil {
-			return err
-		}
-		dst := filepath.Join(root, to, relative)
-		switch d.Type() {
-		case fs.ModeDir:
-			return os.MkdirAll(dst, 0o755)
-		case fs.ModeSymlink:
-			target, err := os.Readlink(file)
-			if err != nil {
-				return err
-			}
-			return os.Symlink(target, dst)
-		case 0:
-			return copyFile(file, dst)
-		default:
-			return fmt.Errorf("%s is a %s", file, d.Type())
-		}
-	})
-}
-
-func copyFile(from, to string) error {
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
-	}
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	// Removed first: a link at this place would lead the write somewhere else.
-	if err := os.Remove(to); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Chmod(info.Mode().Perm()), out.Close())
 }
 
 var hash = regexp.MustCompile(`^[0-9a-f]{64}$`)

@@ -9,13 +9,9 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -28,54 +24,17 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/packaging/copytree"
 )
 
 // Stage copies a directory of the image to a place where this pod alone writes. Occlum opens its volumes for writing
-// and locks them, so that two pods cannot share one. dst may exist; what is in it stays, except files of the same
-// name. A link that is there already is an error.
+// and locks them, so that two pods cannot share one. dst may exist, as where the pod's init containers run again after
+// its node was started anew; what is in it stays, except files of the same name.
 func Stage(src, dst string) error {
-	return filepath.WalkDir(src, func(file string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		relative, err := filepath.Rel(src, file)
-		if err != nil {
-			return err
-		}
-		to := filepath.Join(dst, relative)
-		switch d.Type() {
-		case fs.ModeDir:
-			return os.MkdirAll(to, 0o755)
-		case 0:
-			return copyFile(file, to)
-		case fs.ModeSymlink: // Occlum's build links its programs
-			target, err := os.Readlink(file)
-			if err != nil {
-				return err
-			}
-			return os.Symlink(target, to)
-		default:
-			return fmt.Errorf("staging %s: it is a %s", file, d.Type())
-		}
-	})
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
+	if err := copytree.Copy(src, dst); err != nil {
+		return fmt.Errorf("staging: %w", err)
 	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, info.Mode().Perm()|0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
+	return nil
 }
 
 // LimitCPUs lets this process, and what it executes, run on at most n of the processors that it may use now. A
