@@ -29,6 +29,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest/tpm/swtpm"
 	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/internal/loopback"
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 
@@ -76,7 +77,7 @@ func newExample(t *testing.T, program, debianPackage string) *example {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = running.Stop() })
-	e := &example{t: t, bin: bin, dir: dir, port: freePort(t), tpm: running.Socket}
+	e := &example{t: t, bin: bin, dir: dir, port: reserve(t), tpm: running.Socket}
 	e.words = strings.NewReplacer("@DIR@", dir, "@PORT@", e.port, "@TPM@", running.Socket)
 	return e
 }
@@ -102,14 +103,14 @@ func (e *example) run(program string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-func freePort(t *testing.T) string {
+// reserve reserves a port: the configs of init and of the applications name it before anybody listens.
+func reserve(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, release, err := loopback.Reserve()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
+	t.Cleanup(release)
 	return port
 }
 
@@ -180,7 +181,7 @@ func (e *example) start(config, volume string) *output {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	address := "127.0.0.1:" + freePort(e.t)
+	address := "127.0.0.1:" + reserve(e.t)
 	template, err := os.ReadFile(config)
 	if err != nil {
 		e.t.Fatal(err)

@@ -67,7 +67,7 @@ func (a *aecs) generation() backend.Generation {
 
 func (a *aecs) prepare(context.Context) (map[string]string, error) {
 	var err error
-	if a.address, err = freeAddress(); err != nil {
+	if a.address, err = a.demo.address(); err != nil {
 		return nil, err
 	}
 	files := map[string]string{}

@@ -41,7 +41,7 @@ const (
 
 func (a *azure) prepare(context.Context) (map[string]string, error) {
 	var err error
-	if a.address, err = freeAddress(); err != nil {
+	if a.address, err = a.demo.address(); err != nil {
 		return nil, err
 	}
 	if a.pki, err = maatest.NewPKI(time.Now()); err != nil {

@@ -28,7 +28,7 @@ type broker struct {
 
 func (b *broker) prepare(context.Context) (map[string]string, error) {
 	var err error
-	b.address, err = freeAddress()
+	b.address, err = b.demo.address()
 	return nil, err
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/broker/admin/admintest"
+	"github.com/sesame-init/sesame/packaging/copytree"
 )
 
 // custodyPolicy is a broker's own: store on the host, root key sealed.
@@ -138,7 +139,7 @@ func (c *custody) prepare() {
 
 	dir := d.path("custody")
 	c.tool(d.work, "occlum", "new", "--init", filepath.Join(d.bin, "init"), dir)
-	if err := copyFile(filepath.Join(d.bin, "libos", "keybroker"), filepath.Join(dir, "image/bin/server")); err != nil {
+	if err := copytree.Copy(filepath.Join(d.bin, "libos", "keybroker"), filepath.Join(dir, "image/bin/server")); err != nil {
 		c.t.Fatal(err)
 	}
 	c.write("custody/image/policy.yaml", fmt.Sprintf(custodyPolicy, roots[0], roots[1], strings.Repeat("aa", 32), indented(certificate, 8)))

@@ -13,6 +13,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/sesame-init/sesame/internal/loopback"
+	"github.com/sesame-init/sesame/packaging/copytree"
 )
 
 // workloadProduct is the product id of the inference instance.
@@ -37,7 +40,18 @@ type demo struct {
 	serverPort string
 	mac        string // root MAC of the model volume
 
-	servers []*server
+	servers  []*server
+	reserved []func() // release ports
+}
+
+// address reserves a loopback address for a program that will listen there, until the demo ends.
+func (d *demo) address() (string, error) {
+	port, release, err := loopback.Reserve()
+	if err != nil {
+		return "", err
+	}
+	d.reserved = append(d.reserved, release)
+	return "127.0.0.1:" + port, nil
 }
 
 func (d *demo) path(elem ...string) string {
@@ -149,7 +163,7 @@ func (d *demo) buildWorkload(ctx context.Context) (string, error) {
 	if err := os.Rename(d.path("workload-model"), filepath.Join(dir, "model")); err != nil {
 		return "", err
 	}
-	address, err := freeAddress()
+	address, err := d.address()
 	if err != nil {
 		return "", err
 	}
@@ -217,7 +231,7 @@ func (d *demo) newInstance(ctx context.Context, dir string, files map[string]str
 	}
 	files["initfs/etc/sesame/root_ca.pem"] = d.path("platform", "root_ca.pem")
 	for to, from := range files {
-		if err := copyFile(from, filepath.Join(dir, to)); err != nil {
+		if err := copytree.Copy(from, filepath.Join(dir, to)); err != nil {
 			return err
 		}
 	}

@@ -29,7 +29,7 @@ type linuxDemo struct {
 	*demo
 	machine *swtpm.Machine
 	tpm     *swtpm.Running
-	address string // of the broker
+	broker  string // its address
 }
 
 // linuxTamper is a change after the machine was enrolled, and the rule that must refuse it.
@@ -125,10 +125,10 @@ func (d *linuxDemo) writeLinuxConfig() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if d.address, err = freeAddress(); err != nil {
+	if d.broker, err = d.address(); err != nil {
 		return "", err
 	}
-	address, err := freeAddress()
+	address, err := d.address()
 	if err != nil {
 		return "", err
 	}
@@ -136,7 +136,7 @@ func (d *linuxDemo) writeLinuxConfig() (string, error) {
 	pin, mount := identity.Pin(), d.path("mnt", "resnet")
 	return fmt.Sprintf("key %x…", pin[:8]), writeJSON(d.path("init.json"), map[string]any{
 		"platform": "linux", "attester": "tpm", "backend": "grpc-ratls",
-		"grpc_ratls": map[string]any{"servers": []string{d.address}, "protocol": "session", "broker_key": fmt.Sprintf("%x", pin)},
+		"grpc_ratls": map[string]any{"servers": []string{d.broker}, "protocol": "session", "broker_key": fmt.Sprintf("%x", pin)},
 		"tpm":        map[string]any{"device": d.path("tpm", "tpm.sock"), "config_pcr": configRegister},
 		"root":       map[string]any{},
 		"app": map[string]any{
@@ -174,7 +174,7 @@ func (d *linuxDemo) enrol(ctx context.Context) (string, error) {
 
 func (d *linuxDemo) startLinuxBroker(ctx context.Context) (*server, error) {
 	s, err := d.startServer(d.work, "keybroker", "--policy", d.path("policy.yaml"), "--secrets", d.path("secrets.json"),
-		"--key", "broker.key", d.address)
+		"--key", "broker.key", d.broker)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +184,7 @@ func (d *linuxDemo) startLinuxBroker(ctx context.Context) (*server, error) {
 func (d *linuxDemo) serveLinux(ctx context.Context) error {
 	if err := d.step(ctx, "broker up", func() (string, error) {
 		_, err := d.startLinuxBroker(ctx)
-		return d.address, err
+		return d.broker, err
 	}); err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (d *linuxDemo) mustRefuseLinux(ctx context.Context, t linuxTamper) error {
 	var broker *server
 	if err := d.step(ctx, "broker up", func() (_ string, err error) {
 		broker, err = d.startLinuxBroker(ctx)
-		return d.address, err
+		return d.broker, err
 	}); err != nil {
 		return err
 	}

@@ -157,11 +157,15 @@ func (s *server) exitCode() int {
 	return 0
 }
 
-// stopAll stops every server, the latest first, and the chosen service.
+// stopAll stops every server, the latest first, and the chosen service, and gives their ports back.
 func (d *demo) stopAll() {
 	defer d.service.stop()
 	for i := len(d.servers) - 1; i >= 0; i-- {
 		d.servers[i].stop()
 	}
 	d.servers = nil
+	for _, release := range d.reserved {
+		release()
+	}
+	d.reserved = nil
 }
