@@ -5,6 +5,7 @@
 
 GO         ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
+HELM        = helm.sh/helm/v3/cmd/helm@v3.22.0
 FUZZTIME   ?= 60s
 BENCHSIZE  ?= 1GiB
 TAMPER     ?=
@@ -83,8 +84,11 @@ lint: deps-test
 	$(GO) mod verify
 
 # The deployment on the cluster of the current kubeconfig; E2E=-registry=HOST:PORT for a registry elsewhere.
-e2e-k8s: build model deps-test
-	@$(GO) run ./packaging/e2e $(E2E)
+e2e-k8s: build model deps-test build/helm
+	@$(GO) run ./packaging/e2e -helm $(CURDIR)/build/helm $(E2E)
+build/helm: Makefile
+	GOBIN=$(CURDIR)/build $(GO) install $(HELM)
+	@touch $@
 
 bench: build model
 	$(GO) test -run '^$$' -bench . -benchmem ./attest/dcap ./fs/sefs

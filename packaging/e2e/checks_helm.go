@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"strings"
 )
 
@@ -14,23 +13,19 @@ const chart = "packaging/helm/sesame"
 // helmChart lints the chart, lets the server take what it renders in both modes, and runs its test against what the
 // manifests have deployed, whose names are the same.
 func (e *suite) helmChart(ctx context.Context) (string, error) {
-	helm, err := exec.LookPath(e.helm)
-	if err != nil {
-		return "", fmt.Errorf("%w: there is no helm command", errSkipped)
-	}
 	// A helm without a cluster takes an old version for granted, unless it is told one.
 	images := []string{"--kube-version", "1.34.0", "--set", "registry=" + e.registry, "--set", "tag=" + e.tag("first")}
-	if _, err := command(ctx, "", helm, append([]string{"lint", "--strict", chart}, images...)...); err != nil {
+	if _, err := command(ctx, "", e.helm, append([]string{"lint", "--strict", chart}, images...)...); err != nil {
 		return "", err
 	}
 	for _, bad := range []string{"mode=debug", "server.nodePort=0", "unknown=1", "registry="} {
-		_, err := command(ctx, "", helm, append(append([]string{"template", "x", chart}, images...), "--set", bad)...)
+		_, err := command(ctx, "", e.helm, append(append([]string{"template", "x", chart}, images...), "--set", bad)...)
 		if err == nil {
 			return "", fmt.Errorf("the schema takes %s", bad)
 		}
 	}
 	for _, mode := range []string{"sgx", "simulator"} {
-		text, err := command(ctx, "", helm, append([]string{"template", "sesame", chart, "--set", "mode=" + mode},
+		text, err := command(ctx, "", e.helm, append([]string{"template", "sesame", chart, "--set", "mode=" + mode},
 			images...)...)
 		if err != nil {
 			return "", err
@@ -42,12 +37,12 @@ func (e *suite) helmChart(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("mode %s gives the host away", mode)
 		}
 	}
-	return "lint, schema, server's dry run of both modes, install, secrets, test", e.helmInstall(ctx, helm)
+	return "lint, schema, server's dry run of both modes, install, secrets, test", e.helmInstall(ctx)
 }
 
 // helmInstall installs the chart beside the deployment, in a namespace and at a NodePort of its own, gives its broker the
 // secrets, and runs the chart's test.
-func (e *suite) helmInstall(ctx context.Context, helm string) error {
+func (e *suite) helmInstall(ctx context.Context) error {
 	h := *e
 	h.namespace, h.forward = e.namespace+"-helm", nil
 	defer func() {
@@ -66,7 +61,7 @@ func (e *suite) helmInstall(ctx context.Context, helm string) error {
 		"platform")); err != nil {
 		return err
 	}
-	if _, err := command(ctx, "", helm, "install", "sesame", chart, "--namespace", h.namespace, "--set", "mode=simulator",
+	if _, err := command(ctx, "", h.helm, "install", "sesame", chart, "--namespace", h.namespace, "--set", "mode=simulator",
 		"--set", "registry="+h.registry, "--set", "tag="+h.tag("first"), "--set", "broker.storage=", "--set", "server.nodePort=31002",
 		"--set", "pccsURL=http://sim-pccs:8081/sgx/certification/v4/"); err != nil {
 		return err
@@ -80,6 +75,6 @@ func (e *suite) helmInstall(ctx context.Context, helm string) error {
 	if err := h.waitReady(ctx, servers, 1, bootLimit); err != nil {
 		return errors.Join(err, errors.New(h.diagnose(ctx)))
 	}
-	_, err := command(ctx, "", helm, "test", "sesame", "--namespace", h.namespace, "--timeout", "90s", "--logs")
+	_, err := command(ctx, "", h.helm, "test", "sesame", "--namespace", h.namespace, "--timeout", "90s", "--logs")
 	return err
 }

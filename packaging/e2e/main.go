@@ -2,7 +2,7 @@
 // builds simulated images, pushes them, applies the manifests, and checks what an operator and a client rely on, with
 // attacks and failures among it. Every check is one line; the report is kept as a file.
 //
-// It needs kubectl and the built programs (make build model), and a registry that both this machine and the nodes
+// It needs kubectl, helm and the built programs (make build model), and a registry that both this machine and the nodes
 // reach under one name. Everything it makes is in a namespace of its own, which it removes at the end; the NodePort
 // 31001 must be free.
 //
@@ -40,7 +40,7 @@ func run(ctx context.Context) error {
 	flag.StringVar(&e.bin, "bin", "bin", "directory of the built programs")
 	flag.StringVar(&e.work, "work", "build/e2e-k8s", "directory of images, keys and the report")
 	flag.StringVar(&e.nodeHost, "node", "", "address at which the NodePort is reached (default: of the first node)")
-	flag.StringVar(&e.helm, "helm", "helm", "the helm command; its checks are left out where there is none")
+	flag.StringVar(&e.helm, "helm", "helm", "the helm command")
 	flag.DurationVar(&limit, "limit", 15*time.Minute, "for everything")
 	flag.BoolVar(&keep, "keep", false, "keep the namespace")
 	flag.Parse()
