@@ -240,19 +240,23 @@ func (c *Client) Collateral(ctx context.Context, r dcap.Request) (*dcap.Collater
 		return nil, err
 	}
 	now := c.config.Now()
-	e := c.lookup(r, now)
+	c.lookup(r, now)
+	c.mu.Lock() // until the fetch is joined: one that ended in between would be made again
+	e := c.entries[r]
 	valid := e.collateral != nil && now.Before(e.expires)
 	resting := now.Before(e.retry)
+	var fetched <-chan singleflight.Result
+	if !resting && (!valid || !now.Before(e.refresh)) {
+		fetched = c.fetch(r)
+	}
+	c.mu.Unlock()
 	switch {
-	case valid && (resting || now.Before(e.refresh)):
-		return e.collateral, nil
 	case valid:
-		c.fetch(r)
 		return e.collateral, nil
 	case resting:
 		return nil, e.err
 	}
-	return c.Refresh(ctx, r)
+	return c.await(ctx, fetched)
 }
 
 // Refresh fetches collateral whatever the cache holds, or joins a fetch that is under way.
@@ -260,8 +264,12 @@ func (c *Client) Refresh(ctx context.Context, r dcap.Request) (*dcap.Collateral,
 	if err := c.checkRequest(r); err != nil {
 		return nil, err
 	}
+	return c.await(ctx, c.fetch(r))
+}
+
+func (c *Client) await(ctx context.Context, fetched <-chan singleflight.Result) (*dcap.Collateral, error) {
 	select {
-	case result := <-c.fetch(r):
+	case result := <-fetched:
 		if result.Err != nil {
 			return nil, result.Err
 		}
