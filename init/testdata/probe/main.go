@@ -3,6 +3,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -45,6 +46,9 @@ func main() {
 		fmt.Println("waiting,", err)
 		<-c
 		_, err = os.ReadFile(os.Args[3])
+		if errors.Is(err, syscall.ECONNABORTED) { // it came while the process behind the volume was dying
+			_, err = os.ReadFile(os.Args[3])
+		}
 		fmt.Println("later:", err)
 	case "stubborn": // does not end by SIGTERM
 		signal.Ignore(syscall.SIGTERM)
