@@ -13,12 +13,17 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
 	"github.com/sesame-init/sesame/attest/backend/maa/maatest"
+	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 
@@ -39,6 +44,55 @@ func TestMAACommands(t *testing.T) {
 		e.Setenv("RUNTIME_SHA256", fmt.Sprintf("%x", sha256.Sum256(runtime)))
 		return err
 	}})
+}
+
+// Without --jwks the keys come from the issuer itself, over TLS to the roots that are named.
+func TestTokenVerifyAsksTheInstanceForItsKeys(t *testing.T) {
+	platform, err := softsgx.New(softsgx.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pki, err := maatest.NewPKI(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := maatest.New(maatest.Config{PKI: pki, Verifier: dcap.NewVerifier(dcap.Config{
+		Roots: []*x509.Certificate{platform.RootCA()}, Source: pccs.Stapled(platform.Collateral()),
+	})}).Start("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	body := sgx.ReportBody{SGXClaims: attest.SGXClaims{MREnclave: [32]byte{0xab}, Attributes: attest.AttributeInit | attest.AttributeMode64Bit}}
+	evidence, err := platform.Attester(body).Evidence(t.Context(), attest.ReportData{0x11})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	roots, token := filepath.Join(dir, "roots.pem"), filepath.Join(dir, "token.jwt")
+	for name, text := range map[string][]byte{roots: pki.RootPEM(), token: []byte(server.Token(t.Context(), server.Address(), evidence.Raw))} {
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	verify := func(args ...string) (string, error) {
+		var out strings.Builder
+		root := newRootCommand()
+		root.SetOut(&out)
+		root.SetErr(io.Discard)
+		root.SetArgs(append([]string{"token", "verify", "--issuer", "https://" + server.Address(), "--report-data", "11"}, append(args, token)...))
+		err := root.ExecuteContext(t.Context())
+		return out.String(), err
+	}
+	if out, err := verify("--ca", roots); err != nil || !strings.Contains(out, "mrenclave ab00") {
+		t.Errorf("%s, %v", out, err)
+	}
+	if _, err := verify(); attest.CodeOf(err) != attest.CodeEvidence || !strings.Contains(err.Error(), "unknown authority") {
+		t.Errorf("with the machine's roots: %v", err)
+	}
+	if _, err := verify("--ca", token); attest.CodeOf(err) != attest.CodeUsage {
+		t.Errorf("with a file of no roots: %v", err)
+	}
 }
 
 // The root of the recorded releases is one of those that sesame maa roots picks; the oldest ends in Baltimore CyberTrust

@@ -15,12 +15,12 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/internal/loopback"
 )
 
 // A Fault is what is wrong with a service.
@@ -55,20 +55,12 @@ func (s Service) Address(t *testing.T) string {
 		t.Cleanup(func() { _ = l.Close() })
 		return l.Addr().String()
 	}
-	// The kernel refuses connections to a port that is taken and not listened at.
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	port, release, err := loopback.Reserve() // the kernel refuses connections to it
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = syscall.Close(fd) })
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
-	}
-	bound, err := syscall.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
+	t.Cleanup(release)
+	return net.JoinHostPort("127.0.0.1", port)
 }
 
 // Start starts a service, to be stopped by t.Cleanup, and returns a backend that is configured for it.
