@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -97,24 +98,27 @@ func TestRecordedTokensSayWhatTheirQuoteSays(t *testing.T) {
 }
 
 func TestRecordedQuotesBindTheirHeldData(t *testing.T) {
-	quotes := map[string]struct{ quote, held []byte }{}
+	type enclave struct {
+		QuoteHex, EnclaveHeldDataHex, MrEnclaveHex, MrSignerHex, ProductIdHex, SecurityVersion string
+		quote, held                                                                            []byte
+	}
+	quotes := map[string]enclave{}
 	for _, sdk := range []string{"intelsdk", "oesdk"} {
 		for _, kind := range []string{"debug", "prodid", "release", "securityversion"} {
-			var v struct{ QuoteHex, EnclaveHeldDataHex, MrEnclaveHex string }
+			var v enclave
 			name := sdk + ".enclave.info." + kind + ".json"
 			decode(t, vector(t, "azure-samples", name), &v)
-			quote, err := hex.DecodeString(v.QuoteHex)
-			if err != nil {
+			var err error
+			if v.quote, err = hex.DecodeString(v.QuoteHex); err != nil {
 				t.Fatal(err)
 			}
-			held, err := hex.DecodeString(v.EnclaveHeldDataHex)
-			if err != nil {
+			if v.held, err = hex.DecodeString(v.EnclaveHeldDataHex); err != nil {
 				t.Fatal(err)
 			}
 			if sdk == "oesdk" {
-				quote = stripOE(t, quote)
+				v.quote = stripOE(t, v.quote)
 			}
-			quotes[name] = struct{ quote, held []byte }{quote, held}
+			quotes[name] = v
 		}
 	}
 	var body struct{ Quote, EnclaveHeldData string } // the form of 2020
@@ -127,7 +131,7 @@ func TestRecordedQuotesBindTheirHeldData(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	quotes["2020"] = struct{ quote, held []byte }{stripOE(t, report), held}
+	quotes["2020"] = enclave{quote: stripOE(t, report), held: held}
 	for name, v := range quotes {
 		var data attest.ReportData
 		sum := sha256.Sum256(v.held)
@@ -139,6 +143,14 @@ func TestRecordedQuotesBindTheirHeldData(t *testing.T) {
 		}
 		if wantDebug := strings.Contains(name, "debug"); strings.Contains(name, "enclave.info") && got.body.Debug() != wantDebug {
 			t.Errorf("%s: debug is %t", name, got.body.Debug())
+		}
+		if v.MrEnclaveHex == "" {
+			continue // only the samples say what their enclave is
+		}
+		b := got.body
+		says := fmt.Sprintf("%X %X %02X%02X %d", b.MREnclave, b.MRSigner, byte(b.ProductID), byte(b.ProductID>>8), b.SVN)
+		if want := fmt.Sprintf("%s %s %.4s %s", v.MrEnclaveHex, v.MrSignerHex, v.ProductIdHex, v.SecurityVersion); says != want {
+			t.Errorf("%s: the quote is of %s, want %s", name, says, want)
 		}
 	}
 
