@@ -63,7 +63,10 @@ func evidence(ctx context.Context, attester attest.Attester, data attest.ReportD
 		return quote{}, attest.Errorf(attest.CodeAttester, "making evidence", hint, format, args...)
 	}
 	e, err := attester.Evidence(ctx, data)
-	if err != nil {
+	switch {
+	case ctx.Err() != nil: // making the wrapping key may have taken seconds
+		return quote{}, attest.Errorf(attest.CodeUnreachable, "making evidence", "Give the boot more time by timeout in the config.", "%w", ctx.Err())
+	case err != nil:
 		return quote{}, err
 	}
 	q, err := sgx.ParseQuote(e.Raw)

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -467,6 +468,27 @@ func TestRefusalsSayCauseAndAdvice(t *testing.T) {
 	w.config.Endpoint = "https://" + w.server.Address()
 	if _, err := w.fetch(t); attest.CodeOf(err) != attest.CodeEvidence || !strings.Contains(attest.HintOf(err), "maa roots") || len(w.waits) > 0 {
 		t.Errorf("a TLS certificate under another root: %v, after %v", err, w.waits)
+	}
+}
+
+// dies is an attester that the end of the context overtakes.
+type dies struct {
+	attest.Attester
+	cancel func()
+}
+
+func (d dies) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
+	d.cancel()
+	return d.Attester.Evidence(ctx, data)
+}
+
+func TestADeadlineThatEndsWhileEvidenceIsMadeIsNoFaultOfTheAttester(t *testing.T) {
+	w := newWorld(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	w.config.Attester = dies{w.config.Attester, cancel}
+	_, err := w.backend(t).Fetch(ctx, []string{"image_key"})
+	if attest.CodeOf(err) != attest.CodeUnreachable || !errors.Is(err, context.Canceled) || attest.HintOf(err) == "" {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -223,9 +223,6 @@ func (b *Backend) Fetch(ctx context.Context, names []string) (_ map[string]attes
 		return nil, attest.Errorf(attest.CodeInternal, "making the wrapping key", "", "%w", err)
 	}
 	defer attest.WipeRSA(private)
-	if err := ctx.Err(); err != nil { // making the key may have taken seconds
-		return nil, attest.Errorf(attest.CodeUnreachable, "asking MAA", "Give the boot more time by timeout in the config.", "%w", err)
-	}
 	r := &releaser{Backend: b, private: private, key: newWrappingKey(&private.PublicKey)}
 	if r.token, err = b.attest(ctx, r.key); err != nil {
 		return nil, err
