@@ -13,9 +13,9 @@
 //
 // # What it does not promise
 //
-// When the process behind a volume dies, readers get ENOTCONN (ECONNABORTED for a call that is under way), but for what
-// the kernel has in its cache. Whoever is root in the machine and outside of the namespace reads everything: what keeps the
-// machine's owner out is a confidential VM, not this package.
+// When the process behind a volume dies, readers get ENOTCONN (EIO or ECONNABORTED for calls that are under way), but
+// for what the kernel has in its cache. Whoever is root in the machine and outside of the namespace reads everything: what
+// keeps the machine's owner out is a confidential VM, not this package.
 //
 // All calls of a [Mounter] and the start of the application must come from one goroutine that is locked to its thread
 // (runtime.LockOSThread), because a namespace belongs to a thread.
