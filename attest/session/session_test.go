@@ -1,6 +1,7 @@
 package session_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -83,6 +84,16 @@ func TestTheHashesAreThoseOfTheSpecification(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("broker report data", data[:], want.BrokerDataOf5At3)
+
+	manual, err := os.ReadFile("../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, vector := range []string{want.ClientLeaf, want.BrokerLeaf, want.ClientReportDataOne, want.BrokerDataOf5At3} {
+		if len(vector) < 64 || !bytes.Contains(manual, []byte("`"+vector+"`")) {
+			t.Errorf("docs/protocol.md does not have %s", vector)
+		}
+	}
 }
 
 func TestEveryPartOfABindingChangesTheLeaf(t *testing.T) {
