@@ -471,6 +471,12 @@ func TestRefusalsSayCauseAndAdvice(t *testing.T) {
 	}
 }
 
+// byClientSecret is the way to an access token that leads through Entra.
+func byClientSecret() maa.AAD {
+	return maa.AAD{Mode: "client-secret", Tenant: identity.Tenant, ClientID: identity.ClientID,
+		Credential: attest.NewSecret([]byte(identity.Secret))}
+}
+
 // dies is an attester that the end of the context overtakes.
 type dies struct {
 	attest.Attester
@@ -499,8 +505,7 @@ func TestEveryAnswerIsBounded(t *testing.T) {
 			m.Faults = map[maatest.Service][]maatest.Fault{service: {{Trouble: maatest.Floods}}}
 		})
 		if service == maatest.Entra {
-			w.config.AAD = maa.AAD{Mode: "client-secret", Tenant: identity.Tenant, ClientID: identity.ClientID,
-				Credential: attest.NewSecret([]byte(identity.Secret))}
+			w.config.AAD = byClientSecret()
 		}
 		if _, err := w.fetch(t); attest.CodeOf(err) != attest.CodeEvidence || !strings.Contains(err.Error(), "more than 262144 bytes") ||
 			len(w.waits) > 0 {
@@ -564,9 +569,13 @@ func TestTransientFailuresAreTriedAgain(t *testing.T) {
 		"request timeout":         {maatest.MAA, []maatest.Fault{{Status: 408}}, 0},
 		"vault throttles":         {maatest.Vault, []maatest.Fault{{Status: 429, RetryAfter: "10"}, {Status: 502}}, 10 * time.Second},
 		"identity being assigned": {maatest.Metadata, []maatest.Fault{{Status: 404}, {Status: 410}, {Status: 500}, {Status: 429}}, 0},
+		"Entra throttles":         {maatest.Entra, []maatest.Fault{{Status: 429, RetryAfter: "3"}, {Status: 503}}, 3 * time.Second},
 		"vault takes no token":    {maatest.Vault, []maatest.Fault{{Status: 401}}, -1},
 	} {
 		w := newWorld(t, func(m *maatest.Config) { m.Faults = map[maatest.Service][]maatest.Fault{c.service: c.faults} })
+		if c.service == maatest.Entra {
+			w.config.AAD = byClientSecret()
+		}
 		got, err := w.fetch(t)
 		if err != nil || !bytes.Equal(got["image_key"].Expose(), octKey) {
 			t.Errorf("%s: %v", name, err)
