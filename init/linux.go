@@ -95,6 +95,9 @@ func runOnLinux(args []string, log *logrus.Logger) (status int, err error) {
 		}
 		return s.Run(app)
 	}
+	if err := linux.Unlock(); err != nil { // what was secret is wiped
+		return 0, err
+	}
 	return 0, app.Exec()
 }
 

@@ -468,6 +468,30 @@ func TestApplicationGetsWhatTheConfigNamesAndNothingElse(t *testing.T) {
 	}
 }
 
+// TestApplicationMayGetALargeEnvironment: more than init has mapped by then, when it has no right to lock memory any more.
+func TestApplicationMayGetALargeEnvironment(t *testing.T) {
+	var stack syscall.Rlimit // a quarter of it is for arguments and environment
+	if err := syscall.Getrlimit(syscall.RLIMIT_STACK, &stack); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_STACK, &syscall.Rlimit{Cur: min(64<<20, stack.Max), Max: stack.Max}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Setrlimit(syscall.RLIMIT_STACK, &stack) })
+	b := newLinuxBoot(t, "see")
+	var names []string
+	for i := range 40 {
+		name := fmt.Sprintf("LARGE_%d", i)
+		t.Setenv(name, strings.Repeat("x", 120<<10))
+		names = append(names, name)
+	}
+	b.config["linux"].(map[string]any)["environment"] = names
+	b.config["linux"].(map[string]any)["mode"] = "exec"
+	if s := b.start().sight(); len(s.Env) != 1+len(names) || len(s.Env[1]) < 120<<10 {
+		t.Errorf("the application has %d variables", len(s.Env))
+	}
+}
+
 func TestServerOfAVolumeHasItsOwnUserAndCannotBeLookedInto(t *testing.T) {
 	b := newLinuxBoot(t, "wait")
 	b.config["linux"].(map[string]any)["mode"] = "exec"

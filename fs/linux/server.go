@@ -249,6 +249,15 @@ func Harden() error {
 		"locking memory: %w", err)
 }
 
+// Unlock ends the locking of memory that [Harden] has begun, as the exec that follows would. Without CAP_IPC_LOCK a process
+// that locks what it maps can map next to nothing, and the Go runtime ends where it cannot.
+func Unlock() error {
+	if err := unix.Munlockall(); err != nil {
+		return attest.Errorf(attest.CodeInternal, "unlocking own memory", "", "%w", err)
+	}
+	return nil
+}
+
 // dropCapabilities leaves, in all threads, those to read the volume's files and to keep memory locked.
 func dropCapabilities() error {
 	held, err := permitted()
