@@ -302,7 +302,10 @@ func (c ClientConfig) request(ctx context.Context, b *Binding, names []string) (
 		return nil, attest.Errorf(attest.CodeInternal, "making evidence", "", "%w", err)
 	}
 	evidence, err := c.Attester.Evidence(ctx, data)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, attest.Errorf(attest.CodeUnreachable, "making evidence", "Raise the timeout: it ended meanwhile.", "%w", ctx.Err())
+	case err != nil:
 		return nil, &attest.Error{Code: attest.CodeAttester, Step: "making evidence", Err: err}
 	}
 	return &sessionpb.Request{Evidence: encodeEvidence(evidence, proof), Names: names}, nil

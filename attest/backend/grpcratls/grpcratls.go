@@ -167,7 +167,12 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 // certificate is this environment's for one Fetch. In a session it only carries a key.
 func (c *Client) certificate(ctx context.Context) (tls.Certificate, error) {
 	if c.config.Protocol == Legacy {
-		return ratls.NewCertificate(ctx, c.config.Attester, ratls.Options{Now: c.config.Now})
+		certificate, err := ratls.NewCertificate(ctx, c.config.Attester, ratls.Options{Now: c.config.Now})
+		if err != nil && ctx.Err() != nil {
+			return certificate, attest.Errorf(attest.CodeUnreachable, "making evidence",
+				"Raise the timeout: it ended before any broker was asked.", "%w", ctx.Err())
+		}
+		return certificate, err
 	}
 	certificate, err := session.NewKey(c.config.Now())
 	if err != nil {

@@ -3,6 +3,7 @@ package grpcratls_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -18,8 +19,8 @@ import (
 	"github.com/sesame-init/sesame/broker/brokertest"
 )
 
-// start makes a broker with a fault and a client for it.
-func start(t *testing.T, s backendtest.Service, protocol grpcratls.Protocol) backend.Backend {
+// start makes a broker with a fault and a client for it, after the changes
+func start(t *testing.T, s backendtest.Service, protocol grpcratls.Protocol, changes ...func(*grpcratls.Config)) backend.Backend {
 	t.Helper()
 	platform := brokertest.Platform(t, softsgx.Options{})
 	c := grpcratls.Config{
@@ -48,6 +49,9 @@ func start(t *testing.T, s backendtest.Service, protocol grpcratls.Protocol) bac
 	if c.Servers == nil {
 		c.Servers = []string{brokertest.Listen(t, server)}
 	}
+	for _, change := range changes {
+		change(&c)
+	}
 	client, err := grpcratls.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -60,6 +64,29 @@ func TestConformance(t *testing.T) {
 		t.Run(string(protocol), func(t *testing.T) {
 			backendtest.Run(t, func(t *testing.T, s backendtest.Service) backend.Backend { return start(t, s, protocol) })
 		})
+	}
+}
+
+// dies is an attester that the end of the context overtakes.
+type dies struct {
+	attest.Attester
+	cancel func()
+}
+
+func (d dies) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
+	d.cancel()
+	return d.Attester.Evidence(ctx, data)
+}
+
+func TestADeadlineThatEndsWhileEvidenceIsMadeIsNoFaultOfTheAttester(t *testing.T) {
+	for _, protocol := range []grpcratls.Protocol{grpcratls.Legacy, grpcratls.SessionV1} {
+		ctx, cancel := context.WithCancel(t.Context())
+		service := backendtest.Service{Secrets: map[string][]byte{"k": []byte("value")}, Log: io.Discard}
+		client := start(t, service, protocol, func(c *grpcratls.Config) { c.Attester = dies{c.Attester, cancel} })
+		_, err := client.Fetch(ctx, []string{"k"})
+		if attest.CodeOf(err) != attest.CodeUnreachable || !errors.Is(err, context.Canceled) || attest.HintOf(err) == "" {
+			t.Errorf("%s: %v", protocol, err)
+		}
 	}
 }
 
