@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/packaging/occlumconf"
@@ -43,6 +45,9 @@ func (i *Instance) Build(ctx context.Context, o BuildOptions) (*Enclave, error) 
 		return nil, err
 	}
 	config.Feature.EnableEDMM = config.Feature.EnableEDMM || o.EDMM
+	if err := i.idle(); err != nil {
+		return nil, err
+	}
 	if err := i.prepareInitFS(o); err != nil {
 		return nil, fmt.Errorf("preparing the initfs: %w", err)
 	}
@@ -91,6 +96,23 @@ func (i *Instance) Build(ctx context.Context, o BuildOptions) (*Enclave, error) 
 		return nil, err
 	}
 	return enclave, os.WriteFile(i.path(statusFile), []byte("built\n"), 0o644)
+}
+
+// idle is an error while the instance runs: a build would remove the socket by which it is stopped.
+func (i *Instance) idle() error {
+	f, err := os.Open(i.path(InitFSVolume + "/metadata"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return &attest.Error{Code: attest.CodeUsage, Step: "building", Err: errors.New("the instance is running"),
+			Hint: "Stop it first; occlum stop ends one that occlum start left running."}
+	}
+	return nil
 }
 
 // prepareInitFS puts the files into initfs/etc that Occlum's build does.
@@ -173,6 +195,23 @@ func (s *System) RootLayers() (image, container *occlumconf.Mount) {
 // vector (Occlum 0.31, process/do_spawn/mod.rs).
 func (s *System) StackArea() uint64 {
 	return max(4096, uint64(s.Process.Stack)/256)
+}
+
+// Limits are the resource limits as the LibOS applies them: to its own heap, to the mappings of one process, and to the
+// threads of all.
+type Limits struct {
+	KernelHeap, Mappings occlumconf.Size
+	Threads              int
+}
+
+// Limits computes them. Stack and heap of a process are part of the user space from its start on, whatever it uses.
+func (s *System) Limits() Limits {
+	c := occlumconf.Config{ResourceLimits: s.ResourceLimits, Feature: s.Feature}
+	l := Limits{KernelHeap: c.KernelHeap(), Threads: int(c.Threads())}
+	if user, fixed := c.UserSpace(), s.Process.Stack+s.Process.Heap; user > fixed {
+		l.Mappings = user - fixed
+	}
+	return l
 }
 
 // InitFSMAC is the root MAC of the initfs's volume.

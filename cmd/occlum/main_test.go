@@ -181,9 +181,9 @@ func occlum(t *testing.T, dir string, args ...string) *exec.Cmd {
 }
 
 // waiting starts an application that waits for a signal, and returns when it waits.
-func waiting(t *testing.T, dir, command string) *exec.Cmd {
+func waiting(t *testing.T, dir string, command ...string) *exec.Cmd {
 	t.Helper()
-	cmd := occlum(t, dir, command, "/bin/app", "wait")
+	cmd := occlum(t, dir, append(command, "/bin/app", "wait")...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -200,14 +200,16 @@ func waiting(t *testing.T, dir, command string) *exec.Cmd {
 
 func TestRunPassesSignalsToTheApplication(t *testing.T) {
 	dir := instance(t, "root - 0")
-	for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGUSR1} {
-		cmd := waiting(t, dir, "run")
-		if err := cmd.Process.Signal(s); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Wait()
-		if got := cmd.ProcessState.ExitCode(); got != int(s) {
-			t.Errorf("after %v the exit status is %d, want %d", s, got, int(s))
+	for _, flags := range [][]string{nil, {"--strict-app"}, {"--isolate-app"}, {"--isolate-app", "--strict-app"}} {
+		for _, s := range []unix.Signal{unix.SIGTERM, unix.SIGUSR1} {
+			cmd := waiting(t, dir, append([]string{"run"}, flags...)...)
+			if err := cmd.Process.Signal(s); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait()
+			if got := cmd.ProcessState.ExitCode(); got != int(s) {
+				t.Errorf("%v: after %v the exit status is %d, want %d", flags, s, got, int(s))
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,14 @@ import (
 // application under --strict-app: with the LibOS's system calls, and with mappings of files that are copies.
 func TestBrokersStoreKeepsItsPromisesUnderTheLibOS(t *testing.T) {
 	dir := instance(t, "root - 0")
+	config := filepath.Join(dir, "Occlum.json")
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(config, bytes.Replace(text, []byte(`"max_num_of_threads": 32`), []byte(`"max_num_of_threads": 64`), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	goroot, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
 		t.Fatal(err)

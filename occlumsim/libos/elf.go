@@ -8,20 +8,23 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/packaging/occlumconf"
 )
 
 // elfHeaderSize is that of a 64-bit ELF header, which the LibOS wants the program headers to follow at once.
 const elfHeaderSize = 64
 
-// checkELF applies the rules of the LibOS's loader to a program and its interpreter (L/process/elf_file.rs). A
-// script is not looked into.
-func checkELF(root, name string) error {
+// checkELF applies the rules of the LibOS's loader to a program and its interpreter (L/process/elf_file.rs), both of
+// which it reads into its own heap. A script is not looked into.
+func checkELF(root, name string, heap occlumconf.Size) error {
 	f, err := openIn(root, name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 		return fmt.Errorf("%s: %w: not a regular file with an exec bit", name, unix.EACCES)
 	}
 	var start [elfHeaderSize]byte
@@ -52,7 +55,16 @@ func checkELF(root, name string) error {
 		if err != nil {
 			return fmt.Errorf("%s: its interpreter %s: %w", name, interpreter, err)
 		}
-		return loader.Close()
+		defer loader.Close()
+		loaderInfo, err := loader.Stat()
+		if err != nil {
+			return err
+		}
+		if size := info.Size() + loaderInfo.Size(); uint64(size) > uint64(heap) {
+			return fmt.Errorf("%s: %w: it and its interpreter have %d bytes, more than the LibOS's own heap, %v "+
+				"(resource_limits.kernel_space_heap_size)", name, unix.ENOMEM, size, heap)
+		}
+		return nil
 	}
 	return fmt.Errorf("%s: %w: cannot find the interpreter segment: static programs do not run in the LibOS", name,
 		unix.EINVAL)

@@ -35,6 +35,8 @@ func fail(errno unix.Errno) uint32 { return unix.SECCOMP_RET_ERRNO | uint32(errn
 func strictFilter() []unix.SockFilter {
 	p := begin()
 	p.on(unix.SYS_CLONE, ret(trace))
+	p.on(unix.SYS_EXECVE, ret(trace))
+	p.on(unix.SYS_RT_SIGACTION, ret(trace))
 	p.on(unix.SYS_MMAP,
 		// The tracer drops a hint without MAP_FIXED or MAP_FIXED_NOREPLACE, and copies shared mappings of files.
 		arg(3), and(unix.MAP_SHARED|unix.MAP_ANONYMOUS), jump(unix.BPF_JEQ, unix.MAP_SHARED, 6, 0),
@@ -72,6 +74,17 @@ func strictFilter() []unix.SockFilter {
 	}
 	p.between(0, lastLinuxNumber, fail(unix.ENOSYS))
 	return append(p.code, ret(fail(unix.EINVAL)))
+}
+
+// notified says whether strictFilter hands a call to the supervisor.
+func notified(nr uint64) bool {
+	switch nr {
+	case unix.SYS_MADVISE, unix.SYS_EPOLL_CTL, unix.SYS_UNAME, unix.SYS_GETDENTS64, unix.SYS_IOCTL, sysMountRootFS,
+		unix.SYS_MOUNT, unix.SYS_UMOUNT2:
+		return true
+	}
+	_, ok := pathCalls[int(nr)]
+	return ok
 }
 
 // nativeFilter lets a program run on the kernel itself, except for what only the LibOS has.

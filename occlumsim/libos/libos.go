@@ -15,6 +15,10 @@
 //     with Linux's own clone wrapper is ended at once, and told why.
 //   - madvise(MADV_DONTNEED) succeeds and leaves the content; pages that happen to hold zeros are dirtied, so
 //     that who relies on zeros finds out.
+//   - The enclave has as many threads as Occlum.json says, for all processes together: one more ends it. A process
+//     maps no more than the user space holds beside its stack and heap (a heap that brk makes counts as well). A program
+//     and its loader fit into the LibOS's own heap, or are not loaded.
+//   - A handler's SA_RESTART is taken, and what its signal interrupts is EINTR all the same.
 //   - mmap ignores address hints, and copies files that are mapped shared: they are written back at msync, fsync and
 //     munmap. There is no vDSO.
 //   - 363, mount, umount2, the spawn calls (359, 360), and the commands of /dev/sgx are the LibOS's, on true volumes.
@@ -23,11 +27,10 @@
 // # What differs
 //
 // The application runs natively, apart from 363, mount, umount2 and /dev/sgx, unless [Options.StrictApp] is set.
-// Limits of memory, of threads, and RDTSC are not enforced. Linux 6.18 takes system call 336, for its own probes in
-// programs, past every filter: it is ENXIO there, where the LibOS says EINVAL. An application in a pid namespace of its
-// own ([Options.IsolateApp]) is the first process there, which the kernel spares signals that it does not handle. The
-// writable layer of the initfs is in memory; that of the root is, unless it is temporary, a plain directory beside the
-// one that real Occlum encrypts: one reason of many to keep real secrets away from here.
+// Processes do not share one user space: each may map all of it. RDTSCP works, as it does where the processor has SGX2.
+// Linux 6.18 takes system call 336, for its own probes in programs, past every filter: it is ENXIO there, where the
+// LibOS says EINVAL. The writable layer of the initfs is in memory; that of the root is, unless it is temporary, a
+// plain directory beside the one that real Occlum encrypts: one reason of many to keep real secrets away from here.
 package libos
 
 import (

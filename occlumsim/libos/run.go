@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"github.com/sirupsen/logrus"
@@ -226,8 +227,12 @@ func (l *LibOS) runApp(o Options, host []string, stdio [3]*os.File, signals <-ch
 	status := p.wait(signals)
 	if p.reason != "" {
 		l.log.Errorf("%s was ended: %s", program, p.reason)
+		return 128 + int(unix.SIGSEGV)
 	}
-	if status.Signaled() {
+	switch {
+	case status.Signaled() && p.ending != 0:
+		return 128 + int(p.ending)
+	case status.Signaled():
 		return 128 + int(status.Signal())
 	}
 	return status.ExitStatus()
@@ -249,7 +254,7 @@ func (l *LibOS) spawn(spec programSpec, stdio [3]*os.File) (*process, error) {
 			"(1/256 of process.default_stack_size)", unix.ENOMEM, limit)
 	}
 	if spec.Strict {
-		if err := checkELF(spec.Root, spec.Path); err != nil {
+		if err := checkELF(spec.Root, spec.Path, l.system.Limits().KernelHeap); err != nil {
 			return nil, err
 		}
 	}
@@ -261,11 +266,37 @@ func (p *process) wait(signals <-chan os.Signal) unix.WaitStatus {
 	for {
 		select {
 		case s := <-signals:
-			if number, ok := s.(unix.Signal); ok && !fromTerminal(s) {
+			number, ok := s.(unix.Signal)
+			switch {
+			case !ok:
+			case p.isolated && p.endsBy(number):
+				p.ending = number
+				_ = unix.Kill(p.pid, unix.SIGKILL)
+			case !fromTerminal(s):
 				_ = unix.Kill(p.pid, number)
 			}
 		case <-p.exited:
 			return p.status
 		}
 	}
+}
+
+// endsBy says whether a signal would end the program: all that are passed on do where they are neither handled nor
+// ignored, and wait where they are blocked.
+func (p *process) endsBy(s unix.Signal) bool {
+	text, err := os.ReadFile(procPath(p.pid, "status"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigBlk" && name != "SigIgn" && name != "SigCgt" {
+			continue
+		}
+		set, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err != nil || set>>(s-1)&1 != 0 {
+			return false
+		}
+	}
+	return true
 }

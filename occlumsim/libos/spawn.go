@@ -52,8 +52,11 @@ func (t *tracer) spawn(pid int, regs *unix.PtraceRegs) error {
 	if err := s.read(pid, regs.Orig_rax == sysSpawnGlibc, regs.R8, regs.R9); err != nil {
 		return t.refuse(pid, regs, errnoOf(err))
 	}
-	if err := spawnable(pid, s.path); err != nil {
+	if err := t.loadable(pid, s.path); err != nil {
 		return t.refuse(pid, regs, errnoOf(err))
+	}
+	if t.exhausted(pid) {
+		return nil
 	}
 	t.spawns[pid] = s
 	t.exits[pid] = func() error { return t.spawned(pid, s) }
@@ -160,8 +163,8 @@ func glibcActions(pid int, addr uint64) ([]fileAction, error) {
 	return actions, nil
 }
 
-// spawnable asks what the LibOS's loader asks of a program before there is a process for it.
-func spawnable(pid int, addr uint64) error {
+// loadable asks what the LibOS's loader asks of a program before there is a process for it.
+func (t *tracer) loadable(pid int, addr uint64) error {
 	name, err := readString(pid, addr, maxPath)
 	if err != nil {
 		return err
@@ -171,7 +174,7 @@ func spawnable(pid int, addr uint64) error {
 			return err
 		}
 	}
-	return checkELF(procPath(pid, "root"), name)
+	return checkELF(procPath(pid, "root"), name, t.p.limits.KernelHeap)
 }
 
 // child makes a new process, which is stopped where its maker's call returns, do what it was spawned for.

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sesame-init/sesame/occlumsim"
 )
 
 // stageName is argv[0] of the process that becomes a program of the LibOS: it is this binary once more, enters
@@ -103,9 +105,14 @@ func becomeProgram() error {
 // process is a program of the LibOS that runs.
 type process struct {
 	pid    int
+	limits occlumsim.Limits
 	exited chan struct{} // closed when status is set
 	status unix.WaitStatus
 	reason string // why a strict program was ended by the simulator, "" if it was not
+	// isolated is set where the program is the first of a pid namespace. The kernel spares it every signal that it does
+	// not handle; ending is the one that it was ended by all the same.
+	isolated bool
+	ending   unix.Signal
 }
 
 // start executes a program in the LibOS; it returns when the program has been executed, or could not be.
@@ -117,12 +124,12 @@ func (l *LibOS) start(spec programSpec, stdio [3]*os.File) (*process, error) {
 	ours, theirs := os.NewFile(uintptr(pair[0]), "socket"), os.NewFile(uintptr(pair[1]), "socket")
 	defer ours.Close()
 	files := []uintptr{stdio[0].Fd(), stdio[1].Fd(), stdio[2].Fd(), theirs.Fd()}
-	p := &process{exited: make(chan struct{})}
+	p := &process{limits: l.system.Limits(), isolated: spec.Isolated, exited: make(chan struct{})}
 	started := make(chan error, 1)
 	if spec.Strict {
-		go p.trace(files, spec.Isolated, started)
+		go p.trace(files, started)
 	} else {
-		go p.watch(files, spec.Isolated, started)
+		go p.watch(files, started)
 	}
 	err = <-started
 	runtime.KeepAlive(stdio)
@@ -197,11 +204,11 @@ func receivedFile(oob []byte) (int, error) {
 }
 
 // watch starts the stage and waits for it as an ordinary child. The thread stays: the child is to die with it.
-func (p *process) watch(files []uintptr, isolated bool, started chan<- error) {
+func (p *process) watch(files []uintptr, started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer close(p.exited)
-	pid, err := forkStage(files, false, isolated)
+	pid, err := forkStage(files, false, p.isolated)
 	p.pid = pid
 	started <- err
 	if err != nil {

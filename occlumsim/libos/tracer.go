@@ -2,6 +2,7 @@ package libos
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -43,6 +44,8 @@ type tracer struct {
 	asked   map[int]threadStart  // what the last clone of a thread asked for
 	exits   map[int]func() error // of threads that are between entry and exit of a call: what to do at the exit
 	spawns  map[int]*spawning    // calls that have not made their child yet, by thread
+	tasks   int                  // how many threads there are, of all processes
+	ended   bool                 // the program has ended
 	copies  []*mapping
 }
 
@@ -54,24 +57,27 @@ type threadStart struct {
 }
 
 // trace starts the stage as a traced child and follows it to its end.
-func (p *process) trace(files []uintptr, isolated bool, started chan<- error) {
+func (p *process) trace(files []uintptr, started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	defer close(p.exited)
-	pid, err := forkStage(files, true, isolated)
+	pid, err := forkStage(files, true, p.isolated)
 	if err != nil {
+		close(p.exited)
 		started <- err
 		return
 	}
 	p.pid = pid
 	t := &tracer{p: p, waiting: map[int]bool{}, threads: map[int]threadStart{}, asked: map[int]threadStart{},
-		exits: map[int]func() error{}, spawns: map[int]*spawning{}}
+		exits: map[int]func() error{}, spawns: map[int]*spawning{}, tasks: 1}
 	err = t.attach(pid)
 	started <- err
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 	t.follow()
+	if !t.ended {
+		close(p.exited)
+	}
 }
 
 func (t *tracer) attach(pid int) error {
@@ -95,7 +101,7 @@ func wait(pid int, status *unix.WaitStatus) (int, error) {
 	}
 }
 
-// follow returns when the program and all that it started are gone.
+// follow tells when the program has ended, and returns when all that it started have, too: they may outlive it.
 func (t *tracer) follow() {
 	for {
 		var status unix.WaitStatus
@@ -104,8 +110,10 @@ func (t *tracer) follow() {
 			return
 		}
 		if !status.Stopped() {
+			t.tasks--
 			if pid == t.p.pid {
-				t.p.status = status
+				t.p.status, t.ended = status, true
+				close(t.p.exited)
 			}
 			continue
 		}
@@ -124,6 +132,7 @@ func (t *tracer) follow() {
 		case status.StopSignal() == unix.SIGILL && t.isUnfiltered(pid):
 		case status.StopSignal() != unix.SIGTRAP:
 			signal = int(status.StopSignal())
+			err = t.repeat(pid)
 		}
 		// A thread that is killed meanwhile is not there any more (ESRCH), which its end will tell.
 		switch {
@@ -200,6 +209,10 @@ func (t *tracer) event(pid, event int) error {
 		if pid == t.p.pid {
 			t.copies = nil
 		}
+		limit := unix.Rlimit{Cur: uint64(t.p.limits.Mappings), Max: uint64(t.p.limits.Mappings)}
+		if err := unix.Prlimit(pid, unix.RLIMIT_AS, &limit, nil); err != nil {
+			return fmt.Errorf("limiting its memory: %w", err)
+		}
 		return hideVDSO(pid)
 	case unix.PTRACE_EVENT_SECCOMP:
 		if t.armed {
@@ -210,6 +223,7 @@ func (t *tracer) event(pid, event int) error {
 		if err != nil {
 			return err
 		}
+		t.tasks++
 		child := int(message)
 		start := threadStart{}
 		if event == unix.PTRACE_EVENT_CLONE {
@@ -258,6 +272,12 @@ func (t *tracer) call(pid int) error {
 		return t.syncFile(int(int32(regs.Rdi)))
 	case unix.SYS_CLONE:
 		return t.clone(pid, &regs)
+	case unix.SYS_EXECVE:
+		if err := t.loadable(pid, regs.Rdi); err != nil {
+			return t.refuse(pid, &regs, errnoOf(err))
+		}
+	case unix.SYS_RT_SIGACTION:
+		return t.handler(pid, regs.Rsi, regs.Rdx)
 	case sysSpawnGlibc, sysSpawnMusl:
 		return t.spawn(pid, &regs)
 	}
@@ -271,6 +291,9 @@ func (t *tracer) clone(pid int, regs *unix.PtraceRegs) error {
 		(flags&(unix.CLONE_CHILD_SETTID|unix.CLONE_CHILD_CLEARTID) != 0) != (regs.R10 != 0) {
 		return t.refuse(pid, regs, unix.EINVAL)
 	}
+	if t.exhausted(pid) {
+		return nil
+	}
 	entry, err := readWord(pid, stack)
 	if err != nil || !executableAt(pid, entry) {
 		t.kill(pid, fmt.Sprintf("it starts a thread as Linux does: the LibOS takes a thread's first instruction from the "+
@@ -282,6 +305,55 @@ func (t *tracer) clone(pid int, regs *unix.PtraceRegs) error {
 	return nil
 }
 
+// handler takes SA_RESTART out of the handler that a thread installs, for the call alone: the LibOS takes the flag, and
+// does not restart what a signal interrupts.
+func (t *tracer) handler(pid int, action, former uint64) error {
+	const restart = 0x10000000
+	at := action + 8
+	flags, err := readWord(pid, at)
+	if action == 0 || err != nil || flags&restart == 0 {
+		return nil
+	}
+	// The program's memory may be read-only to itself.
+	put := func(flags uint64) error {
+		_, err := unix.PtracePokeData(pid, uintptr(at), binary.LittleEndian.AppendUint64(nil, flags))
+		return err
+	}
+	if former != action {
+		t.exits[pid] = func() error { return put(flags) }
+	}
+	return put(flags &^ restart)
+}
+
+// repeat has a thread that a signal is for make its call again after it, if it was waiting for the supervisor. The LibOS
+// answers at once, so no signal interrupts such a call there.
+func (t *tracer) repeat(pid int) error {
+	const (
+		interrupted = -512 // ERESTARTSYS, which only the kernel and tracers see
+		instruction = 2    // bytes of "syscall"
+	)
+	var regs unix.PtraceRegs
+	if err := unix.PtraceGetRegs(pid, &regs); err != nil {
+		return err
+	}
+	if int64(regs.Rax) != interrupted || !notified(regs.Orig_rax) {
+		return nil
+	}
+	regs.Rip -= instruction
+	regs.Rax, regs.Orig_rax = regs.Orig_rax, ^uint64(0)
+	return unix.PtraceSetRegs(pid, &regs)
+}
+
+// exhausted ends the program if there is no thread left for it: the LibOS ends with all its processes then.
+func (t *tracer) exhausted(pid int) bool {
+	if t.tasks < t.p.limits.Threads {
+		return false
+	}
+	t.kill(pid, fmt.Sprintf("it wants more threads than the enclave has, %d (resource_limits.max_num_of_threads)",
+		t.p.limits.Threads))
+	return true
+}
+
 // refuse lets the kernel skip the call of a thread that is stopped at it.
 func (t *tracer) refuse(pid int, regs *unix.PtraceRegs, errno unix.Errno) error {
 	regs.Orig_rax = ^uint64(0)
@@ -289,7 +361,12 @@ func (t *tracer) refuse(pid int, regs *unix.PtraceRegs, errno unix.Errno) error 
 	return unix.PtraceSetRegs(pid, regs)
 }
 
+// kill ends the program. What outlives it is ended alone, and without a word.
 func (t *tracer) kill(pid int, reason string) {
+	if t.ended {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		return
+	}
 	if t.p.reason == "" {
 		t.p.reason = reason
 	}

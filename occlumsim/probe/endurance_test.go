@@ -10,6 +10,7 @@ import (
 
 	"github.com/sesame-init/sesame/init/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/packaging/occlumconf"
 )
 
 var boots = flag.Int("boots", 20, "how many times TestGoProgramBootsEveryTime boots")
@@ -52,11 +53,15 @@ func goProgramOf(t *testing.T, goroot string, hunks ...overlay.Hunk) string {
 	return program
 }
 
+// threadsForAll is enough for 64 goroutines on threads of their own, and the runtime's.
+const threadsForAll = 80
+
 // goInstance is an instance whose init is the program, and which has the probe as an application in its initfs.
 func goInstance(t *testing.T, program string) *instance {
 	t.Helper()
 	in := newInstance(t, program)
 	in.install(t, compile(t, "-fPIE", "-pie"), "initfs/bin/app")
+	in.limits(t, func(l *occlumconf.ResourceLimits) { l.MaxThreads = threadsForAll })
 	in.build(t, "")
 	return in
 }

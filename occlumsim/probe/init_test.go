@@ -243,13 +243,10 @@ func initInstance(t *testing.T, program string, root []byte) *instance {
 	}
 	conf.Mount[0].Options.Layers[1].Options = &occlumconf.MountOptions{Temporary: true}
 	conf.Metadata.Debuggable = false
-	text, err := json.Marshal(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in.write(t, "Occlum.json", string(text))
+	conf.ResourceLimits.MaxThreads = threadsForAll
+	in.configure(t, conf)
 	brokerBody := brokertest.Broker()
-	text, err = json.Marshal(map[string]any{
+	text, err := json.Marshal(map[string]any{
 		"backend": "grpc-ratls", "timeout": "50s",
 		"grpc_ratls": map[string]any{
 			"servers": []string{brokerName}, "protocol": "legacy",

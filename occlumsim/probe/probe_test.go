@@ -3,6 +3,7 @@
 package probe
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -92,11 +94,7 @@ func newInstance(t *testing.T, program string) *instance {
 	conf.Env.Default = []string{"PROBE_DEFAULT=trusted", "PROBE_BOTH=trusted", "PROBE_SECOND=default"}
 	conf.Env.Untrusted = []string{"PROBE_BOTH", "PROBE_UNTRUSTED"}
 	conf.Mount = conf.Mount[:1] // the root; no directory of the host
-	text, err := json.Marshal(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in.write(t, "Occlum.json", string(text))
+	in.configure(t, conf)
 
 	if err := os.Symlink("/proc/mounts", filepath.Join(in.dir, "initfs/etc/mtab")); err != nil {
 		t.Fatal(err)
@@ -113,6 +111,27 @@ func newInstance(t *testing.T, program string) *instance {
 	}
 	in.write(t, "image.key", keyText(in.key)+"\n")
 	return in
+}
+
+// configure writes Occlum.json.
+func (in *instance) configure(t *testing.T, conf *occlumconf.Config) {
+	t.Helper()
+	text, err := json.Marshal(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.write(t, "Occlum.json", string(text))
+}
+
+// limits changes the resource limits of Occlum.json.
+func (in *instance) limits(t *testing.T, change func(*occlumconf.ResourceLimits)) {
+	t.Helper()
+	conf, err := occlumconf.Load(filepath.Join(in.dir, "Occlum.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(&conf.ResourceLimits)
+	in.configure(t, conf)
 }
 
 // keyText is a key in the form of key files and mount options.
@@ -158,20 +177,27 @@ func (in *instance) occlum(t *testing.T, dir string, args ...string) {
 // limit is more than any run of the probe takes, on a busy machine, too.
 const limit = 3 * time.Minute
 
-// run runs the simulator and returns its exit status and what it printed.
-func (in *instance) run(t *testing.T, dir string, args ...string) (status int, stdout, stderr string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
+// command is the simulator's.
+func (in *instance) command(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, tools.occlum, args...)
 	cmd.WaitDelay = time.Second
-	var out, errs bytes.Buffer
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &out, &errs
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "XDG_STATE_HOME="+in.state,
 		"PROBE_BOTH=host", "PROBE_UNTRUSTED=host", "PROBE_UNLISTED=host")
 	if in.credential != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: in.credential}
 	}
+	return cmd
+}
+
+// run runs the simulator and returns its exit status and what it printed.
+func (in *instance) run(t *testing.T, dir string, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	cmd := in.command(ctx, dir, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if ctx.Err() != nil || err != nil && !errors.As(err, &exit) {
@@ -299,11 +325,7 @@ func TestConfigOf363ChangesLayersEntryPointAndHostFS(t *testing.T) {
 		t.Fatal(err)
 	}
 	conf.Mount = append(conf.Mount, occlumconf.Mount{Type: "hostfs", Target: "/host", Source: "."})
-	text, err := json.Marshal(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in.write(t, "Occlum.json", string(text))
+	in.configure(t, conf)
 	in.build(t, "layers")
 	if err := os.MkdirAll(filepath.Join(in.dir, "other/upper/__ROOT"), 0o755); err != nil {
 		t.Fatal(err)
@@ -391,6 +413,99 @@ func TestExitStatusOfInitDecides(t *testing.T) {
 	in.build(t, "exit:0")
 	if status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app"); status != 0 || !strings.Contains(stdout, "app\t") {
 		t.Errorf("a program of the initfs: exit status %d\n%s\n%s", status, stdout, stderr)
+	}
+}
+
+// TestSignalsEndApplicationsThatHandleNone covers all ways to run an application, as the first of its pid namespace, too.
+func TestSignalsEndApplicationsThatHandleNone(t *testing.T) {
+	in := newInstance(t, compile(t, "-fPIE", "-pie"))
+	in.install(t, filepath.Join(in.dir, "initfs/bin/init"), "initfs/bin/app")
+	in.build(t, "exit:0")
+	for _, flags := range [][]string{nil, {"--strict-app"}, {"--isolate-app"}, {"--isolate-app", "--strict-app"}} {
+		for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGUSR1} {
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			cmd := in.command(ctx, in.dir, slices.Concat([]string{"run"}, flags, []string{"/bin/app", "rest", "resting"})...)
+			var errs bytes.Buffer
+			cmd.Stderr = &errs
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			line, err := bufio.NewReader(out).ReadString('\n')
+			if err != nil || line != "resting\n" {
+				t.Errorf("%v: the application says %q, %v", flags, line, err)
+			}
+			_ = cmd.Process.Signal(signal)
+			_ = cmd.Wait()
+			if got, want := cmd.ProcessState.ExitCode(), 128+int(signal); got != want {
+				t.Errorf("%v: after %v the exit status is %d, want %d; %v\n%s", flags, signal, got, want, ctx.Err(), &errs)
+			}
+			cancel()
+		}
+	}
+}
+
+func TestThreadTooManyEndsTheEnclave(t *testing.T) {
+	in := newInstance(t, compile(t, "-fPIE", "-pie"))
+	in.limits(t, func(l *occlumconf.ResourceLimits) { l.MaxThreads = 7 })
+	in.build(t, "greedy")
+	// The first thread is there already.
+	status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app")
+	if status != 1 || !strings.HasSuffix(stdout, "threads\t6\nthreads\t7\n") ||
+		!strings.Contains(stderr, "more threads than the enclave has, 7 (resource_limits.max_num_of_threads)") {
+		t.Errorf("exit status %d\n%s\n%s", status, stdout, stderr)
+	}
+	in.limits(t, func(l *occlumconf.ResourceLimits) { l.MaxThreads = 65 })
+	in.build(t, "greedy")
+	if status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app"); status != 127 ||
+		!strings.Contains(stdout, "threads\t64\n") {
+		t.Errorf("with threads enough: exit status %d\n%s\n%s", status, stdout, stderr)
+	}
+}
+
+func TestProgramMustFitIntoTheLibOSsHeap(t *testing.T) {
+	in := newInstance(t, compile(t, "-fPIE", "-pie"))
+	in.limits(t, func(l *occlumconf.ResourceLimits) { l.KernelHeap = 100 << 10 })
+	in.build(t, "exit:0")
+	if status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app"); status != 1 || stdout != "" ||
+		!strings.Contains(stderr, "the LibOS's own heap, 100KB (resource_limits.kernel_space_heap_size)") {
+		t.Errorf("exit status %d\n%s\n%s", status, stdout, stderr)
+	}
+}
+
+func TestWhatInitLeavesRunningDelaysNoApplication(t *testing.T) {
+	in := newInstance(t, compile(t, "-fPIE", "-pie"))
+	in.install(t, filepath.Join(in.dir, "initfs/bin/init"), "initfs/bin/app")
+	in.build(t, "leave")
+	for _, flag := range []string{"", "--strict-app"} {
+		status, stdout, stderr := in.run(t, in.dir, slices.DeleteFunc([]string{"run", flag, "/bin/app"},
+			func(s string) bool { return s == "" })...)
+		if status != 0 || !strings.HasPrefix(stdout, "app\t") {
+			t.Errorf("%s: exit status %d\n%s\n%s", flag, status, stdout, stderr)
+		}
+	}
+}
+
+// TestStrictProgramExecutesWhatTheLibOSLoads is about execve, by which the launcher becomes the application.
+func TestStrictProgramExecutesWhatTheLibOSLoads(t *testing.T) {
+	in := newInstance(t, compile(t, "-fPIE", "-pie"))
+	in.install(t, filepath.Join(in.dir, "initfs/bin/init"), "initfs/bin/app")
+	in.install(t, compile(t, "-static"), "initfs/bin/static")
+	in.build(t, "exit:0")
+	for _, c := range []struct {
+		program string
+		status  int
+	}{{"/bin/init", 0}, {"/bin/static", int(syscall.ENOEXEC)}, {"/bin/missing", int(syscall.ENOENT)}, {"/etc", int(syscall.EACCES)}} {
+		status, stdout, stderr := in.run(t, in.dir, "run", "--strict-app", "/bin/app", "exec", c.program)
+		if status != c.status {
+			t.Errorf("%s: exit status %d, want %d\n%s\n%s", c.program, status, c.status, stdout, stderr)
+		}
+	}
+	if status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app", "exec", "/bin/static"); status != 0 {
+		t.Errorf("without the LibOS's rules: exit status %d\n%s\n%s", status, stdout, stderr)
 	}
 }
 
