@@ -32,6 +32,8 @@ PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
 build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker \
        bin/libos/tensorflow_model_server bin/init-linux
+	@bin/sesame occlum check-elf --interpreter $(INTERPRETER) --max-size 16MB bin/init
+	@bin/sesame occlum check-elf --interpreter $(INTERPRETER) bin/libos/keybroker
 
 .PHONY: bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker $(OVERLAY)
 .PHONY: bin/libos/tensorflow_model_server bin/init-linux

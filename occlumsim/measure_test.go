@@ -8,6 +8,8 @@ import (
 	"math/big"
 	"testing"
 	"testing/fstest"
+
+	"github.com/sesame-init/sesame/packaging/occlumconf"
 )
 
 func TestMRSignerIsTheHashOfTheLittleEndianModulus(t *testing.T) {
@@ -21,6 +23,58 @@ func TestMRSignerIsTheHashOfTheLittleEndianModulus(t *testing.T) {
 	}
 	if _, err := MRSigner(&rsa.PublicKey{N: big.NewInt(1 << 40), E: 3}); err == nil {
 		t.Error("a key of another size is taken")
+	}
+}
+
+func TestMREnclaveCoversWhatOcclumMeasures(t *testing.T) {
+	measure := func(change func(*occlumconf.Config), manifest, mac string) [32]byte {
+		text, err := templates.ReadFile("template/Occlum.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := occlumconf.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(c)
+		m, err := newSystem(c, manifest, mac).MREnclave()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	nothing := func(*occlumconf.Config) {}
+	base := measure(nothing, "initfs", "mac")
+	if measure(nothing, "initfs", "mac") != base {
+		t.Error("the same input gives another value")
+	}
+	if measure(nothing, "other", "mac") == base || measure(nothing, "initfs", "other") == base {
+		t.Error("the initfs or the image does not count")
+	}
+	for name, c := range map[string]struct {
+		change func(*occlumconf.Config)
+		same   bool
+	}{
+		"entry points":          {change: func(c *occlumconf.Config) { c.EntryPoints = []string{"/bin/app"} }},
+		"default environment":   {change: func(c *occlumconf.Config) { c.Env.Default = append(c.Env.Default, "A=1") }},
+		"untrusted environment": {change: func(c *occlumconf.Config) { c.Env.Untrusted = nil }},
+		"user space":            {change: func(c *occlumconf.Config) { c.ResourceLimits.UserSpace++ }},
+		"kernel heap":           {change: func(c *occlumconf.Config) { c.ResourceLimits.KernelHeap++ }},
+		"threads":               {change: func(c *occlumconf.Config) { c.ResourceLimits.MaxThreads++ }},
+		"stack":                 {change: func(c *occlumconf.Config) { c.Process.Stack++ }},
+		"features":              {change: func(c *occlumconf.Config) { c.Feature.EnablePOSIXShm = !c.Feature.EnablePOSIXShm }},
+		"mounts":                {change: func(c *occlumconf.Config) { c.Mount = c.Mount[:1] }},
+		"a temporary layer": {change: func(c *occlumconf.Config) {
+			c.Mount[0].Options.Layers[1].Options = &occlumconf.MountOptions{Temporary: true}
+		}},
+		"log":                         {change: func(c *occlumconf.Config) { disabled := c.Metadata.Debuggable; c.Metadata.DisableLog = &disabled }},
+		"product id, which is signed": {same: true, change: func(c *occlumconf.Config) { c.Metadata.ProductID++ }},
+		"SVN, which is signed":        {same: true, change: func(c *occlumconf.Config) { c.Metadata.VersionNumber++ }},
+		"KSS, which is signed":        {same: true, change: func(c *occlumconf.Config) { c.Metadata.EnableKSS = true }},
+	} {
+		if got := measure(c.change, "initfs", "mac"); (got == base) != c.same {
+			t.Errorf("%s: same is %v, want %v", name, got == base, c.same)
+		}
 	}
 }
 

@@ -129,6 +129,31 @@ func TestProgramNamesTheMissingFlag(t *testing.T) {
 	}
 }
 
+// TestDevelopmentPackagesAreFoundInPrograms looks for them where they are: in the simulator, and in this test.
+func TestDevelopmentPackagesAreFoundInPrograms(t *testing.T) {
+	simulator := filepath.Join(t.TempDir(), "occlum")
+	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", simulator,
+		"../../cmd/occlum").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	for program, names := range map[string][]string{
+		simulator: {"attest/softsgx", "occlumsim"}, os.Args[0]: {"testing.(*common)"},
+	} {
+		found, err := Program(program, ProgramOptions{Forbidden: Development()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if !slices.ContainsFunc(found, func(f Finding) bool {
+				return strings.HasSuffix(f.Field, ": packages") &&
+					strings.Contains(f.Problem, name+", which must not run in an enclave")
+			}) {
+				t.Errorf("%s: %s is not in %v", program, name, found)
+			}
+		}
+	}
+}
+
 func TestDynamicLibrariesAndRaceDetectorAreRefused(t *testing.T) {
 	testenv.Program(t, "cc", "cc", "gcc")
 	dir := t.TempDir()
