@@ -410,6 +410,16 @@ func children(t *testing.T, pid int) map[string]int {
 	return found
 }
 
+// server is the process behind the volume.
+func (r *linuxRun) server() int {
+	r.t.Helper()
+	all := children(r.t, r.cmd.Process.Pid)
+	if all["sesame-volume"] == 0 { // which a signal must never be sent to: it is the test's own group
+		r.t.Fatalf("no process behind a volume among %v", all)
+	}
+	return all["sesame-volume"]
+}
+
 func TestApplicationGetsWhatTheConfigNamesAndNothingElse(t *testing.T) {
 	for _, mode := range []string{"exec", "supervise"} {
 		t.Run(mode, func(t *testing.T) {
@@ -497,10 +507,7 @@ func TestServerOfAVolumeHasItsOwnUserAndCannotBeLookedInto(t *testing.T) {
 	b.config["linux"].(map[string]any)["mode"] = "exec"
 	r := b.start()
 	r.waitFor("waiting")
-	pid := children(t, r.cmd.Process.Pid)["sesame-volume"]
-	if pid == 0 {
-		t.Fatalf("no server among %v", children(t, r.cmd.Process.Pid))
-	}
+	pid := r.server()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
@@ -552,7 +559,7 @@ func TestLostVolumeIsENOTCONNWhereNobodySupervises(t *testing.T) {
 	b.config["linux"].(map[string]any)["mode"] = "exec"
 	r := b.start()
 	r.waitFor("waiting, <nil>")
-	server := children(t, r.cmd.Process.Pid)["sesame-volume"]
+	server := r.server()
 	if err := syscall.Kill(server, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -597,7 +604,7 @@ func TestLostVolumeEndsTheApplicationWithAClearMessage(t *testing.T) {
 		t.Run(app, func(t *testing.T) {
 			r := supervised(t, app)
 			r.waitFor("waiting")
-			if err := syscall.Kill(children(t, r.cmd.Process.Pid)["sesame-volume"], syscall.SIGKILL); err != nil {
+			if err := syscall.Kill(r.server(), syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			start := time.Now()
