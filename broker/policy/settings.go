@@ -113,7 +113,7 @@ type Limits struct {
 	Rate        int                `yaml:"rate"`        // new connections per second of one address
 	Burst       int                `yaml:"burst"`       // that may come at once
 	Sessions    int                `yaml:"sessions"`    // at once; further ones are told to come later
-	Handshakes  int                `yaml:"handshakes"`  // whose evidence is verified at once; further ones wait
+	Handshakes  int                `yaml:"handshakes"`  // of the legacy wire, whose evidence is verified at once; further ones wait
 	Handshake   appraisal.Duration `yaml:"handshake"`   // TLS handshake with verification
 	Session     appraisal.Duration `yaml:"session"`     // from its greeting to its secrets
 	Idle        appraisal.Duration `yaml:"idle"`        // without a call in flight
