@@ -10,6 +10,9 @@ import (
 // chart is the Helm chart of the same content.
 const chart = "packaging/helm/sesame"
 
+// simulatorOptions are what the overlay of the simulator changes beside the mode.
+var simulatorOptions = []string{"--set", "broker.storage=", "--set", "pccsURL=http://sim-pccs:8081/sgx/certification/v4/"}
+
 // helmChart lints the chart, lets the server take what it renders in both modes, and runs its test against what the
 // manifests have deployed, whose names are the same.
 func (e *suite) helmChart(ctx context.Context) (string, error) {
@@ -24,11 +27,20 @@ func (e *suite) helmChart(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("the schema takes %s", bad)
 		}
 	}
-	for _, mode := range []string{"sgx", "simulator"} {
-		text, err := command(ctx, "", e.helm, append([]string{"template", "sesame", chart, "--set", "mode=" + mode},
-			images...)...)
+	for mode, as := range map[string]struct {
+		manifests string
+		options   []string
+	}{
+		"sgx":       {"packaging/kubernetes", nil},
+		"simulator": {"packaging/kubernetes-sim", simulatorOptions},
+	} {
+		args := append([]string{"template", "sesame", chart, "--set", "mode=" + mode}, images...)
+		text, err := command(ctx, "", e.helm, append(args, as.options...)...)
 		if err != nil {
 			return "", err
+		}
+		if err := e.sameContent(ctx, as.manifests, text); err != nil {
+			return "", fmt.Errorf("mode %s: %w", mode, err)
 		}
 		if _, err := e.kubectl(ctx, text, "apply", "--dry-run=server", "--validate=strict", "-f", "-"); err != nil {
 			return "", fmt.Errorf("mode %s: %w", mode, err)
@@ -37,7 +49,25 @@ func (e *suite) helmChart(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("mode %s gives the host away", mode)
 		}
 	}
-	return "lint, schema, server's dry run of both modes, install, secrets, test", e.helmInstall(ctx)
+	return "lint, schema, content of the manifests, server's dry run of both modes, install, secrets, test",
+		e.helmInstall(ctx)
+}
+
+// sameContent compares what the chart renders with the manifests.
+func (e *suite) sameContent(ctx context.Context, dir, rendered string) error {
+	built, err := command(ctx, "", "kubectl", "kustomize", dir)
+	if err != nil {
+		return err
+	}
+	manifests, err := e.objects(ctx, built)
+	if err != nil {
+		return err
+	}
+	chart, err := e.objects(ctx, rendered)
+	if err != nil {
+		return err
+	}
+	return sameObjects(manifests, chart, "Pod sesame-predict")
 }
 
 // helmInstall installs the chart beside the deployment, in a namespace and at a NodePort of its own, gives its broker the
@@ -61,9 +91,9 @@ func (e *suite) helmInstall(ctx context.Context) error {
 		"platform")); err != nil {
 		return err
 	}
-	if _, err := command(ctx, "", h.helm, "install", "sesame", chart, "--namespace", h.namespace, "--set", "mode=simulator",
-		"--set", "registry="+h.registry, "--set", "tag="+h.tag("first"), "--set", "broker.storage=", "--set", "server.nodePort=31002",
-		"--set", "pccsURL=http://sim-pccs:8081/sgx/certification/v4/"); err != nil {
+	args := []string{"install", "sesame", chart, "--namespace", h.namespace, "--set", "mode=simulator",
+		"--set", "registry=" + h.registry, "--set", "tag=" + h.tag("first"), "--set", "server.nodePort=31002"}
+	if _, err := command(ctx, "", h.helm, append(args, simulatorOptions...)...); err != nil {
 		return err
 	}
 	if err := h.waitReady(ctx, brokers, 1, bootLimit); err != nil {

@@ -114,3 +114,29 @@ func TestACanaryIsTheSecretPartOfAFile(t *testing.T) {
 		}
 	}
 }
+
+func TestChartAndManifestsAreComparedWhole(t *testing.T) {
+	const service = `{"kind":"Service","metadata":{"name":"s"},"spec":{"ports":[{"port":5000}]}}`
+	read := func(text string) map[string]any {
+		t.Helper()
+		o, err := readObjects(text, "r/", ":t")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	manifests := read(`{"kind":"List","items":[` + service + `,{"kind":"Pod","metadata":{"name":"p"},"spec":[{"image":"i"}]}]}`)
+	const pod = `{"kind":"Pod","metadata":{"name":"p"},"spec":[{"image":"r/i:t","imagePullPolicy":"Always"}]}`
+	const test = `{"kind":"Pod","metadata":{"name":"test"}}`
+	if err := sameObjects(manifests, read(service+pod+test), "Pod test"); err != nil {
+		t.Error(err)
+	}
+	for name, chart := range map[string]string{
+		"another port": strings.Replace(service, "5000", "5001", 1) + pod, "no pod": service, "more": service + pod + test,
+		"another image": service + strings.Replace(pod, "i:t", "j:t", 1),
+	} {
+		if err := sameObjects(manifests, read(chart), ""); err == nil {
+			t.Errorf("%s is the same content", name)
+		}
+	}
+}

@@ -100,7 +100,10 @@ volumeMounts:
 {{- end }}
 
 {{- define "sesame.env" -}}
-- {name: PCCS_URL, value: {{ .Values.pccsURL | quote }}}
+- {name: PCCS_URL, value: {{ .root.Values.pccsURL | quote }}}
+{{- if .broker }}
+- {name: OCCLUM_INIT_RA_KMS_SERVER, value: {{ .broker | quote }}}
+{{- end }}
 - {name: QCNL_CONF_PATH, value: /tmp/qcnl.conf}
 - {name: SGX_AESM_ADDR, value: "1"}
 {{- end }}
