@@ -310,7 +310,8 @@ func (r *linuxRun) waitFor(text string) {
 		select {
 		case <-more:
 		case <-late:
-			r.t.Fatalf("no %q in:\n%s", text, said)
+			state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.cmd.Process.Pid))
+			r.t.Fatalf("no %q in:\n%s\ninit is %q, its children %v", text, said, state, children(r.t, r.cmd.Process.Pid))
 		}
 	}
 }
