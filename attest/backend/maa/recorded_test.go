@@ -99,8 +99,9 @@ func TestRecordedTokensSayWhatTheirQuoteSays(t *testing.T) {
 
 func TestRecordedQuotesBindTheirHeldData(t *testing.T) {
 	type enclave struct {
-		QuoteHex, EnclaveHeldDataHex, MrEnclaveHex, MrSignerHex, ProductIdHex, SecurityVersion string
-		quote, held                                                                            []byte
+		QuoteHex, EnclaveHeldDataHex, MrEnclaveHex, MrSignerHex, ProductIdHex string
+		SecurityVersion                                                       uint16
+		quote, held                                                           []byte
 	}
 	quotes := map[string]enclave{}
 	for _, sdk := range []string{"intelsdk", "oesdk"} {
@@ -149,7 +150,7 @@ func TestRecordedQuotesBindTheirHeldData(t *testing.T) {
 		}
 		b := got.body
 		says := fmt.Sprintf("%X %X %02X%02X %d", b.MREnclave, b.MRSigner, byte(b.ProductID), byte(b.ProductID>>8), b.SVN)
-		if want := fmt.Sprintf("%s %s %.4s %s", v.MrEnclaveHex, v.MrSignerHex, v.ProductIdHex, v.SecurityVersion); says != want {
+		if want := fmt.Sprintf("%s %s %.4s %d", v.MrEnclaveHex, v.MrSignerHex, v.ProductIdHex, v.SecurityVersion); says != want {
 			t.Errorf("%s: the quote is of %s, want %s", name, says, want)
 		}
 	}
