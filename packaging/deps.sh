@@ -57,6 +57,9 @@ case ${1-} in
   vm)
     want qemu-system-x86 qemu-system-x86_64
     want busybox-static busybox
+    want mmdebstrap mmdebstrap
+    want genext2fs genext2fs
+    want e2fsprogs resize2fs
     ;;
   *)
     echo "usage: packaging/deps.sh build|linux|test|vm" >&2

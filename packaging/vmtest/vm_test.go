@@ -1,6 +1,7 @@
 //go:build vm
 
-// Package vmtest boots a Debian kernel in QEMU with a TPM, and runs init-linux there as process 1: "make test-vm".
+// Package vmtest boots a Debian kernel in QEMU with a TPM, and runs init-linux there, as process 1 and under systemd:
+// "make test-vm".
 package vmtest
 
 import (
@@ -39,7 +40,9 @@ type machine struct {
 	root string // of the initramfs
 }
 
-func newMachine(t *testing.T) *machine {
+// newMachine is one that starts with preinit of testdata, and with the project's programs and the probe in the directory
+// bin of the initramfs.
+func newMachine(t *testing.T, preinit, bin string, dirs ...string) *machine {
 	t.Helper()
 	for _, program := range []string{"qemu-system-x86_64", "busybox", swtpm.Program} {
 		testenv.Program(t, "vm", program, "qemu-system-x86 busybox-static swtpm swtpm-tools")
@@ -50,19 +53,24 @@ func newMachine(t *testing.T) *machine {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	m := &machine{t: t, dir: dir, root: filepath.Join(dir, "initramfs")}
-	for _, sub := range []string{"bin", "proc", "sys", "dev", "run", "tmp", "lib/modules", "etc/sesame"} {
+	for _, sub := range append(dirs, "bin", "proc", "sys", "dev", "run", "tmp", "lib/modules", bin) {
 		if err := os.MkdirAll(filepath.Join(m.root, sub), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	m.copy("testdata/preinit", "preinit")
+	m.copy("testdata/"+preinit, "init")
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.copy(busybox, "bin/busybox")
 	for _, name := range []string{"init-linux", "sesame", "keybroker"} {
-		m.copy("../../bin/"+name, "bin/"+name)
+		m.copy("../../bin/"+name, filepath.Join(bin, name))
+	}
+	build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(m.root, bin, "probe"), "../../init/testdata/probe")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, module := range []string{"fuse", "overlay"} {
 		m.copy(m.find("lib/modules/*/kernel/fs/"+module+"*/"+module+".ko"), "lib/modules/"+module+".ko")
@@ -103,48 +111,83 @@ func (m *machine) volume(name string, files fstest.MapFS) (mac string) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	made, err := sefs.Create(m.t.Context(), filepath.Join(m.root, "etc/sesame", name), files, sefs.CreateOptions{Key: &key})
+	made, err := sefs.Create(m.t.Context(), filepath.Join(m.root, name), files, sefs.CreateOptions{Key: &key})
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	return made.String()
 }
 
-// configure writes init's config and the broker's secrets.
-func (m *machine) configure(rootMAC, modelMAC string) {
+// model makes the volume that the application reads.
+func (m *machine) model(name string) (mac string) {
 	m.t.Helper()
-	identity, err := broker.OpenBareIdentity(filepath.Join(m.root, "etc/sesame/broker.key"))
+	return m.volume(name, fstest.MapFS{"hello": {Data: []byte("from the volume"), Mode: 0o444}})
+}
+
+// appRoot makes a volume that is the application's root.
+func (m *machine) appRoot(name, probe string) (mac string) {
+	m.t.Helper()
+	program, err := os.ReadFile(filepath.Join(m.root, probe))
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	config, err := json.Marshal(map[string]any{
+	return m.volume(name, fstest.MapFS{
+		"bin/probe": {Data: program, Mode: 0o555}, "models": {Mode: 0o755 | os.ModeDir}, "etc/only-here": {Mode: 0o444},
+	})
+}
+
+// brokerKey makes the broker's key and returns what init has to know of it.
+func (m *machine) brokerKey(name string) (pin string) {
+	m.t.Helper()
+	identity, err := broker.OpenBareIdentity(filepath.Join(m.root, name))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", identity.Pin())
+}
+
+func (m *machine) writeJSON(name string, content any) {
+	m.t.Helper()
+	text, err := json.Marshal(content)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.write(name, text)
+}
+
+// secrets writes those that the broker holds.
+func (m *machine) secrets(name string) {
+	m.t.Helper()
+	m.writeJSON(name, map[string]string{
+		"volume_key": base64.StdEncoding.EncodeToString([]byte(keyText)), "token": base64.StdEncoding.EncodeToString([]byte(token)),
+	})
+}
+
+// config is init's, with the root that is there.
+func config(brokerPin, modelMAC string, pcr int, program, does string) map[string]any {
+	return map[string]any{
 		"platform": "linux", "attester": "tpm", "backend": "grpc-ratls", "timeout": "5m",
 		"grpc_ratls": map[string]any{
-			"servers": []string{"127.0.0.1:5000"}, "protocol": "session", "broker_key": fmt.Sprintf("%x", identity.Pin()),
+			"servers": []string{"127.0.0.1:5000"}, "protocol": "session", "broker_key": brokerPin,
 		},
-		"tpm":        map[string]any{"config_pcr": 12, "event_log": "/sys/kernel/security/tpm0/binary_bios_measurements"},
-		"root":       map[string]any{"source": "/etc/sesame/root", "key": "volume_key", "mac": rootMAC, "upper": "temporary"},
-		"app":        map[string]any{"path": "/bin/probe", "args": []string{"see", "/models/hello", "/run/secrets/token"}},
+		"tpm":        map[string]any{"config_pcr": pcr, "event_log": "/sys/kernel/security/tpm0/binary_bios_measurements"},
+		"root":       map[string]any{},
+		"app":        map[string]any{"path": program, "args": []string{does, "/models/hello", "/run/secrets/token"}},
 		"volumes":    []any{map[string]any{"source": "/etc/sesame/model", "target": "/models", "key": "volume_key", "mac": modelMAC}},
 		"secrets":    []any{map[string]any{"name": "token", "path": "/run/secrets/token", "uid": 1000}},
 		"linux":      map[string]any{"uid": 1000, "gid": 1000},
 		"collateral": map[string]any{},
-	})
-	if err != nil {
-		m.t.Fatal(err)
 	}
-	m.write("etc/sesame/init.json", config)
-	secrets, err := json.Marshal(map[string]string{
-		"volume_key": base64.StdEncoding.EncodeToString([]byte(keyText)), "token": base64.StdEncoding.EncodeToString([]byte(token)),
-	})
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	m.write("etc/sesame/secrets.json", secrets)
 }
 
-// boot boots and returns the console's output once the machine is off.
-func (m *machine) boot() string {
+// rootFrom is config's root where it is a volume, in memory as far as it is written.
+func rootFrom(mac string) map[string]any {
+	return map[string]any{"source": "/etc/sesame/root", "key": "volume_key", "mac": mac, "upper": "temporary"}
+}
+
+// boot boots and returns the console's output once the machine is off. The kernel's command line is given, and options of
+// QEMU.
+func (m *machine) boot(kernelOptions string, options ...string) string {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 	defer cancel()
@@ -163,9 +206,11 @@ func (m *machine) boot() string {
 		m.t.Fatal(err)
 	}
 	defer func() { _ = running.Stop() }()
-	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "1536", "-nographic", "-no-reboot", "-nic", "none",
-		"-kernel", m.find("boot/vmlinuz-*"), "-initrd", initrd, "-append", "console=ttyS0 rdinit=/preinit panic=-1 quiet",
-		"-chardev", "socket,id=tpm,path="+running.Socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0")
+	options = append([]string{"-accel", "tcg", "-cpu", "max", "-m", "1536", "-nographic", "-no-reboot", "-nic", "none",
+		"-kernel", m.find("boot/vmlinuz-*"), "-initrd", initrd, "-append", "console=ttyS0 rdinit=/init panic=-1 quiet " + kernelOptions,
+		"-chardev", "socket,id=tpm,path=" + running.Socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0"},
+		options...)
+	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", options...)
 	var console bytes.Buffer
 	qemu.Stdout, qemu.Stderr = &console, &console
 	start := time.Now()
@@ -176,38 +221,54 @@ func (m *machine) boot() string {
 	return strings.ReplaceAll(console.String(), "\r", "")
 }
 
+// sight is what the probe says of itself.
+type sight struct {
+	PID, UID    int
+	Env         []string
+	Descriptors map[string]string
+	Status      map[string]string
+	Files       map[string]string
+	Root        []string
+}
+
+// seen is what the probe has printed at the start of a text.
+func seen(t *testing.T, text string) (s sight) {
+	t.Helper()
+	if err := json.NewDecoder(strings.NewReader(text)).Decode(&s); err != nil {
+		t.Fatalf("%v in:\n%s", err, text)
+	}
+	return s
+}
+
+// check is true for an application of the machine: its own user, its volume and its secret.
+func (s sight) check(t *testing.T) {
+	t.Helper()
+	if s.PID == 1 || s.UID != 1000 || s.Files["/models/hello"] != "from the volume" || s.Files["/run/secrets/token"] != token {
+		t.Errorf("the application sees %+v", s)
+	}
+}
+
+// noSecrets makes sure that nothing but the application, whose words do not count, has said a secret.
+func noSecrets(t *testing.T, console string, words int) {
+	t.Helper()
+	if strings.Contains(console, keyText) || strings.Count(console, token) > words {
+		t.Errorf("a secret is on the console:\n%s", console)
+	}
+}
+
 func TestProcessOneOfADebianKernelWithATPM(t *testing.T) {
-	m := newMachine(t)
-	probe := filepath.Join(m.dir, "probe")
-	build := exec.Command("go", "build", "-trimpath", "-o", probe, "../../init/testdata/probe")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	program, err := os.ReadFile(probe)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := m.volume("root", fstest.MapFS{
-		"bin/probe": {Data: program, Mode: 0o555}, "models": {Mode: 0o755 | os.ModeDir}, "etc/only-here": {Mode: 0o444},
-	})
-	m.configure(root, m.volume("model", fstest.MapFS{"hello": {Data: []byte("from the volume"), Mode: 0o444}}))
-	console := m.boot()
+	m := newMachine(t, "preinit", "bin", "etc/sesame")
+	c := config(m.brokerKey("etc/sesame/broker.key"), m.model("etc/sesame/model"), 12, "/bin/probe", "see")
+	c["root"] = rootFrom(m.appRoot("etc/sesame/root", "bin/probe"))
+	m.writeJSON("etc/sesame/init.json", c)
+	m.secrets("etc/sesame/secrets.json")
+	console := m.boot("")
 	at := strings.Index(console, `{"PID"`)
 	if at < 0 {
 		t.Fatalf("the application was not started:\n%s", console)
 	}
-	var saw struct {
-		PID, UID int
-		Files    map[string]string
-		Root     []string
-	}
-	if err := json.NewDecoder(strings.NewReader(console[at:])).Decode(&saw); err != nil {
-		t.Fatalf("%v in:\n%s", err, console)
-	}
-	if saw.PID == 1 || saw.UID != 1000 || saw.Files["/models/hello"] != "from the volume" || saw.Files["/run/secrets/token"] != token {
-		t.Errorf("the application sees %+v", saw)
-	}
+	saw := seen(t, console[at:])
+	saw.check(t)
 	if got := strings.Join(saw.Root, " "); got != "bin dev etc models proc run sys" {
 		t.Errorf("its root has %s", got)
 	}
@@ -215,9 +276,5 @@ func TestProcessOneOfADebianKernelWithATPM(t *testing.T) {
 	if !strings.Contains(console, "Attempted to kill init! exitcode=0x00000000") {
 		t.Errorf("process 1 did not end with status 0:\n%s", console)
 	}
-	for _, secret := range []string{keyText, token} {
-		if strings.Count(console, secret) > strings.Count(console[at:], secret) {
-			t.Errorf("%s is on the console", secret)
-		}
-	}
+	noSecrets(t, console, 1)
 }

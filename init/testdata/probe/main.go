@@ -33,6 +33,9 @@ func main() {
 	switch os.Args[1] {
 	case "see":
 		see(os.Args[2:])
+	case "stay": // sees, and lives until a signal ends it
+		see(os.Args[2:])
+		time.Sleep(time.Hour)
 	case "wait": // until SIGTERM; then status 7
 		c := make(chan os.Signal, 1)
 		signal.Notify(c, syscall.SIGTERM, syscall.SIGUSR1)
