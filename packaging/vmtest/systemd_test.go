@@ -101,7 +101,7 @@ func TestUnitsUnderSystemdOfDebianWithATPM(t *testing.T) {
 	replaced := config(pin, model, 13, "/bin/probe", "stay")
 	replaced["root"] = rootFrom(m.appRoot(etc+"/root", bin+"/probe"))
 	m.writeJSON(etc+"/exec.json", replaced)
-	m.writeJSON(etc+"/stranger.json", config(m.brokerKey("stranger.key"), model, 12, "/usr/local/bin/probe", "stay"))
+	m.writeJSON(etc+"/stranger.json", config(m.brokerKey("stranger.key"), model, 14, "/usr/local/bin/probe", "stay"))
 
 	console := m.boot("systemd.wants=operator.service systemd.show_status=0 systemd.getty_auto=0 loglevel=1 systemd.default_timeout_start_sec=300",
 		"-drive", "file="+image+",if=none,id=disk,format=raw,snapshot=on", "-device", "nvme,drive=disk,serial=debian")
