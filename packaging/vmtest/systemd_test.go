@@ -145,7 +145,7 @@ func TestUnitsUnderSystemdOfDebianWithATPM(t *testing.T) {
 		"supervise-stop": stopped,
 		"exec":           with(running, "processes", "3", "volumes", "2"), // the root is a volume, too
 		"exec-stop":      stopped,
-		"refused": {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "14",
+		"refused": {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "15",
 			"processes": "0", "volumes": "0", "mounts": "0"},
 		"broker-reload": running,
 		"broker-stop":   {"ActiveState": "inactive", "SubState": "dead", "Result": "success"},
@@ -169,8 +169,8 @@ func TestUnitsUnderSystemdOfDebianWithATPM(t *testing.T) {
 		"init: refused [mount] ",
 		"Main process exited, code=exited, status=18/",
 		"restart counter is at 1.",
-		"init: refused [evidence] ",
-		"Main process exited, code=exited, status=14/",
+		"init: refused [policy] fetching secrets: ",
+		"Main process exited, code=exited, status=15/",
 	} {
 		if !strings.Contains(section["journal"], want) {
 			t.Errorf("the journal does not say %q", want)
