@@ -276,6 +276,10 @@ func (p *process) wait(signals <-chan os.Signal) unix.WaitStatus {
 				_ = unix.Kill(p.pid, number)
 			}
 		case <-p.exited:
+			// A program that is ending has no memory any more, in which its tracer would find what it looks for.
+			if !p.status.Signaled() || p.status.Signal() != unix.SIGKILL {
+				p.reason = ""
+			}
 			return p.status
 		}
 	}
