@@ -172,7 +172,8 @@ func quote() error {
 	return err
 }
 
-// threads keeps 64 goroutines on threads of their own busy with channels, timers of the network poller and a socket.
+// threads keeps 64 goroutines on threads of their own, all at a time, busy with channels, timers of the network poller and
+// a socket.
 func threads() error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -189,12 +190,15 @@ func threads() error {
 			c.Close()
 		}
 	}()
-	var all sync.WaitGroup
+	var all, there sync.WaitGroup
+	there.Add(64)
 	failures := make(chan error, 64)
 	for range 64 {
 		all.Go(func() {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
+			there.Done()
+			there.Wait()
 			c, err := net.Dial("tcp", listener.Addr().String())
 			if err != nil {
 				failures <- err
