@@ -87,15 +87,19 @@ func measure(ctx context.Context, releases, atOnce int) error {
 	}
 	defer quotes.close()
 
-	fmt.Printf("| wire | releases/s | CPU per release | reference | ratio | goal | met |\n|---|---|---|---|---|---|---|\n")
-	var perCommit float64
-	for _, c := range []struct{ text, server, wire string }{
-		{"session", "broker", "session"},
-		{"legacy", "broker", "legacy"},
-		{"session, SQLite and release log", "broker-sqlite", "session"},
+	fmt.Printf("| wire | clients | releases/s | CPU per release | reference | ratio | goal | met |\n|---|---|---|---|---|---|---|---|\n")
+	var perCommit []string
+	for _, c := range []struct {
+		text, server, wire string
+		workers            int // of each client process
+	}{
+		{"session", "broker", "session", 2},
+		{"legacy", "broker", "legacy", 2},
+		{"session, SQLite and release log", "broker-sqlite", "session", 2},
+		{"session, SQLite and release log", "broker-sqlite", "session", 8},
 	} {
 		before := quotes.made.Load()
-		ours, err := run(ctx, dir, c.server, "fetch-"+c.wire, releases, 2)
+		ours, err := run(ctx, dir, c.server, "fetch-"+c.wire, releases, c.workers)
 		if err != nil {
 			return err
 		}
@@ -106,10 +110,11 @@ func measure(ctx context.Context, releases, atOnce int) error {
 			if err != nil {
 				return err
 			}
-			perCommit = float64(ours.releases+warming) / math.Max(1, float64(made))
-			options = append(options, "-commit-every", fmt.Sprint(perCommit))
+			every := float64(ours.releases+warming) / math.Max(1, float64(made))
+			options = append(options, "-commit-every", fmt.Sprint(every))
+			perCommit = append(perCommit, fmt.Sprintf("%.1f", every))
 		}
-		reference, err := run(ctx, dir, "reference", "plain-"+c.wire, releases, 2, options...)
+		reference, err := run(ctx, dir, "reference", "plain-"+c.wire, releases, c.workers, options...)
 		if err != nil {
 			return err
 		}
@@ -118,10 +123,10 @@ func measure(ctx context.Context, releases, atOnce int) error {
 		if ratio > 1.5 {
 			met = "**no**"
 		}
-		fmt.Printf("| %s | %.0f | %s | %s | %.2f | ≤ 1.5 | %s |\n", c.text, ours.rate(),
+		fmt.Printf("| %s | %d | %.0f | %s | %s | %.2f | ≤ 1.5 | %s |\n", c.text, clients*c.workers, ours.rate(),
 			micro(ours.perRelease()), micro(reference.perRelease()), ratio, met)
 	}
-	fmt.Printf("\n%.1f releases in a commit of the release log\n", perCommit)
+	fmt.Printf("\n%s releases in a commit of the release log\n", strings.Join(perCommit, " and "))
 	burst, err := run(ctx, dir, "broker", "fetch-session", atOnce, atOnce/clients)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -92,7 +93,11 @@ broker: {limits: {rate: 100000, burst: 100000, per_peer: 1024}}
 	secrets := map[string]attest.Secret{secretName: attest.NewSecret(bytes.Clone(secret))}
 	var keeper broker.Keeper = broker.NewMemory(secrets, log)
 	if stored == "sqlite" {
-		database, err := sqlite.Open(ctx, filepath.Join(dir, "broker.db"))
+		own, err := os.MkdirTemp(dir, "store-") // the root key is this process's
+		if err != nil {
+			return err
+		}
+		database, err := sqlite.Open(ctx, filepath.Join(own, "broker.db"))
 		if err != nil {
 			return err
 		}
