@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/attesttest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/backendtest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
@@ -67,22 +68,11 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// dies is an attester that the end of the context overtakes.
-type dies struct {
-	attest.Attester
-	cancel func()
-}
-
-func (d dies) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
-	d.cancel()
-	return d.Attester.Evidence(ctx, data)
-}
-
 func TestADeadlineThatEndsWhileEvidenceIsMadeIsNoFaultOfTheAttester(t *testing.T) {
 	for _, protocol := range []grpcratls.Protocol{grpcratls.Legacy, grpcratls.SessionV1} {
 		ctx, cancel := context.WithCancel(t.Context())
 		service := backendtest.Service{Secrets: map[string][]byte{"k": []byte("value")}, Log: io.Discard}
-		client := start(t, service, protocol, func(c *grpcratls.Config) { c.Attester = dies{c.Attester, cancel} })
+		client := start(t, service, protocol, func(c *grpcratls.Config) { c.Attester = attesttest.Overtaken{Attester: c.Attester, End: cancel} })
 		_, err := client.Fetch(ctx, []string{"k"})
 		if attest.CodeOf(err) != attest.CodeUnreachable || !errors.Is(err, context.Canceled) || attest.HintOf(err) == "" {
 			t.Errorf("%s: %v", protocol, err)

@@ -22,6 +22,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/attesttest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/backendtest"
 	"github.com/sesame-init/sesame/attest/backend/maa"
@@ -477,21 +478,10 @@ func byClientSecret() maa.AAD {
 		Credential: attest.NewSecret([]byte(identity.Secret))}
 }
 
-// dies is an attester that the end of the context overtakes.
-type dies struct {
-	attest.Attester
-	cancel func()
-}
-
-func (d dies) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
-	d.cancel()
-	return d.Attester.Evidence(ctx, data)
-}
-
 func TestADeadlineThatEndsWhileEvidenceIsMadeIsNoFaultOfTheAttester(t *testing.T) {
 	w := newWorld(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	w.config.Attester = dies{w.config.Attester, cancel}
+	w.config.Attester = attesttest.Overtaken{Attester: w.config.Attester, End: cancel}
 	_, err := w.backend(t).Fetch(ctx, []string{"image_key"})
 	if attest.CodeOf(err) != attest.CodeUnreachable || !errors.Is(err, context.Canceled) || attest.HintOf(err) == "" {
 		t.Errorf("%v", err)
