@@ -454,18 +454,9 @@ func TestASessionInFlightIsServedWhileTheBrokerStops(t *testing.T) {
 	trust := brokertest.Trust(t, f.platform)
 	slow.Verifier, trust.Verifier = trust.Verifier, slow
 	decide(t, f, &c, trust, "")
-	s, err := broker.New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.address = l.Addr().String()
-	ctx, stop := context.WithCancel(context.Background())
-	ended, served := make(chan error, 1), make(chan error, 1)
-	go func() { ended <- s.Serve(ctx, l) }()
+	address, stop, ended := brokertest.Serve(t, c)
+	f.address = address
+	served := make(chan error, 1)
 	client := f.client(t, f.platform.Attester(brokertest.Workload()))
 	go func() {
 		_, err := ask(t, client, "image_key")

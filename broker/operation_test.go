@@ -162,19 +162,9 @@ func TestWhatIsNotDrainedInTimeIsCutOff(t *testing.T) {
 	trust := brokertest.Trust(t, f.platform)
 	slow.Verifier, trust.Verifier = trust.Verifier, slow
 	decide(t, f, &c, trust, twoWorkloads+"broker: {limits: {drain: 50ms}}")
-	s, err := broker.New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.address = l.Addr().String()
-	ctx, stop := context.WithCancel(t.Context())
+	address, stop, ended := brokertest.Serve(t, c)
 	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(ctx, l) }()
+	f.address = address
 	r := openRaw(t, f.address, newKeyPair(t))
 	r.greet()
 	r.send(&sessionpb.ClientMessage{Message: &sessionpb.ClientMessage_Request{Request: r.alone(f)}})

@@ -191,8 +191,8 @@ func Config(t testing.TB, p *softsgx.Platform, values map[string][]byte, logTo i
 	}
 }
 
-// Listen starts a broker on a loopback port and stops it when the test ends.
-func Listen(t testing.TB, c broker.Config) (address string) {
+// Serve starts a broker on a free port of loopback. It serves until stop is called; then ended has what it ended with.
+func Serve(t testing.TB, c broker.Config) (address string, stop func(), ended <-chan error) {
 	t.Helper()
 	s, err := broker.New(c)
 	if err != nil {
@@ -202,14 +202,21 @@ func Listen(t testing.TB, c broker.Config) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(ctx, l) }()
+	ctx, stop := context.WithCancel(context.Background())
+	end := make(chan error, 1)
+	go func() { end <- s.Serve(ctx, l) }()
+	return l.Addr().String(), stop, end
+}
+
+// Listen starts a broker on a loopback port and stops it when the test ends.
+func Listen(t testing.TB, c broker.Config) (address string) {
+	t.Helper()
+	address, stop, ended := Serve(t, c)
 	t.Cleanup(func() {
-		cancel()
+		stop()
 		if err := <-ended; err != nil {
 			t.Errorf("the broker ended with: %v", err)
 		}
 	})
-	return l.Addr().String()
+	return address
 }
