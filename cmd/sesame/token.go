@@ -105,25 +105,18 @@ SHA-256 of the runtime data that was attested. Exit status 0 is valid, 1 refused
 	return cmd
 }
 
-const maxTokenInput = 1 << 20
-
 // readToken reads a file, or standard input where it is "-".
 func readToken(stdin io.Reader, name string) ([]byte, error) {
 	if name != "-" {
-		return boundedfile.Read(name, maxTokenInput)
+		return readBounded(name)
 	}
-	text, err := io.ReadAll(io.LimitReader(stdin, maxTokenInput+1))
-	if err == nil && len(text) > maxTokenInput {
-		clear(text) // it may be a secret
-		return nil, fmt.Errorf("standard input has more than %d bytes", maxTokenInput)
-	}
-	return text, err
+	return boundedfile.ReadFrom(stdin, "standard input", maxInput)
 }
 
 // tokenKeys reads the instance's keys from a file, or asks the instance over TLS to the machine's roots or those in ca.
 func tokenKeys(ctx context.Context, issuer, file, ca string) (*maa.KeySet, error) {
 	if file != "" {
-		text, err := boundedfile.Read(file, maxTokenInput)
+		text, err := readBounded(file)
 		if err != nil {
 			return nil, &attest.Error{Code: attest.CodeUsage, Step: "--jwks", Err: err, Hint: "Name a readable file."}
 		}

@@ -15,13 +15,18 @@ func Read(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, limit+1))
+	return ReadFrom(f, path, limit)
+}
+
+// ReadFrom is [Read] for what is open already and has this name.
+func ReadFrom(r io.Reader, name string, limit int64) ([]byte, error) {
+	content, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
 		return nil, err
 	}
 	if int64(len(content)) > limit {
 		clear(content) // it may be a secret
-		return nil, fmt.Errorf("%s has more than %d bytes", path, limit)
+		return nil, fmt.Errorf("%s has more than %d bytes", name, limit)
 	}
 	return content, nil
 }
