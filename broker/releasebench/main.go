@@ -5,9 +5,10 @@
 //
 // Every server and every client is a process of its own, on loopback. Collateral is warm. Quotes are software quotes,
 // signed in the process that drives the measurement and fetched over a unix socket, so that their cost, which hardware
-// does not have, is not the broker's. Secrets are kept in memory; one row has them in an SQLite store with the release
-// log. Its reference decrypts, hashes and signs what the broker does, the latter as often as the broker has committed, but
-// stores nothing. What counts are the ratios: both sides are measured one after the other on the same machine.
+// does not have, is not the broker's. Secrets are kept in memory; two rows have them in an SQLite store with the
+// release log, under few clients and many. Their reference decrypts, hashes and signs what the broker does, the latter as
+// often as the broker has committed, but stores nothing. What counts are the ratios: both sides are measured one after the
+// other on the same machine.
 package main
 
 import (
