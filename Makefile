@@ -55,10 +55,10 @@ bin/sesame bin/keybroker bin/occlum:
 bin/tensorflow_model_server:
 	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./packaging/standin/$(@F)
 
-# The stand-in's network, trained from images that the training program draws.
+# The stand-in's network and pictures to ask it about.
 model: build/model/.done
 build/model/.done: $(wildcard packaging/standin/*.go packaging/standin/*/*.go)
-	$(GO) run ./packaging/standin/train -o build/model
+	$(GO) run ./packaging/standin/makemodel -o build/model
 	@touch $@
 
 demo: build model $(if $(filter linux,$(PLATFORM)),deps-linux)

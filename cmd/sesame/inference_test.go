@@ -10,12 +10,12 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/sesame-init/sesame/packaging/standin/shapes"
+	"github.com/sesame-init/sesame/packaging/standin/pictures"
 	"github.com/sesame-init/sesame/packaging/standin/standintest"
 )
 
 // TestInferenceCommands runs the scripts in testdata/inference beside a model server. Its address is in $SERVER; the
-// scripts find its certificate in server.crt, another one in other.crt, and an image in star.png.
+// scripts find its certificate in server.crt, another one in other.crt, and an image in picture.png.
 func TestInferenceCommands(t *testing.T) {
 	server := standintest.Start(t)
 	certificate, err := os.ReadFile(server.Certificate)
@@ -29,12 +29,12 @@ func TestInferenceCommands(t *testing.T) {
 			env.Setenv("SERVER", server.Address)
 			standintest.WriteFile(t, filepath.Join(env.WorkDir, "server.crt"), certificate)
 			standintest.WriteFile(t, filepath.Join(env.WorkDir, "other.crt"), other.Certificate)
-			f, err := os.Create(filepath.Join(env.WorkDir, "star.png"))
+			f, err := os.Create(filepath.Join(env.WorkDir, "picture.png"))
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			return png.Encode(f, shapes.Draw(3, 100, mathrand.New(mathrand.NewPCG(1, 2))))
+			return png.Encode(f, pictures.Draw(3, 100, mathrand.New(mathrand.NewPCG(1, 2))))
 		},
 	})
 }

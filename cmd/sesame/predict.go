@@ -103,7 +103,7 @@ for --server-name; or, with --policy, a certificate made inside an attested work
 before the image is sent. Without --labels classes have numbers instead of names.`,
 		Example: "  sesame predict --server localhost:31001 --crt server.crt --image cat.jpg\n" +
 			"  sesame predict --server localhost:31001 --policy workload.yaml --collateral https://localhost:8081/sgx/certification/v4/ --image cat.jpg\n" +
-			"  sesame predict --server localhost:31001 --crt server.crt --image star.jpg --labels labels.txt --json",
+			"  sesame predict --server localhost:31001 --crt server.crt --image violet.jpg --labels labels.txt --json",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			image, creds, err := o.open()

@@ -369,7 +369,7 @@ func (d *demo) predict(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if !strings.Contains(out, want) {
-		return "", fmt.Errorf("the picture shows %s, the answer is %q", want, out)
+		return "", fmt.Errorf("the picture is %s, the answer is %q", want, out)
 	}
 	return out, nil
 }

@@ -41,7 +41,7 @@ func main() {
 	backend := flag.String("backend", "grpc-ratls", "the service that releases the keys: "+strings.Join(serviceWords(), ", "))
 	platform := flag.String("platform", "occlum", "occlum, or linux: a machine with a software TPM; its tamperings are pcr and ak")
 	bin := flag.String("bin", "bin", "directory of the built programs")
-	model := flag.String("model", "build/model", "directory that the training program wrote")
+	model := flag.String("model", "build/model", "directory that makemodel wrote")
 	wire := flag.String("wire", "session", "protocol between init and broker: session, or legacy as Occlum's own programs speak it")
 	tls := flag.String("tls", "broker", "where the server's TLS key comes from: broker, or attested, made inside the enclave")
 	keep := flag.Bool("keep", false, "keep the work directory and print its name")

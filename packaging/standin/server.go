@@ -1,5 +1,5 @@
 // Package standin is a stand-in for TensorFlow Serving, for demo and tests only: real TensorFlow Serving loads
-// any SavedModel, this one computes a single kind of network (package network) that the demo trains itself.
+// any SavedModel, this one computes a single kind of network (package network).
 //
 // It answers PredictionService.Predict and GetModelMetadata and ModelService.GetModelStatus as TensorFlow Serving
 // does, errors included, for one model with the names of the ResNet demo: signature "serving_default", input

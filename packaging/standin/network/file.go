@@ -25,16 +25,10 @@ type tensor struct {
 
 // tensors are the network's weights in file order.
 func (n *Network) tensors() []tensor {
-	layer := func(name string, d dense, shape ...int) []tensor {
-		return []tensor{{name + ".weight", shape, d.weight}, {name + ".bias", []int{d.out}, d.bias}}
+	return []tensor{
+		{"projection", []int{n.features, InputLength}, n.projection},
+		{"typical", []int{n.classes, n.features}, n.typical},
 	}
-	conv := func(name string, c convolution) []tensor {
-		return layer(name, c.dense, c.out, c.kernel, c.kernel, c.channels)
-	}
-	return slices.Concat(
-		conv("stem", n.stem), conv("conv1", n.conv1), conv("conv2", n.conv2),
-		layer("hidden", n.hidden, n.hidden.out, n.hidden.in),
-		layer("output", n.output, n.output.out, n.output.in))
 }
 
 // entry describes a tensor in the header of a safetensors file.
@@ -160,13 +154,13 @@ func fromShapes(header map[string]entry) (*Network, error) {
 			return nil, fmt.Errorf("the weights take more than %d bytes", maxWeights)
 		}
 	}
-	rows := func(layer string) int {
-		if shape := header[layer+".weight"].Shape; len(shape) > 0 {
+	rows := func(name string) int {
+		if shape := header[name].Shape; len(shape) > 0 {
 			return shape[0]
 		}
 		return 0
 	}
-	n := layout(rows("stem"), rows("conv1"), rows("conv2"), rows("hidden"), rows("output"))
+	n := layout(rows("projection"), rows("typical"))
 	for _, t := range n.tensors() {
 		e, ok := header[t.name]
 		switch {

@@ -1,267 +1,143 @@
-// Package network is the image classifier of the demo's model server: a small convolutional network, its file,
-// its computation and its training, in plain Go.
+// Package network is the image classifier of the demo's model server. It needs no training and answers correctly, so that
+// an answer proves that the server has read the whole, right model.
 //
-// An image is 224×224 pixels of red, green and blue in 0..1. The layers are:
+// An image is 224×224 pixels of red, green and blue in 0..1. The network multiplies it with a random matrix, which keeps
+// distances (Johnson and Lindenstrauss, 1984), and compares the product with that of one typical image of each class: the
+// nearer a class, the higher its probability. It does so for the image turned by 0°, 90°, 180° and 270°, and for its mirror
+// image turned so, and takes the mean of the distances.
 //
-//	stem     7×7 convolution, stride 4, of fixed oriented edge filters; magnitude; 2×2 average; scaled to RMS 1
-//	conv1    3×3 convolution; ReLU; 2×2 maximum
-//	conv2    3×3 convolution; ReLU; 2×2 maximum
-//	hidden   fully connected; ReLU
-//	output   fully connected, one row a class; softmax
-//
-// Logits are averaged over the image turned by 0°, 90°, 180° and 270°. Sizes come from the tensors in the file
-// (see [Read]); the full-size network that [New] makes has 4.2 million weights, 16 MiB.
-//
-// One prediction runs on one core, about 20 ms on a current one. A [Network] is safe for concurrent use; rounding
-// may differ between processor architectures.
+// The network that [New] makes with [Features] rows has 4.2 million weights, 16 MiB. One prediction runs on one core, about
+// 20 ms on a current one. A [Network] is safe for concurrent use; rounding may differ between processor architectures.
 package network
 
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 )
 
-// Size is the width and height of an input image, Channels its values a pixel, InputLength all its values.
+// Size is the width and height of an input image, Channels its values a pixel, InputLength all its values. Features is
+// the number of rows of a network of full size.
 const (
 	Size        = 224
 	Channels    = 3
 	InputLength = Size * Size * Channels
+	Features    = 28
 )
 
-const (
-	stemKernel, stemStride = 7, 4
-	stemSize               = Size / stemStride
-	conv1Size              = stemSize / 2
-	conv2Size              = conv1Size / 2
-	featureSize            = conv2Size / 2
-	views                  = 4
-)
+const views = 8
 
 // Network is a classifier.
 type Network struct {
-	stem, conv1, conv2 convolution
-	hidden, output     dense
+	features, classes int
+	projection        []float32 // features×InputLength
+	typical           []float32 // classes×features: the product of each class's typical image
 }
 
-// dense is a fully connected layer; weight is out×in.
-type dense struct {
-	weight, bias []float32
-	in, out      int
-}
-
-// convolution is a square convolution over a map of pixels; weight is out×kernel×kernel×in. The map is padded
-// with zeros so that stride 1 keeps its size.
-type convolution struct {
-	dense
-	kernel, stride, size, channels int
-}
-
-// layout is a network of these sizes without its weights.
-func layout(edges, first, second, hidden, classes int) *Network {
-	conv := func(kernel, stride, size, in, out int) convolution {
-		return convolution{dense{in: kernel * kernel * in, out: out}, kernel, stride, size, in}
+// New makes a network of this many features that tells apart what these images show, one image a class. Each has
+// [InputLength] values.
+func New(features int, typical [][]float32, r *rand.Rand) *Network {
+	n := layout(features, len(typical))
+	n.allocate()
+	scale := float32(1 / math.Sqrt(InputLength))
+	for i := range n.projection {
+		n.projection[i] = float32(r.NormFloat64()) * scale
 	}
-	return &Network{
-		stem:   conv(stemKernel, stemStride, Size, Channels, edges),
-		conv1:  conv(3, 1, conv1Size, edges, first),
-		conv2:  conv(3, 1, conv2Size, first, second),
-		hidden: dense{in: featureSize * featureSize * second, out: hidden},
-		output: dense{in: hidden, out: classes},
+	for class, image := range typical {
+		n.project(n.typical[class*features:][:features], image)
 	}
+	return n
 }
+
+func layout(features, classes int) *Network { return &Network{features: features, classes: classes} }
 
 func (n *Network) allocate() {
-	for _, d := range []*dense{&n.stem.dense, &n.conv1.dense, &n.conv2.dense, &n.hidden, &n.output} {
-		d.weight, d.bias = make([]float32, d.out*d.in), make([]float32, d.out)
-	}
+	n.projection = make([]float32, n.features*InputLength)
+	n.typical = make([]float32, n.classes*n.features)
 }
 
-// Classes is the number of outputs.
-func (n *Network) Classes() int { return n.output.out }
+// Classes is the number of classes, which is the length of an answer.
+func (n *Network) Classes() int { return n.classes }
 
-// WeightBytes is the size of all weights.
-func (n *Network) WeightBytes() int {
-	total := 0
-	for _, t := range n.tensors() {
-		total += 4 * len(t.data)
-	}
-	return total
-}
+// WeightBytes is the size of the weights in memory and in the file.
+func (n *Network) WeightBytes() int { return 4 * (len(n.projection) + len(n.typical)) }
 
-// Predict returns the probability of each class for one image of [InputLength] values.
+// sharpness turns distances into probabilities.
+const sharpness = 40
+
+// Predict returns the probability of each class for an image of [InputLength] values, rows from the top, pixels from
+// the left, red, green, blue.
 func (n *Network) Predict(image []float32) ([]float32, error) {
 	if len(image) != InputLength {
-		return nil, fmt.Errorf("image has %d values, not %d", len(image), InputLength)
+		return nil, fmt.Errorf("an image of %d values, not %d", len(image), InputLength)
 	}
-	features := make([]float32, views*n.hidden.in)
-	turned := image
-	for v := range views {
-		if v > 0 {
-			turned = turn(turned)
+	score := make([]float64, n.classes)
+	product := make([]float32, n.features)
+	for view := range views {
+		switch view {
+		case 0:
+		case views / 2:
+			image = mirrored(turned(image)) // four turns make the first view again
+		default:
+			image = turned(image)
 		}
-		n.features(features[v*n.hidden.in:][:n.hidden.in], n.edges(turned))
-	}
-	hidden := n.hidden.apply(features, views)
-	rectify(hidden)
-	mean := make([]float32, n.hidden.out)
-	for v := range views {
-		for i, x := range hidden[v*n.hidden.out:][:n.hidden.out] {
-			mean[i] += x / views
-		}
-	}
-	probabilities := n.output.apply(mean, 1)
-	softmax(probabilities)
-	return probabilities, nil
-}
-
-// edges is the part of the network that is not trained.
-func (n *Network) edges(image []float32) []float32 {
-	wide := n.stem.apply(image)
-	for i, x := range wide {
-		wide[i] = float32(math.Abs(float64(x)))
-	}
-	edges := averagePool(wide, stemSize, n.stem.out)
-	var sum float64
-	for _, x := range edges {
-		sum += float64(x) * float64(x)
-	}
-	scale := float32(1 / math.Sqrt(sum/float64(len(edges))+1e-9))
-	for i := range edges {
-		edges[i] *= scale
-	}
-	return edges
-}
-
-func (n *Network) features(dst, edges []float32) {
-	first := n.conv1.apply(edges)
-	rectify(first)
-	middle, _ := maxPool(first, conv1Size, n.conv1.out)
-	second := n.conv2.apply(middle)
-	rectify(second)
-	last, _ := maxPool(second, conv2Size, n.conv2.out)
-	copy(dst, last)
-}
-
-// apply computes rows of outputs from rows of inputs.
-func (d *dense) apply(in []float32, rows int) []float32 {
-	out := make([]float32, rows*d.out)
-	for r := range rows {
-		copy(out[r*d.out:], d.bias)
-	}
-	matmulT(out, in, d.weight, rows, d.out, d.in)
-	return out
-}
-
-// band is how many rows of a map are convolved at a time: few, so that their patches stay in the cache.
-const band = 4
-
-func (c *convolution) apply(in []float32) []float32 {
-	size := c.size / c.stride
-	out := make([]float32, size*size*c.out)
-	patches := make([]float32, band*size*c.in)
-	for y := 0; y < size; y += band {
-		rows := min(band, size-y)
-		c.patches(patches, in, y, y+rows)
-		part := out[y*size*c.out:][:rows*size*c.out]
-		for p := range rows * size {
-			copy(part[p*c.out:], c.bias)
-		}
-		matmulT(part, patches, c.weight, rows*size, c.out, c.in)
-	}
-	return out
-}
-
-// patches lays out, one a row, the neighbourhoods of the output rows from y0 to y1.
-func (c *convolution) patches(dst, in []float32, y0, y1 int) {
-	line := c.kernel * c.channels
-	for y := y0; y < y1; y++ {
-		for x := range c.size / c.stride {
-			left := x*c.stride - c.kernel/2
-			from, to := max(left, 0), min(left+c.kernel, c.size)
-			for ky := range c.kernel {
-				row := dst[:line]
-				dst = dst[line:]
-				sy := y*c.stride + ky - c.kernel/2
-				if sy < 0 || sy >= c.size {
-					clear(row)
-					continue
-				}
-				clear(row[:(from-left)*c.channels])
-				copied := copy(row[(from-left)*c.channels:], in[(sy*c.size+from)*c.channels:(sy*c.size+to)*c.channels])
-				clear(row[(from-left)*c.channels+copied:])
+		n.project(product, image)
+		for class := range score {
+			for i, t := range n.typical[class*n.features:][:n.features] {
+				d := float64(product[i] - t)
+				score[class] -= sharpness / views * d * d
 			}
 		}
 	}
+	return softmax(score), nil
 }
 
-// turn is the image turned by 90° anticlockwise.
-func turn(image []float32) []float32 {
+// project multiplies the matrix with an image.
+func (n *Network) project(product, image []float32) {
+	for i := range product {
+		row := n.projection[i*InputLength:][:InputLength]
+		var a, b, c, d float32 // four sums, which a processor can add side by side
+		for j := 0; j < InputLength; j += 4 {
+			w, x := row[j:j+4:j+4], image[j:j+4:j+4]
+			a, b, c, d = a+w[0]*x[0], b+w[1]*x[1], c+w[2]*x[2], d+w[3]*x[3]
+		}
+		product[i] = a + b + c + d
+	}
+}
+
+// turned is an image turned by 90°.
+func turned(image []float32) []float32 {
 	out := make([]float32, len(image))
 	for y := range Size {
 		for x := range Size {
-			copy(out[((Size-1-x)*Size+y)*Channels:][:Channels], image[(y*Size+x)*Channels:])
+			copy(out[(x*Size+Size-1-y)*Channels:][:Channels], image[(y*Size+x)*Channels:])
 		}
 	}
 	return out
 }
 
-func rectify(values []float32) {
-	for i, x := range values {
-		if x < 0 {
-			values[i] = 0
+// mirrored is an image with left and right swapped.
+func mirrored(image []float32) []float32 {
+	out := make([]float32, len(image))
+	for y := range Size {
+		for x := range Size {
+			copy(out[(y*Size+Size-1-x)*Channels:][:Channels], image[(y*Size+x)*Channels:])
 		}
 	}
-}
-
-func averagePool(in []float32, size, channels int) []float32 {
-	out := make([]float32, len(in)/4)
-	eachBlock(size, channels, func(o int, block [4]int) {
-		out[o] = (in[block[0]] + in[block[1]] + in[block[2]] + in[block[3]]) / 4
-	})
 	return out
 }
 
-// maxPool also tells where each maximum was.
-func maxPool(in []float32, size, channels int) ([]float32, []int32) {
-	out, from := make([]float32, len(in)/4), make([]int32, len(in)/4)
-	eachBlock(size, channels, func(o int, block [4]int) {
-		best := block[0]
-		for _, i := range block[1:] {
-			if in[i] > in[best] {
-				best = i
-			}
-		}
-		out[o], from[o] = in[best], int32(best)
-	})
-	return out, from
-}
-
-// eachBlock calls f with each output of a 2×2 pooling and the inputs it is made from.
-func eachBlock(size, channels int, f func(o int, block [4]int)) {
-	o := 0
-	for y := 0; y < size; y += 2 {
-		for x := 0; x < size; x += 2 {
-			for c := range channels {
-				i := (y*size+x)*channels + c
-				f(o, [4]int{i, i + channels, i + size*channels, i + (size+1)*channels})
-				o++
-			}
-		}
+func softmax(score []float64) []float32 {
+	best, sum := math.Inf(-1), 0.0
+	for _, s := range score {
+		best = max(best, s)
 	}
-}
-
-func softmax(logits []float32) {
-	top := logits[0]
-	for _, x := range logits {
-		top = max(top, x)
+	out := make([]float32, len(score))
+	for _, s := range score {
+		sum += math.Exp(s - best)
 	}
-	var sum float64
-	for i, x := range logits {
-		e := math.Exp(float64(x - top))
-		logits[i] = float32(e)
-		sum += e
+	for i, s := range score {
+		out[i] = float32(math.Exp(s-best) / sum)
 	}
-	for i := range logits {
-		logits[i] = float32(float64(logits[i]) / sum)
-	}
+	return out
 }

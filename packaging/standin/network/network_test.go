@@ -2,11 +2,9 @@ package network
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"io"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -15,21 +13,17 @@ import (
 	"testing/iotest"
 )
 
-var tiny = Sizes{Conv1: 3, Conv2: 5, Hidden: 8, Classes: 4}
-
 func newRandom() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
-// newTiny is a network with biases, so that they count too.
+const tinyFeatures, tinyClasses = 2, 3
+
+// newTiny is a network for images of random values.
 func newTiny(r *rand.Rand) *Network {
-	n := New(tiny, r)
-	for _, t := range n.tensors() {
-		if strings.HasSuffix(t.name, ".bias") {
-			for i := range t.data {
-				t.data[i] = float32(r.NormFloat64())
-			}
-		}
+	var typical [][]float32
+	for range tinyClasses {
+		typical = append(typical, randomImage(r))
 	}
-	return n
+	return New(tinyFeatures, typical, r)
 }
 
 func randomImage(r *rand.Rand) []float32 {
@@ -40,168 +34,76 @@ func randomImage(r *rand.Rand) []float32 {
 	return image
 }
 
+// TestPredictionMatchesTheDefinition computes the package comment's formula anew, in double precision.
 func TestPredictionMatchesTheDefinition(t *testing.T) {
 	r := newRandom()
-	n := newTiny(r)
-	image := randomImage(r)
+	n, image := newTiny(r), randomImage(r)
 	got, err := n.Predict(image)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := define(n, image)
-	for i := range want {
-		if math.Abs(float64(got[i])-want[i]) > 1e-4 {
-			t.Fatalf("probabilities are %.5f, by the definition of the layers %.5f", got, want)
+	at := func(view, y, x, channel int) float64 {
+		for range view % 4 { // a pixel of the turned image comes from here
+			y, x = Size-1-x, y
+		}
+		if view >= 4 {
+			x = Size - 1 - x
+		}
+		return float64(image[(y*Size+x)*Channels+channel])
+	}
+	score := make([]float64, tinyClasses)
+	for view := range 8 {
+		for feature := range tinyFeatures {
+			product := 0.0
+			for i := range InputLength {
+				product += float64(n.projection[feature*InputLength+i]) * at(view, i/Channels/Size, i/Channels%Size, i%Channels)
+			}
+			for class := range score {
+				d := product - float64(n.typical[class*tinyFeatures+feature])
+				score[class] -= sharpness * d * d / 8
+			}
+		}
+	}
+	total := 0.0
+	for _, s := range score {
+		total += math.Exp(s)
+	}
+	for class, s := range score {
+		if want := math.Exp(s) / total; math.Abs(float64(got[class])-want) > 1e-4 {
+			t.Errorf("class %d has probability %v, want %v", class, got[class], want)
 		}
 	}
 }
 
-// define computes a network's probabilities in the plainest way, from the description in the package comment.
-func define(n *Network, image []float32) []float64 {
-	input := func(y, x, c int) float64 {
-		if y < 0 || y >= Size || x < 0 || x >= Size {
-			return 0
+func TestATypicalImageIsOfItsClass(t *testing.T) {
+	r := newRandom()
+	var typical [][]float32
+	for range 5 {
+		typical = append(typical, slices.Repeat([]float32{r.Float32(), r.Float32(), r.Float32()}, Size*Size))
+	}
+	n := New(4, typical, r)
+	for class, image := range typical {
+		p, err := n.Predict(image)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return float64(image[(y*Size+x)*Channels+c])
-	}
-	logits := make([]float64, n.Classes())
-	for range 4 {
-		value, size, channels := input, Size, Channels
-		for i, layer := range []struct {
-			convolution
-			stride int
-			pool   func(a, b, c, d float64) float64
-		}{
-			{n.stem, 4, func(a, b, c, d float64) float64 { return (a + b + c + d) / 4 }},
-			{n.conv1, 1, func(a, b, c, d float64) float64 { return max(a, b, c, d) }},
-			{n.conv2, 1, func(a, b, c, d float64) float64 { return max(a, b, c, d) }},
-		} {
-			in, inChannels, out, k := value, channels, len(layer.bias), layer.kernel
-			at := func(y, x, o int) float64 {
-				sum := float64(layer.bias[o])
-				for ky := range k {
-					for kx := range k {
-						for c := range inChannels {
-							sum += in(y*layer.stride+ky-k/2, x*layer.stride+kx-k/2, c) *
-								float64(layer.weight[((o*k+ky)*k+kx)*inChannels+c])
-						}
-					}
-				}
-				if i == 0 {
-					return math.Abs(sum)
-				}
-				return max(sum, 0)
-			}
-			size = size / layer.stride / 2
-			pooled, squares := make([]float64, size*size*out), 0.0
-			for p := range pooled {
-				y, x, o := p/out/size*2, p/out%size*2, p%out
-				pooled[p] = layer.pool(at(y, x, o), at(y, x+1, o), at(y+1, x, o), at(y+1, x+1, o))
-				squares += pooled[p] * pooled[p]
-			}
-			if i == 0 {
-				for p := range pooled {
-					pooled[p] /= math.Sqrt(squares/float64(len(pooled)) + 1e-9)
-				}
-			}
-			channels = out
-			value = func(s int) func(y, x, c int) float64 {
-				return func(y, x, c int) float64 {
-					if y < 0 || y >= s || x < 0 || x >= s {
-						return 0
-					}
-					return pooled[(y*s+x)*out+c]
-				}
-			}(size)
+		if best := slices.Index(p, slices.Max(p)); best != class {
+			t.Errorf("the typical image of class %d is of class %d: %v", class, best, p)
 		}
-		for h, bias := range n.hidden.bias {
-			sum := float64(bias)
-			for i := range size * size * channels {
-				sum += value(i/channels/size, i/channels%size, i%channels) * float64(n.hidden.weight[h*n.hidden.in+i])
-			}
-			for c := range logits {
-				logits[c] += max(sum, 0) / 4 * float64(n.output.weight[c*n.output.in+h])
-			}
-		}
-		before := input
-		input = func(y, x, c int) float64 { return before(x, Size-1-y, c) }
 	}
-	sum := 0.0
-	for c := range logits {
-		logits[c] = math.Exp(logits[c] + float64(n.output.bias[c]))
-		sum += logits[c]
-	}
-	for c := range logits {
-		logits[c] /= sum
-	}
-	return logits
 }
 
 func TestPredictRefusesAnotherSize(t *testing.T) {
-	if _, err := New(tiny, newRandom()).Predict(make([]float32, InputLength-1)); err == nil {
+	if _, err := newTiny(newRandom()).Predict(make([]float32, InputLength-1)); err == nil {
 		t.Error("an image that lacks a value was taken")
 	}
 }
 
 func TestFullSizeNetworkHas16MiBOfWeights(t *testing.T) {
-	if got := New(FullSize(10), newRandom()).WeightBytes(); got < 16<<20 {
-		t.Errorf("weights take %d bytes, less than 16 MiB", got)
-	}
-}
-
-func TestGradientsMatchDifferences(t *testing.T) {
-	r := newRandom()
-	n := newTiny(r)
-	h := newHead(n.hidden.in, 6, tiny.Classes, r)
-	examples := []Example{n.Example(randomImage(r), 1), n.Example(randomImage(r), 3)}
-	layers := []*dense{&n.conv1.dense, &n.conv2.dense, &h.hidden, &h.output}
-	grads := zeros(layers)
-	n.backpropagate(h, grads, examples, []int{0, 1})
-	loss := func() float64 { return n.backpropagate(h, zeros(layers), examples, []int{0, 1}) }
-	for l, layer := range layers {
-		for range 12 {
-			i := r.IntN(len(layer.weight))
-			const step = 1e-2
-			before := layer.weight[i]
-			layer.weight[i] = before + step
-			above := loss()
-			layer.weight[i] = before - step
-			below := loss()
-			layer.weight[i] = before
-			want, got := (above-below)/(2*step), float64(grads[l].weight[i])
-			if math.Abs(want-got) > 0.02+0.05*math.Abs(want) {
-				t.Errorf("layer %d, weight %d: gradient is %.4f, the loss changes by %.4f", l, i, got, want)
-			}
-		}
-	}
-}
-
-func TestTrainingIsTheSameForTheSameSeed(t *testing.T) {
-	train := func() []byte {
-		r := newRandom()
-		n := New(tiny, r)
-		var examples []Example
-		for i := range batchSize {
-			examples = append(examples, n.Example(randomImage(r), i%tiny.Classes))
-		}
-		if err := n.Train(context.Background(), examples, Training{Epochs: 2, HeadEpochs: 2, Rate: 0.01, Rand: r}); err != nil {
-			t.Fatal(err)
-		}
-		return write(t, n)
-	}
-	if !bytes.Equal(train(), train()) {
-		t.Error("two runs made different weights")
-	}
-}
-
-func TestTrainingEndsWithItsContext(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	r := newRandom()
-	n := New(tiny, r)
-	examples := slices.Repeat([]Example{n.Example(randomImage(r), 0)}, batchSize)
-	if err := n.Train(ctx, examples, Training{Epochs: 1, HeadEpochs: 1, Rate: 0.01, Rand: r}); err != context.Canceled {
-		t.Errorf("error is %v, not that the context is cancelled", err)
+	n := layout(Features, 10)
+	n.allocate()
+	if got := n.WeightBytes(); got < 16<<20 || got > 17<<20 {
+		t.Errorf("weights take %d bytes, not 16 MiB", got)
 	}
 }
 
@@ -241,13 +143,13 @@ func TestFileIsSafetensors(t *testing.T) {
 	if err := json.Unmarshal(file[8:8+length], &header); err != nil {
 		t.Fatal(err)
 	}
-	e := header["output.weight"]
-	if e.DType != "F32" || !slices.Equal(e.Shape, []int{tiny.Classes, tiny.Hidden}) {
-		t.Fatalf("output.weight is %+v", e)
+	e := header["typical"]
+	if e.DType != "F32" || !slices.Equal(e.Shape, []int{tinyClasses, tinyFeatures}) {
+		t.Fatalf("typical is %+v", e)
 	}
 	value := math.Float32frombits(binary.LittleEndian.Uint32(file[8+int(length)+e.Offsets[0]:]))
-	if value != n.output.weight[0] {
-		t.Errorf("first value of output.weight is %v, not %v", value, n.output.weight[0])
+	if value != n.typical[0] {
+		t.Errorf("first value of typical is %v, not %v", value, n.typical[0])
 	}
 }
 
@@ -281,19 +183,19 @@ func TestReadRefusesWhatIsNotANetwork(t *testing.T) {
 		{"not JSON", append([]byte("\x02\x00\x00\x00\x00\x00\x00\x00"), "{]"...), "parsing header"},
 		{"values cut off", file[:len(file)-1], "unexpected EOF"},
 		{"more values", append(slices.Clone(file), 0), "goes on after its last tensor"},
-		{"tensor missing", edited(func(h map[string]any) { delete(h, "conv1.bias") }), "conv1.bias is missing"},
-		{"unknown tensor", edited(func(h map[string]any) { h["x"] = h["conv1.bias"] }), "has 11 tensors, not 10"},
-		{"other type", set("conv1.bias", "dtype", "F16"), "type F16, not F32"},
-		{"other shape", set("conv1.weight", "shape", []int{3, 3, 3, 15}), "conv1.weight has shape"},
-		{"zero dimension", set("output.weight", "shape", []int{0, 8}), "impossible shape"},
-		{"negative dimension", set("output.weight", "shape", []int{-4, -8}), "impossible shape"},
-		{"product overflows", set("output.weight", "shape", []int{1 << 32, 1 << 32}), "impossible shape"},
+		{"tensor missing", edited(func(h map[string]any) { delete(h, "typical") }), "typical is missing"},
+		{"unknown tensor", edited(func(h map[string]any) { h["x"] = h["typical"] }), "has 3 tensors, not 2"},
+		{"other type", set("typical", "dtype", "F16"), "type F16, not F32"},
+		{"other shape", set("typical", "shape", []int{3, 15}), "typical has shape"},
+		{"zero dimension", set("typical", "shape", []int{0, 8}), "impossible shape"},
+		{"negative dimension", set("typical", "shape", []int{-4, -8}), "impossible shape"},
+		{"product overflows", set("typical", "shape", []int{1 << 32, 1 << 32}), "impossible shape"},
 		{"too many weights", edited(func(h map[string]any) {
 			for i := range 5 {
 				h[strings.Repeat("x", i+1)] = entry{"F32", []int{1 << 22}, [2]int{}}
 			}
 		}), "the weights take more than"},
-		{"tensors overlap", set("conv1.bias", "data_offsets", []int{0, 12}), "lies at"},
+		{"tensors overlap", set("typical", "data_offsets", []int{0, 24}), "lies at"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := Read(bytes.NewReader(test.file))
@@ -305,7 +207,7 @@ func TestReadRefusesWhatIsNotANetwork(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	smallest := layout(1, 1, 1, 1, 1)
+	smallest := layout(1, 1)
 	smallest.allocate()
 	file := write(f, smallest)
 	f.Add(file)
@@ -315,12 +217,8 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			return
 		}
-		names := map[string]int{}
-		for _, tensor := range n.tensors() {
-			names[tensor.name] = len(tensor.data)
-		}
-		if len(b) < 4*sum(maps.Values(names)) {
-			t.Errorf("%d bytes made tensors %v", len(b), names)
+		if len(b) < n.WeightBytes() {
+			t.Errorf("%d bytes made a network of %d", len(b), n.WeightBytes())
 		}
 		if err := n.Write(io.Discard); err != nil {
 			t.Error(err)
@@ -328,17 +226,10 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-func sum(values func(func(int) bool)) int {
-	total := 0
-	for v := range values {
-		total += v
-	}
-	return total
-}
-
 func BenchmarkPredict(b *testing.B) {
 	r := newRandom()
-	n := New(FullSize(10), r)
+	n := layout(Features, 10)
+	n.allocate()
 	image := randomImage(r)
 	b.ReportAllocs()
 	for b.Loop() {

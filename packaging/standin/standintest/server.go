@@ -1,5 +1,5 @@
 // Package standintest runs the stand-in for TensorFlow Serving inside tests: on a free loopback port, over TLS, with
-// a small untrained network whose answers are arbitrary but always the same.
+// a small network whose answers are arbitrary but always the same.
 package standintest
 
 import (
@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,8 +32,11 @@ const Classes = 4
 
 // NewNetwork makes the network that every server here computes.
 func NewNetwork() *network.Network {
-	sizes := network.Sizes{Conv1: 2, Conv2: 2, Hidden: 8, Classes: Classes}
-	return network.New(sizes, mathrand.New(mathrand.NewPCG(1, 2)))
+	var typical [][]float32
+	for class := range Classes {
+		typical = append(typical, slices.Repeat([]float32{0.4 + 0.05*float32(class)}, network.InputLength))
+	}
+	return network.New(2, typical, mathrand.New(mathrand.NewPCG(1, 2)))
 }
 
 // Server is a running server of the model "resnet", version 7.

@@ -10,7 +10,7 @@
 //
 //	--listen_address=0.0.0.0    IP address to listen on
 //
-// A version folder holds model.safetensors, made by the train command beside this one. Package standin says what
+// A version folder holds model.safetensors, made by the makemodel command beside this one. Package standin says what
 // is answered and how. Once it serves it logs "Running gRPC ModelServer at ADDRESS:PORT ..."; SIGTERM and SIGINT let
 // requests under way finish for up to ten seconds. Exit codes: 0 stopped by a signal, 1 failed, 2 wrong usage.
 package main
