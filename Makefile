@@ -49,20 +49,22 @@ bin/libos/keybroker: $(OVERLAY)
 	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./cmd/keybroker
 # The stand-in as it is packed into an instance.
 bin/libos/tensorflow_model_server: $(OVERLAY)
-	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./packaging/standin/$(@F)
-bin/sesame bin/keybroker bin/occlum:
+	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./lab/standin/$(@F)
+bin/sesame bin/keybroker:
 	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./cmd/$(@F)
+bin/occlum:
+	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./lab/$(@F)
 bin/tensorflow_model_server:
-	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./packaging/standin/$(@F)
+	CGO_ENABLED=0 $(GO) build $(PLAIN_FLAGS) -o $@ ./lab/standin/$(@F)
 
 # The stand-in's network and pictures to ask it about.
 model: build/model/.done
-build/model/.done: $(wildcard packaging/standin/*.go packaging/standin/*/*.go)
-	$(GO) run ./packaging/standin/makemodel -o build/model
+build/model/.done: $(wildcard lab/standin/*.go lab/standin/*/*.go)
+	$(GO) run ./lab/standin/makemodel -o build/model
 	@touch $@
 
 demo: build model $(if $(filter linux,$(PLATFORM)),deps-linux)
-	@$(GO) run ./packaging/demo -platform $(PLATFORM) -backend $(BACKEND) -wire $(WIRE) -tls $(TLS) $(if $(TAMPER),-tamper $(TAMPER))
+	@$(GO) run ./lab/demo -platform $(PLATFORM) -backend $(BACKEND) -wire $(WIRE) -tls $(TLS) $(if $(TAMPER),-tamper $(TAMPER))
 
 test: build model deps-test
 	$(GO) test -race -timeout 40m ./...
@@ -73,7 +75,7 @@ VM_KERNEL = build/vm/kernel
 VM_DEBIAN = build/vm/debian.ext2
 VM_ARCHIVE = $(firstword $(wildcard /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list))
 test-vm: build deps-vm $(VM_KERNEL)/.done $(VM_DEBIAN)
-	SESAME_REQUIRE=vm $(GO) test -tags vm -count=1 -timeout 20m -v ./packaging/vmtest
+	SESAME_REQUIRE=vm $(GO) test -tags vm -count=1 -timeout 20m -v ./lab/vm
 $(VM_KERNEL)/.done:
 	@rm -rf $(@D) && mkdir -p $(@D)
 	@cd $(@D)/.. && apt-get download -qq "$$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/{print $$2; exit}')" && \
@@ -89,20 +91,20 @@ lint: deps-test
 	CGO_ENABLED=1 $(GO) vet -tags ego ./cmd/keybroker
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(STATICCHECK) -tags plainlinux ./init
-	$(GO) run $(STATICCHECK) -tags vm ./packaging/vmtest
+	$(GO) run $(STATICCHECK) -tags vm ./lab/vm
 	$(GO) mod verify
 
 # The deployment on the cluster of the current kubeconfig; E2E=-registry=HOST:PORT for a registry elsewhere.
 e2e-k8s: build model deps-test build/helm
-	@$(GO) run ./packaging/e2e -helm $(CURDIR)/build/helm $(E2E)
+	@$(GO) run ./lab/cluster -helm $(CURDIR)/build/helm $(E2E)
 build/helm: Makefile
 	GOBIN=$(CURDIR)/build $(GO) install $(HELM)
 	@touch $@
 
 bench: build model
 	$(GO) test -run '^$$' -bench . -benchmem ./attest/dcap ./fs/sefs
-	$(GO) run ./fs/volumebench -size $(BENCHSIZE)
-	$(GO) run ./broker/releasebench
+	$(GO) run ./lab/volumebench -size $(BENCHSIZE)
+	$(GO) run ./lab/releasebench
 
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \

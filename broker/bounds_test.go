@@ -26,8 +26,8 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
-	"github.com/sesame-init/sesame/attest/softsgx"
-	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // exporterLabel is that of docs/protocol.md.

@@ -24,10 +24,10 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/brokertest"
 	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // client fetches from a broker by the session protocol as the enclave that attester is.

@@ -8,9 +8,9 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // folder is a folder as Occlum's build makes it.

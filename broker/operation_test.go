@@ -17,9 +17,9 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // away is a keeper whose store does not answer.

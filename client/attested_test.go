@@ -12,11 +12,11 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
-	"github.com/sesame-init/sesame/attest/softsgx"
-	"github.com/sesame-init/sesame/broker/brokertest"
 	"github.com/sesame-init/sesame/client"
 	tf "github.com/sesame-init/sesame/client/tfserving"
-	"github.com/sesame-init/sesame/packaging/standin/standintest"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
+	"github.com/sesame-init/sesame/lab/standin/standintest"
 )
 
 func TestAttestedServersAreVerifiedBeforeAnythingIsSent(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/client"
 	tf "github.com/sesame-init/sesame/client/tfserving"
-	"github.com/sesame-init/sesame/packaging/standin"
-	"github.com/sesame-init/sesame/packaging/standin/standintest"
+	"github.com/sesame-init/sesame/lab/standin"
+	"github.com/sesame-init/sesame/lab/standin/standintest"
 )
 
 func connect(t *testing.T, address string, pin client.Pin) *client.Client {

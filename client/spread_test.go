@@ -18,8 +18,8 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/client"
 	tf "github.com/sesame-init/sesame/client/tfserving"
-	"github.com/sesame-init/sesame/packaging/standin"
-	"github.com/sesame-init/sesame/packaging/standin/standintest"
+	"github.com/sesame-init/sesame/lab/standin"
+	"github.com/sesame-init/sesame/lab/standin/standintest"
 )
 
 // pod answers every prediction with 1 and counts them.

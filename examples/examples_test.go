@@ -27,10 +27,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sesame-init/sesame/attest/tpm/swtpm"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/internal/loopback"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/lab/swtpm"
 )
 
 // example is one that runs.

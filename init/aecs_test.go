@@ -17,12 +17,12 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/aecs"
-	"github.com/sesame-init/sesame/attest/backend/aecs/aecstest"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/lab/aecstest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // TestOcclumsConfigGetsKeysOfAnAECS boots by a config as Occlum's AECS init reads it, from a server of the generation that

@@ -13,10 +13,10 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
-	"github.com/sesame-init/sesame/attest/softsgx"
-	"github.com/sesame-init/sesame/broker/brokertest"
 	tf "github.com/sesame-init/sesame/client/tfserving"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 func TestAppTLSMakesAnIdentityThatEvidenceBinds(t *testing.T) {

@@ -22,13 +22,13 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/attest/tpm"
-	"github.com/sesame-init/sesame/attest/tpm/swtpm"
 	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/brokertest"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
+	"github.com/sesame-init/sesame/lab/swtpm"
 )
 
 // linuxBuild is init-linux and the probe, built once, and a software TPM.
@@ -789,7 +789,7 @@ func TestLinuxBuildIsWithinItsBudgetAndMakesNoEvidenceUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range strings.Fields(string(out)) {
-		for _, bad := range []string{"softsgx", "occlumsim", "tpm/swtpm", "sesame/broker", "go-tpm-tools/simulator"} {
+		for _, bad := range []string{"sesame/lab/", "sesame/broker", "go-tpm-tools/simulator"} {
 			if strings.Contains(p, bad) {
 				t.Errorf("init-linux depends on %s", p)
 			}

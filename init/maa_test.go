@@ -15,13 +15,13 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/maa"
-	"github.com/sesame-init/sesame/attest/backend/maa/maatest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/lab/maatest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 const federated = "eyJhbGciOiJSUzI1NiJ9.canary-5d1c-federated.c2ln"

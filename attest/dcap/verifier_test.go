@@ -16,7 +16,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 var now = time.Date(2026, 1, 15, 12, 0, 0, 0, time.UTC)

@@ -12,9 +12,9 @@ import (
 	"github.com/google/go-sev-guest/verify/trust"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/attesttest"
 	"github.com/sesame-init/sesame/attest/snp"
-	"github.com/sesame-init/sesame/attest/tsm/tsmtest"
+	"github.com/sesame-init/sesame/lab/attesttest"
+	"github.com/sesame-init/sesame/lab/tsmtest"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

@@ -11,12 +11,12 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/attesttest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/attest/tdx"
-	"github.com/sesame-init/sesame/attest/tsm/tsmtest"
+	"github.com/sesame-init/sesame/lab/attesttest"
+	"github.com/sesame-init/sesame/lab/tsmtest"
 )
 
 // vectors are genuine quotes of trust domains with their collateral.

@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/attesttest"
 	"github.com/sesame-init/sesame/attest/tpm"
+	"github.com/sesame-init/sesame/lab/attesttest"
 )
 
 func TestConformance(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/tpm"
-	"github.com/sesame-init/sesame/attest/tpm/swtpm"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/lab/swtpm"
 )
 
 var made struct {

@@ -24,7 +24,7 @@ import (
 	"github.com/sesame-init/sesame/broker/store"
 	"github.com/sesame-init/sesame/broker/store/memory"
 	"github.com/sesame-init/sesame/broker/store/sqlite"
-	"github.com/sesame-init/sesame/broker/store/storetest"
+	"github.com/sesame-init/sesame/lab/storetest"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

@@ -16,7 +16,7 @@ import (
 	"github.com/sesame-init/sesame/broker/releaselog"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store/postgres"
-	"github.com/sesame-init/sesame/broker/store/postgres/postgrestest"
+	"github.com/sesame-init/sesame/lab/postgrestest"
 )
 
 // replica opens a keystore on a server.

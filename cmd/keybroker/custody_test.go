@@ -23,12 +23,12 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker/admin"
 	"github.com/sesame-init/sesame/broker/admin/adminpb"
-	"github.com/sesame-init/sesame/broker/admin/admintest"
-	"github.com/sesame-init/sesame/broker/brokertest"
 	"github.com/sesame-init/sesame/broker/releaselog"
+	"github.com/sesame-init/sesame/lab/admintest"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 const canary = "canary-77e0-custody"

@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker/admin"
 	"github.com/sesame-init/sesame/broker/admin/adminpb"
-	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // programEnv makes the test's program the broker itself, for tests that kill it: "bare", or "PROCESSOR DIR" for the

@@ -28,12 +28,12 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker/admin"
-	"github.com/sesame-init/sesame/broker/admin/admintest"
-	"github.com/sesame-init/sesame/broker/brokertest"
 	"github.com/sesame-init/sesame/broker/releaselog"
-	"github.com/sesame-init/sesame/broker/store/postgres/postgrestest"
+	"github.com/sesame-init/sesame/lab/admintest"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/postgrestest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // replicas are two brokers in enclaves on two processors: two processes with one policy and one database.

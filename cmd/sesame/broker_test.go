@@ -22,14 +22,14 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/admin"
-	"github.com/sesame-init/sesame/broker/admin/admintest"
 	"github.com/sesame-init/sesame/broker/keystore"
 	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store/memory"
+	"github.com/sesame-init/sesame/lab/admintest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // TestBrokerCommands runs the scripts in testdata/broker against brokers of this process: $BROKER in an enclave of a

@@ -10,8 +10,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/sesame-init/sesame/packaging/standin/pictures"
-	"github.com/sesame-init/sesame/packaging/standin/standintest"
+	"github.com/sesame-init/sesame/lab/standin/pictures"
+	"github.com/sesame-init/sesame/lab/standin/standintest"
 )
 
 // TestInferenceCommands runs the scripts in testdata/inference beside a model server. Its address is in $SERVER; the

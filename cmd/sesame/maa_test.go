@@ -19,12 +19,12 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
-	"github.com/sesame-init/sesame/attest/backend/maa/maatest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/lab/maatest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // TestMAACommands runs the scripts of Azure Attestation on its recorded tokens.

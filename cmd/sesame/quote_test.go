@@ -24,7 +24,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // TestQuoteCommands runs the scripts in testdata/quote with quotes and collateral of a software platform.

@@ -7,8 +7,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/sesame-init/sesame/attest/tpm/swtpm"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/lab/swtpm"
 )
 
 // TestTPMCommands runs the scripts that need a TPM.

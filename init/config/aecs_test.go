@@ -104,7 +104,7 @@ func TestReadsBothShapesOfAECS(t *testing.T) {
 }
 
 func TestOcclumsTemplateIsRefusedForWhatItLeavesOpen(t *testing.T) {
-	text, err := os.ReadFile("../../occlumsim/template/init_aecs.json")
+	text, err := os.ReadFile("../../lab/occlumsim/template/init_aecs.json")
 	if err != nil {
 		t.Fatal(err)
 	}

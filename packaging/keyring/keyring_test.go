@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/occlumsim"
+	"github.com/sesame-init/sesame/lab/occlumsim"
 )
 
 var options = Options{Names: []string{"localhost", "127.0.0.1"}, Lifetime: time.Hour, Now: time.Now()}

@@ -324,5 +324,5 @@ func interpreterOf(path string) string {
 // runs in an enclave: with them it could make evidence up. The testing package is among them.
 func Development() []string {
 	const module = "github.com/sesame-init/sesame/"
-	return []string{module + "attest/softsgx.", module + "occlumsim", "testing.(*common)"}
+	return []string{module + "lab/softsgx.", module + "lab/occlumsim", "testing.(*common)"}
 }

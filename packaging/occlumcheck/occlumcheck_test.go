@@ -133,11 +133,11 @@ func TestProgramNamesTheMissingFlag(t *testing.T) {
 func TestDevelopmentPackagesAreFoundInPrograms(t *testing.T) {
 	simulator := filepath.Join(t.TempDir(), "occlum")
 	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", simulator,
-		"../../cmd/occlum").CombinedOutput(); err != nil {
+		"../../lab/occlum").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	for program, names := range map[string][]string{
-		simulator: {"attest/softsgx", "occlumsim"}, os.Args[0]: {"testing.(*common)"},
+		simulator: {"lab/softsgx", "lab/occlumsim"}, os.Args[0]: {"testing.(*common)"},
 	} {
 		found, err := Program(program, ProgramOptions{Forbidden: Development()})
 		if err != nil {

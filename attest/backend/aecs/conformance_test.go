@@ -21,14 +21,14 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/aecs"
-	"github.com/sesame-init/sesame/attest/backend/aecs/aecstest"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
-	"github.com/sesame-init/sesame/attest/backend/backendtest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/lab/aecstest"
+	"github.com/sesame-init/sesame/lab/backendtest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

@@ -13,9 +13,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/sesame-init/sesame/attest/backend/aecs"
-	"github.com/sesame-init/sesame/attest/backend/aecs/aecstest"
 	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
+	"github.com/sesame-init/sesame/lab/aecstest"
 )
 
 // TestTheDemonstrationServerGivesItsPassword asks a server that is set up as the upstream's demonstration: ours, or,

@@ -10,14 +10,14 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/attesttest"
 	"github.com/sesame-init/sesame/attest/backend"
-	"github.com/sesame-init/sesame/attest/backend/backendtest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/attest/softsgx"
 	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/brokertest"
+	"github.com/sesame-init/sesame/lab/attesttest"
+	"github.com/sesame-init/sesame/lab/backendtest"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // start makes a broker with a fault and a client for it, after the changes

@@ -22,17 +22,17 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/attesttest"
 	"github.com/sesame-init/sesame/attest/backend"
-	"github.com/sesame-init/sesame/attest/backend/backendtest"
 	"github.com/sesame-init/sesame/attest/backend/maa"
 	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
-	"github.com/sesame-init/sesame/attest/backend/maa/maatest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/lab/attesttest"
+	"github.com/sesame-init/sesame/lab/backendtest"
+	"github.com/sesame-init/sesame/lab/maatest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // now is the time of all tests.

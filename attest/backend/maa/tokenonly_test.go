@@ -8,7 +8,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/maa"
-	"github.com/sesame-init/sesame/attest/backend/maa/maatest"
+	"github.com/sesame-init/sesame/lab/maatest"
 )
 
 func tokenOnly(t *testing.T, w *world, data string) *maa.TokenOnly {

@@ -24,7 +24,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/attest/softsgx"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 const day = 24 * time.Hour

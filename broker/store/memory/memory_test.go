@@ -5,7 +5,7 @@ import (
 
 	"github.com/sesame-init/sesame/broker/store"
 	"github.com/sesame-init/sesame/broker/store/memory"
-	"github.com/sesame-init/sesame/broker/store/storetest"
+	"github.com/sesame-init/sesame/lab/storetest"
 )
 
 func TestMemoryIsAStore(t *testing.T) {

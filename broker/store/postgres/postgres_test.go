@@ -11,8 +11,8 @@ import (
 
 	"github.com/sesame-init/sesame/broker/store"
 	"github.com/sesame-init/sesame/broker/store/postgres"
-	"github.com/sesame-init/sesame/broker/store/postgres/postgrestest"
-	"github.com/sesame-init/sesame/broker/store/storetest"
+	"github.com/sesame-init/sesame/lab/postgrestest"
+	"github.com/sesame-init/sesame/lab/storetest"
 )
 
 func TestPostgresIsAStore(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker/store"
 	"github.com/sesame-init/sesame/broker/store/sqlite"
-	"github.com/sesame-init/sesame/broker/store/storetest"
+	"github.com/sesame-init/sesame/lab/storetest"
 )
 
 func TestSQLiteIsAStore(t *testing.T) {
