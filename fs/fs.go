@@ -50,7 +50,7 @@ type Mounter interface {
 }
 
 // WriteSecret writes a secret file atomically: it appears under its name complete, with mode and owner set, or
-// not at all. The directory must exist. An existing file is replaced.
+// not at all. The directory must exist. An existing file is replaced. A uid or gid of -1 is this process's own.
 func WriteSecret(name string, secret attest.Secret, mode fs.FileMode, uid, gid int) (err error) {
 	suffix := make([]byte, 8)
 	if _, err := rand.Read(suffix); err != nil {
@@ -73,7 +73,7 @@ func WriteSecret(name string, secret attest.Secret, mode fs.FileMode, uid, gid i
 	if err := f.Chmod(mode); err != nil {
 		return fmt.Errorf("setting the mode of %s: %w", name, err)
 	}
-	if uid != os.Geteuid() || gid != os.Getegid() {
+	if uid >= 0 && uid != os.Geteuid() || gid >= 0 && gid != os.Getegid() {
 		if err := f.Chown(uid, gid); err != nil {
 			return fmt.Errorf("setting the owner of %s: %w", name, err)
 		}

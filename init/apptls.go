@@ -54,7 +54,8 @@ func (m identityMaker) write(ctx context.Context, c *config.AppTLS, prefix strin
 		defer secret.Wipe()
 		done(name)
 		if err = os.MkdirAll(path.Dir(name), 0o755); err == nil {
-			err = fs.WriteSecret(name, secret, os.FileMode(f.mode), c.UID, c.GID)
+			uid, gid := c.Owner()
+			err = fs.WriteSecret(name, secret, os.FileMode(f.mode), uid, gid)
 		}
 		if err != nil {
 			return attest.Errorf(attest.CodeSecret, step, "Check that the directory of "+f.path+" can be written.", "%w", err)

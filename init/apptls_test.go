@@ -39,7 +39,7 @@ func TestAppTLSMakesAnIdentityThatEvidenceBinds(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			test.c.Mode, test.c.UID, test.c.GID = 0o400, os.Geteuid(), os.Getegid()
+			test.c.Mode = 0o400
 			test.c.Names, test.c.Validity = []string{"tf-demo-svc", "10.0.0.1"}, config.Duration(72*time.Hour)
 			dir := t.TempDir()
 			if err := maker.write(t.Context(), &test.c, dir, func(string) {}); err != nil {
@@ -98,7 +98,7 @@ func TestAppTLSOfAFailedBootIsTakenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.config.Secrets = nil
-	b.config.AppTLS = &config.AppTLS{Format: "pem", Path: "/tls/crt", KeyPath: "/blocked/key", Mode: 0o400, UID: os.Geteuid(), GID: os.Getegid()}
+	b.config.AppTLS = &config.AppTLS{Format: "pem", Path: "/tls/crt", KeyPath: "/blocked/key", Mode: 0o400}
 	err := b.run(t.Context())
 	if attest.CodeOf(err) != attest.CodeSecret {
 		t.Errorf("error is %v", err)

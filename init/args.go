@@ -23,6 +23,6 @@ func matchArgs(measured, asked []string) error {
 func argForm(measured string) *regexp.Regexp {
 	form := regexp.QuoteMeta(measured)
 	form = strings.ReplaceAll(form, `\{number\}`, `[0-9]{1,10}`)
-	form = strings.ReplaceAll(form, `\{name\}`, `[A-Za-z0-9._-]{1,64}`)
+	form = strings.ReplaceAll(form, `\{name\}`, `[A-Za-z0-9_][A-Za-z0-9._-]{0,63}`) // no option, and not the folder above
 	return regexp.MustCompile(`^(?s:` + form + `)$`)
 }

@@ -167,7 +167,8 @@ func (b *boot) writeSecrets(secrets map[string]attest.Secret) error {
 		if err := os.MkdirAll(path.Dir(name), 0o755); err != nil {
 			return secretError(s, err)
 		}
-		if err := fs.WriteSecret(name, secrets[s.Name], os.FileMode(s.Mode), s.UID, s.GID); err != nil {
+		uid, gid := s.Owner()
+		if err := fs.WriteSecret(name, secrets[s.Name], os.FileMode(s.Mode), uid, gid); err != nil {
 			return secretError(s, err)
 		}
 		b.undo = append(b.undo, func() { _ = os.Remove(name) })

@@ -79,7 +79,7 @@ func runOnLinux(args []string, log *logrus.Logger) (status int, err error) {
 		return 0, err
 	}
 	mounter := linux.NewMounter(linux.Options{
-		Self: self, UID: c.Linux.VolumeUID, OwnerUID: c.Linux.UID, OwnerGID: c.Linux.GID,
+		Self: self, UID: c.Linux.VolumeUID, OwnerUID: *c.Linux.UID, OwnerGID: *c.Linux.GID,
 		Overlay: c.Root.Upper == "temporary",
 	})
 	if err := bootLinux(c, text, mounter, log); err != nil {
@@ -160,7 +160,7 @@ Example: init --config /etc/sesame/init.json -- /usr/sbin/nginx -g "daemon off;"
 // application is what is started: what the config names, or what the host asks for where it names nothing.
 func application(c *config.Config, asked []string) (handover.App, error) {
 	a := handover.App{
-		Env: c.Linux.EnvironmentOf(os.LookupEnv), UID: c.Linux.UID, GID: c.Linux.GID, Groups: c.Linux.Groups,
+		Env: c.Linux.EnvironmentOf(os.LookupEnv), UID: *c.Linux.UID, GID: *c.Linux.GID, Groups: c.Linux.Groups,
 		Capabilities: c.Linux.Capabilities, Directory: c.Linux.Directory,
 	}
 	switch {

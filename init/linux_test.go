@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -273,18 +274,19 @@ func (b *linuxBoot) enrol(text []byte) {
 // linuxRun is a started init.
 type linuxRun struct {
 	t   *testing.T
+	dir string // of the boot
 	cmd *exec.Cmd
 	out *safeBuffer
 }
 
 func (b *linuxBoot) startOnly(args ...string) *linuxRun {
 	b.t.Helper()
-	r := &linuxRun{t: b.t, out: &safeBuffer{}}
+	r := &linuxRun{t: b.t, dir: b.dir, out: &safeBuffer{}}
 	args = append([]string{"--config", filepath.Join(b.dir, "init.json")}, args...)
 	r.cmd = exec.Command(filepath.Join(linuxBuild.dir, "init-linux"), args...)
 	r.cmd.Stdout, r.cmd.Stderr, r.cmd.WaitDelay = r.out, r.out, 30*time.Second
 	r.cmd.Env = append(os.Environ(), "GIVEN=by the host", "NOT_GIVEN=x")
-	leaked, err := os.Open(os.DevNull)
+	leaked, err := os.Open(filepath.Join(b.dir, "init.json"))
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -347,7 +349,7 @@ type sight struct {
 	Env, Args      []string
 	Descriptors    map[string]string
 	Status         map[string]string
-	Core           uint64
+	Core           [2]uint64
 	Files, Owners  map[string]string
 	Root, Writable []string
 	Mounts         []string
@@ -469,8 +471,8 @@ func TestApplicationGetsWhatTheConfigNamesAndNothingElse(t *testing.T) {
 					t.Errorf("%s is %s, want %s", set, s.Status[set], bind)
 				}
 			}
-			if s.Status["NoNewPrivs"] != "1" || s.Core != 0 {
-				t.Errorf("no_new_privs is %s, core limit %d", s.Status["NoNewPrivs"], s.Core)
+			if s.Status["NoNewPrivs"] != "1" || s.Core != [2]uint64{1, 1} {
+				t.Errorf("no_new_privs is %s, core limits %d", s.Status["NoNewPrivs"], s.Core)
 			}
 			if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), b.dir) {
 				t.Errorf("the volume is mounted outside: %v\n%s", err, mounts)
@@ -590,12 +592,47 @@ func TestSupervisorKeepsItsOwnMemoryToItself(t *testing.T) {
 	if status := read("status"); regexp.MustCompile(`VmLck:\s+0 kB`).MatchString(status) || !strings.Contains(status, "VmLck:") {
 		t.Errorf("its memory is not locked:\n%s", status)
 	}
-	if limits := read("limits"); !regexp.MustCompile(`Max core file size +0 +0 `).MatchString(limits) {
+	if limits := read("limits"); !regexp.MustCompile(`Max core file size +1 +1 `).MatchString(limits) {
 		t.Errorf("it may write a core file:\n%s", limits)
 	}
 	for _, text := range []string{secretCanary, volumeKeyText, "1112131415161718191a1b1c1d1e1f20"} {
 		if strings.Contains(read("cmdline")+read("environ"), text) {
 			t.Error("a secret is in its command line or environment")
+		}
+	}
+}
+
+// TestProcessBehindAVolumeHasNothingThatItDoesNotNeed: no capability that it could get back, and no descriptor of what
+// started init.
+func TestProcessBehindAVolumeHasNothingThatItDoesNotNeed(t *testing.T) {
+	r := supervised(t, "wait")
+	r.waitFor("waiting")
+	server := r.server()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", server))
+	if err != nil || len(threads) < 2 {
+		t.Fatalf("%q, %v", threads, err)
+	}
+	for _, name := range threads {
+		status, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"CapBnd:\t0000000000000000", "CapInh:\t0000000000000000", "CapAmb:\t0000000000000000", "NoNewPrivs:\t1"} {
+			if !strings.Contains(string(status), want) {
+				t.Errorf("no %q in:\n%s", want, status)
+			}
+		}
+	}
+	descriptors, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", server))
+	if err != nil || len(descriptors) < 4 {
+		t.Fatalf("%q, %v", descriptors, err)
+	}
+	for _, name := range descriptors {
+		to, err := os.Readlink(name)
+		// The Go runtime keeps files of the cgroup open.
+		known := strings.HasPrefix(to, "/sys/fs/cgroup/") || to == os.DevNull || to == "/dev/fuse" || strings.HasPrefix(to, "anon_inode:") || strings.HasPrefix(to, "pipe:") && path.Base(name) <= "2"
+		if err != nil || !known && !strings.HasPrefix(to, filepath.Join(r.dir, "volume")) {
+			t.Errorf("descriptor %s is %s, %v", path.Base(name), to, err)
 		}
 	}
 }

@@ -22,18 +22,17 @@
 package linux
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/fs/fuse"
+	"github.com/sesame-init/sesame/internal/memory"
 )
 
 // runDir holds what is needed to build a root, in a file system in memory.
@@ -101,7 +100,7 @@ func (m *Mounter) MountRoot(root fs.Root) error {
 	if err := os.MkdirAll(runDir, 0o700); err != nil {
 		return mountError(runDir, err)
 	}
-	if err := memory(runDir, "mode=0755"); err != nil {
+	if err := mountMemory(runDir, "mode=0755"); err != nil {
 		return err
 	}
 	undo := func(err error) error {
@@ -165,11 +164,11 @@ func (m *Mounter) MountMemory(target string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return mountError(target, err)
 	}
-	return memory(dir, "mode=0755")
+	return mountMemory(dir, "mode=0755")
 }
 
-// memory mounts a tmpfs with noswap (Linux 6.4), or a ramfs, which is never swapped but has no limit and no attributes.
-func memory(dir, options string) error {
+// mountMemory mounts a tmpfs with noswap (Linux 6.4), or a ramfs, which is never swapped but has no limit and no attributes.
+func mountMemory(dir, options string) error {
 	const flags = unix.MS_NOSUID | unix.MS_NODEV
 	err := unix.Mount("sesame", dir, "tmpfs", flags, options+",noswap,size=50%")
 	if !errors.Is(err, unix.EINVAL) {
@@ -178,7 +177,7 @@ func memory(dir, options string) error {
 		}
 		return nil
 	}
-	if swap, swapErr := swapping(); swapErr == nil && !swap {
+	if swap, swapErr := memory.Swapping(); swapErr == nil && !swap {
 		err = unix.Mount("sesame", dir, "tmpfs", flags, options+",size=50%")
 	} else {
 		err = unix.Mount("sesame", dir, "ramfs", flags, options)
@@ -187,22 +186,6 @@ func memory(dir, options string) error {
 		return mountError(dir, err)
 	}
 	return nil
-}
-
-// swapping reports whether the machine has swap space.
-func swapping() (bool, error) {
-	f, err := os.Open("/proc/swaps")
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	lines := 0
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if strings.TrimSpace(s.Text()) != "" {
-			lines++
-		}
-	}
-	return lines > 1, nil // the first line is the heading
 }
 
 // Unmount takes a mount away. The process behind a volume ends by itself.

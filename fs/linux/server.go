@@ -19,6 +19,7 @@ import (
 	"github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/fs/fuse"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/memory"
 )
 
 // ServerName is argv[0] of a process that has to call [Serve].
@@ -64,6 +65,9 @@ func start(o Options, v fs.Volume, target string, owner fuse.Owner) (server Serv
 		return fail(err)
 	}
 	defer null.Close()
+	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil { // what this process has inherited itself
+		return fail(fmt.Errorf("closing descriptors: %w", err))
+	}
 	args := []string{ServerName, v.Source, target, v.MAC, fmt.Sprint(owner.UID), fmt.Sprint(owner.GID)}
 	pid, err := syscall.ForkExec(o.Self, args, &syscall.ProcAttr{
 		Dir: "/", Env: []string{"GOMEMLIMIT=256MiB"},
@@ -96,13 +100,13 @@ func start(o Options, v fs.Volume, target string, owner fuse.Owner) (server Serv
 }
 
 // ambient are the capabilities that a server starts with: to mount and to open /dev/fuse, to read the volume's files, to
-// lock memory, as far as this process has them itself.
+// lock memory, to drop the others for good, as far as this process has them itself.
 func ambient() (list []uintptr) {
 	held, err := permitted()
 	if err != nil {
 		return nil
 	}
-	for _, c := range []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_IPC_LOCK} {
+	for _, c := range []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_IPC_LOCK, unix.CAP_SETPCAP} {
 		if held&(1<<c) != 0 {
 			list = append(list, c)
 		}
@@ -228,25 +232,18 @@ func readKey() (key sefs.Key, err error) {
 	return key, nil
 }
 
-// Harden keeps this process out of core dumps, debuggers and swap. Where memory cannot be locked and the machine has
+// Harden keeps this process out of core dumps, debuggers and swap. If memory cannot be locked and the machine has
 // swap, it fails with [attest.CodeInternal].
 func Harden() error {
 	const step = "protecting own memory"
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+	if err := memory.NoDumps(); err != nil {
 		return attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return attest.Errorf(attest.CodeInternal, step, "", "%w", err)
+	if err := memory.Lock(); err != nil {
+		return attest.Errorf(attest.CodeInternal, step, "Grant CAP_IPC_LOCK (docker run --cap-add IPC_LOCK), or turn swap off.",
+			"%w", err)
 	}
-	err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
-	if err == nil {
-		return nil
-	}
-	if swap, swapErr := swapping(); swapErr == nil && !swap {
-		return nil // nothing can be swapped out
-	}
-	return attest.Errorf(attest.CodeInternal, step, "Grant CAP_IPC_LOCK (docker run --cap-add IPC_LOCK), or turn swap off.",
-		"locking memory: %w", err)
+	return nil
 }
 
 // Unlock ends the locking of memory that [Harden] has begun, as the exec that follows would. Without CAP_IPC_LOCK a process
@@ -258,8 +255,12 @@ func Unlock() error {
 	return nil
 }
 
-// dropCapabilities leaves, in all threads, those to read the volume's files and to keep memory locked.
+// dropCapabilities leaves, in all threads, those to read the volume's files and to keep memory locked, and none that
+// could be had again.
 func dropCapabilities() error {
+	if err := dropBounding(); err != nil {
+		return attest.Errorf(attest.CodeInternal, "dropping capabilities", "Grant CAP_SETPCAP.", "%w", err)
+	}
 	held, err := permitted()
 	if err != nil {
 		return attest.Errorf(attest.CodeInternal, "dropping capabilities", "", "%w", err)
@@ -276,6 +277,23 @@ func dropCapabilities() error {
 	_, _, errno = syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
 	if errno != 0 {
 		return attest.Errorf(attest.CodeInternal, "dropping capabilities", "", "%w", errno)
+	}
+	return nil
+}
+
+// dropBounding empties the bounding set of all threads.
+func dropBounding() error {
+	for c := range uintptr(64) {
+		_, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			return nil // beyond the kernel's last
+		}
+		if err != nil {
+			return err
+		}
+		if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0, 0); errno != 0 {
+			return errno
+		}
 	}
 	return nil
 }

@@ -26,9 +26,13 @@ type AppTLS struct {
 	// Default 720h, at most 2160h.
 	Validity Duration `json:"validity,omitempty"`
 	Mode     Mode     `json:"mode,omitempty"` // of the file that holds the key; default 0400
-	UID      int      `json:"uid,omitempty"`
-	GID      int      `json:"gid,omitempty"`
+	// UID and GID own the files. Default on Linux the application's, in Occlum init's own.
+	UID *uint32 `json:"uid,omitempty"`
+	GID *uint32 `json:"gid,omitempty"`
 }
+
+// Owner is the files' user and group, -1 for init's own.
+func (a AppTLS) Owner() (uid, gid int) { return number(a.UID), number(a.GID) }
 
 const (
 	defaultAppValidity = 30 * 24 * time.Hour

@@ -132,7 +132,8 @@ type App struct {
 	// Path is the real program, absolute in the root.
 	Path string `json:"path"`
 	// Args are its arguments without argv[0]. "{number}" and "{name}" in an argument are places where the
-	// host may fill in decimal digits, or a word of letters, digits, dot, dash and underscore.
+	// host may fill in decimal digits, or a word of letters, digits, dot, dash and underscore that begins with neither
+	// dot nor dash.
 	Args []string `json:"args"`
 	// EntryPoint is the path that the host asks for, where the launcher stands (this very binary).
 	EntryPoint string `json:"entry_point,omitempty"`
@@ -155,8 +156,19 @@ type SecretFile struct {
 	Name string `json:"name"`
 	Path string `json:"path"`
 	Mode Mode   `json:"mode,omitempty"` // default 0400
-	UID  int    `json:"uid,omitempty"`
-	GID  int    `json:"gid,omitempty"`
+	// UID and GID own the file. Default on Linux the application's, in Occlum init's own.
+	UID *uint32 `json:"uid,omitempty"`
+	GID *uint32 `json:"gid,omitempty"`
+}
+
+// Owner is the file's user and group, -1 for init's own.
+func (s SecretFile) Owner() (uid, gid int) { return number(s.UID), number(s.GID) }
+
+func number(id *uint32) int {
+	if id == nil {
+		return -1
+	}
+	return int(*id)
 }
 
 // Collateral says where collateral comes from and what it must at least be.

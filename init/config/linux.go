@@ -45,9 +45,9 @@ type Linux struct {
 	// Mode is "exec": the application takes this very process; or "supervise", the default as process 1: init stays,
 	// reaps, forwards signals, passes the exit status on, and ends the application when a volume is lost.
 	Mode string `json:"mode,omitempty"`
-	// UID, GID and Groups are whom the application runs as, by number. Default 0, 0 and none.
-	UID    uint32   `json:"uid,omitempty"`
-	GID    uint32   `json:"gid,omitempty"`
+	// UID, GID and Groups are whom the application runs as, by number. Default 65532, 65532 (0 where UID is 0) and none.
+	UID    *uint32  `json:"uid,omitempty"`
+	GID    *uint32  `json:"gid,omitempty"`
 	Groups []uint32 `json:"groups,omitempty"`
 	// Capabilities are all that the application may ever have: "CAP_NET_BIND_SERVICE". Default none.
 	Capabilities []string `json:"capabilities,omitempty"`
@@ -66,6 +66,7 @@ const (
 )
 
 const (
+	defaultUID       = 65532
 	defaultVolumeUID = 65533
 	defaultPath      = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
@@ -129,7 +130,30 @@ func (c *Config) completeLinux(bad func(key, text, write string)) {
 		c.Linux = &Linux{}
 	}
 	c.Linux.complete(bad)
+	c.completeOwners(bad)
 }
+
+// completeOwners makes the application's user the owner of what init writes for it.
+func (c *Config) completeOwners(bad func(key, text, write string)) {
+	own := func(key string, uid, gid **uint32) {
+		for name, id := range map[string]**uint32{"uid": uid, "gid": gid} {
+			if *id == nil {
+				*id = map[string]*uint32{"uid": c.Linux.UID, "gid": c.Linux.GID}[name]
+			} else if **id == noID {
+				bad(key+"."+name, "is no number of a user or a group", "0 to 4294967294")
+			}
+		}
+	}
+	for i := range c.Secrets {
+		own(fmt.Sprintf("secrets[%d]", i), &c.Secrets[i].UID, &c.Secrets[i].GID)
+	}
+	if c.AppTLS != nil {
+		own("app_tls", &c.AppTLS.UID, &c.AppTLS.GID)
+	}
+}
+
+// noID means "as it is" to the system's calls.
+const noID = 1<<32 - 1
 
 func (t *TPM) complete(bad func(key, text, write string)) {
 	for i, n := range t.PCRs {
@@ -155,10 +179,23 @@ func (l *Linux) complete(bad func(key, text, write string)) {
 	default:
 		bad("linux.mode", fmt.Sprintf("%q is neither", l.Mode), `"exec" or "supervise"`)
 	}
+	user, group := uint32(defaultUID), uint32(defaultUID)
+	if l.UID == nil {
+		l.UID = &user
+	}
+	if *l.UID == 0 {
+		group = 0
+	}
+	if l.GID == nil {
+		l.GID = &group
+	}
+	if *l.UID == noID || *l.GID == noID || slices.Contains(l.Groups, noID) {
+		bad("linux.uid", "4294967295 means to stay who one is", "0 to 4294967294 for uid, gid and groups")
+	}
 	if l.VolumeUID == 0 {
 		l.VolumeUID = defaultVolumeUID
 	}
-	if l.VolumeUID == l.UID {
+	if l.VolumeUID == *l.UID {
 		bad("linux.volume_uid", "is the application's own: it could reach into the process that holds the volume's key", "another one")
 	}
 	for i, name := range l.Capabilities {

@@ -40,6 +40,31 @@ func TestConfigOfLinuxIsCompleted(t *testing.T) {
 	}
 }
 
+func TestApplicationIsNotRootUnlessTheConfigSaysSo(t *testing.T) {
+	for _, c := range []struct {
+		linux                      string
+		uid, gid, fileUID, fileGID int
+	}{
+		{`{}`, 65532, 65532, 33, 65532},
+		{`{"uid": 0}`, 0, 0, 33, 0},
+		{`{"uid": 0, "gid": 7}`, 0, 7, 33, 7},
+		{`{"uid": 1000}`, 1000, 65532, 33, 65532},
+		{`{"uid": 1000, "gid": 0}`, 1000, 0, 33, 0},
+	} {
+		before, _, _ := strings.Cut(onLinux, `"linux": `)
+		got, err := config.Parse([]byte(before + `"linux": ` + c.linux + `, "collateral": {}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if int(*got.Linux.UID) != c.uid || int(*got.Linux.GID) != c.gid {
+			t.Errorf("%s: the application is %d:%d, want %d:%d", c.linux, *got.Linux.UID, *got.Linux.GID, c.uid, c.gid)
+		}
+		if uid, gid := got.Secrets[0].Owner(); uid != c.fileUID || gid != c.fileGID {
+			t.Errorf("%s: the file belongs to %d:%d, want %d:%d", c.linux, uid, gid, c.fileUID, c.fileGID)
+		}
+	}
+}
+
 func TestConfigOfLinuxThatMeansTooLittleIsRefused(t *testing.T) {
 	for _, c := range []struct{ from, to, key string }{
 		{`"attester": "tpm",`, ``, "attester"},
@@ -58,6 +83,10 @@ func TestConfigOfLinuxThatMeansTooLittleIsRefused(t *testing.T) {
 		{`"args": [`, `"entry_point": "/x", "args": [`, "app.entry_point"},
 		{`"mode": "supervise"`, `"mode": "fork"`, "linux.mode"},
 		{`"uid": 33, "gid"`, `"uid": 65533, "gid"`, "linux.volume_uid"},
+		{`"uid": 33, "gid"`, `"uid": 4294967295, "gid"`, "linux.uid"},
+		{`"gid": 33`, `"gid": 4294967295`, "linux.uid"},
+		{`"gid": 33`, `"gid": 33, "groups": [4294967295]`, "linux.uid"},
+		{`"0440", "uid": 33`, `"0440", "uid": 4294967295`, "secrets[0].uid"},
 		{`CAP_NET`, `NET`, "linux.capabilities[0]"},
 		{`"TZ"`, `"LD_PRELOAD"`, "linux.environment[0]"},
 		{`"TZ"`, `"=x"`, "linux.environment[0]"},

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/memory"
 )
 
 // App is what is started.
@@ -47,6 +48,11 @@ const step = "starting the application"
 func (a App) Check() error {
 	if _, err := mask(a.Capabilities); err != nil {
 		return attest.Errorf(attest.CodeConfig, step, "Write the names as capabilities(7) has them.", "%w", err)
+	}
+	if err := memory.NoCoreFiles(); err != nil {
+		return attest.Errorf(attest.CodeConfig, step, "Set it to 1: LimitCORE=1 in a unit, --ulimit core=1 for a container. "+
+			"With 0 the kernel still hands a dump of the application to the program that core_pattern names.",
+			"the hard limit of core files is 0 and may not be raised: %w", err)
 	}
 	return nil
 }
@@ -80,7 +86,7 @@ func (a App) become() error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+	if err := memory.NoCoreFiles(); err != nil {
 		return err
 	}
 	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {

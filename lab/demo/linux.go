@@ -148,7 +148,7 @@ func (d *linuxDemo) writeLinuxConfig() (string, error) {
 		},
 		"volumes":    []any{map[string]any{"source": d.path("workload-model"), "target": mount, "key": "model_key", "mac": d.mac}},
 		"secrets":    []any{map[string]any{"name": "ssl_config", "path": "/run/secrets/tf_ssl.cfg", "mode": "0400"}},
-		"linux":      map[string]any{"mode": "exec"},
+		"linux":      map[string]any{"mode": "exec", "uid": 0}, // the programs may stand in a folder that only root reads
 		"collateral": map[string]any{},
 	})
 }

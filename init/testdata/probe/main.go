@@ -20,7 +20,7 @@ type sight struct {
 	Env, Args     []string
 	Descriptors   map[string]string
 	Status        map[string]string // of /proc/self/status
-	Core          uint64            // RLIMIT_CORE
+	Core          [2]uint64         // RLIMIT_CORE, soft and hard
 	Files         map[string]string // content, or the error
 	Owners        map[string]string // mode, user and group of the files
 	Mounts        []string          // lines of /proc/self/mountinfo
@@ -96,7 +96,7 @@ func see(files []string) {
 	}
 	var core syscall.Rlimit
 	_ = syscall.Getrlimit(syscall.RLIMIT_CORE, &core)
-	s.Core = core.Max
+	s.Core = [2]uint64{core.Cur, core.Max}
 	for _, name := range files {
 		content, err := os.ReadFile(name)
 		if err != nil {
