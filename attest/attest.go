@@ -13,8 +13,6 @@ package attest
 import (
 	"context"
 	"time"
-
-	"github.com/edgelesssys/ego/attestation/tcbstatus"
 )
 
 // EvidenceType names a kind of evidence.
@@ -41,7 +39,7 @@ type ReportData [ReportDataSize]byte
 // a [Verifier] has judged it.
 type Evidence struct {
 	Type EvidenceType
-	// Raw is the evidence in its native format: for SGX and TDX a DCAP quote, for SNP and TPM what attest/snp and
+	// Raw is the evidence in its native format: for SGX and TDX a DCAP quote, for SNP and TPM what attest/cvm and
 	// attest/tpm encode.
 	Raw []byte
 }
@@ -60,103 +58,4 @@ type Verifier interface {
 	// Verify returns what genuine evidence claims. The error's code is [CodeEvidence] for evidence that is
 	// not genuine and [CodeCollateral] where the collateral is missing, expired or not genuine itself.
 	Verify(ctx context.Context, evidence Evidence, at time.Time) (Claims, error)
-}
-
-// Claims are what genuine evidence says about the environment that made it. Exactly one of the pointers is
-// set, by Type.
-type Claims struct {
-	Type       EvidenceType
-	ReportData ReportData
-	SGX        *SGXClaims // for [SGX]
-	TDX        *TDXClaims // for [TDX]
-	SNP        *SNPClaims // for [SNP]
-	TPM        *TPMClaims // for [TPM]
-	TCB        TCB        // of [SGX] and [TDX]: state of the platform and its quoting enclave
-}
-
-// Attribute bits of an enclave (Intel SDM vol. 3D, table "Layout of ATTRIBUTES Structure").
-const (
-	AttributeInit         uint64 = 0x01
-	AttributeDebug        uint64 = 0x02
-	AttributeMode64Bit    uint64 = 0x04
-	AttributeProvisionKey uint64 = 0x10
-	AttributeEInitToken   uint64 = 0x20
-	AttributeKSS          uint64 = 0x80
-)
-
-// SGXClaims are the fields of an enclave's report body (Intel SDM, REPORT). The key separation and sharing
-// fields (ConfigID, ConfigSVN, FamilyID, ExtProdID) mean something only where [AttributeKSS] is set.
-type SGXClaims struct {
-	MREnclave  [32]byte // SHA-256 over the enclave's pages as they were loaded
-	MRSigner   [32]byte // SHA-256 over the modulus of the signer's RSA key
-	ProductID  uint16   // ISVPRODID
-	SVN        uint16   // ISVSVN
-	CPUSVN     [16]byte
-	MiscSelect uint32
-	Attributes uint64 // the 64 flag bits
-	XFRM       uint64
-	ConfigID   [64]byte
-	ConfigSVN  uint16
-	FamilyID   [16]byte // ISVFAMILYID
-	ExtProdID  [16]byte // ISVEXTPRODID
-}
-
-// Debug reports whether the host can read and change the enclave's memory.
-func (c *SGXClaims) Debug() bool { return c.Attributes&AttributeDebug != 0 }
-
-// TDXClaims are the fields of a trust domain's report body (Intel TDX DCAP quoting library API, TD report).
-// ServiceTD and TCBSVN2 are zero in reports of TDX 1.0.
-type TDXClaims struct {
-	TCBSVN         [16]byte // TEE_TCB_SVN
-	TCBSVN2        [16]byte // TEE_TCB_SVN_2
-	MRSeam         [48]byte
-	MRSignerSeam   [48]byte
-	SeamAttributes uint64
-	Attributes     uint64 // TDATTRIBUTES; bit 0 is TUD.DEBUG
-	XFAM           uint64
-	MRTD           [48]byte
-	MRConfigID     [48]byte
-	MROwner        [48]byte
-	MROwnerConfig  [48]byte
-	RTMR           [4][48]byte
-	MRServiceTD    [48]byte
-}
-
-// Debug reports whether the host can read and change the trust domain's memory (any TUD bit).
-func (c *TDXClaims) Debug() bool { return c.Attributes&0xff != 0 }
-
-// TCB is the state of the platform that signed evidence, as the collateral judges it.
-type TCB struct {
-	// Status uses EGo's vocabulary of Intel's TCB statuses.
-	Status tcbstatus.Status
-	// RelaunchAdvised is set where Intel says TDRelaunchAdvised (Status UpToDate) or
-	// TDRelaunchAdvisedConfigurationNeeded (Status ConfigurationNeeded): the TDX module was updated since
-	// the trust domain was started. A policy accepts it only by that name.
-	RelaunchAdvised bool
-	// Advisories are the Intel security advisories that apply, sorted, without duplicates ("INTEL-SA-00615").
-	Advisories []string
-	// Date is the oldest date of the TCB levels that matched.
-	Date time.Time
-	// EvaluationNumber is the smaller tcbEvaluationDataNumber of TCB info and enclave identity.
-	EvaluationNumber uint32
-	// RootCRLNumber and PCKCRLNumber are the CRL numbers of the revocation lists of the root and of the CA that
-	// issued the PCK certificate; numbers of more than 64 bits count as the largest.
-	RootCRLNumber, PCKCRLNumber uint64
-	// VerifiedAt is the moment at which every object used in the verification was found valid: the verifier's
-	// clock, or the newest issue date among those objects where that is later. Zero where a verifier has no
-	// such dates.
-	VerifiedAt time.Time
-	// EarliestExpiry is the moment at which the first object used in the verification expires.
-	EarliestExpiry time.Time
-}
-
-// StatusName is Intel's name of the status, as it stands in TCB info and in policies.
-func (t TCB) StatusName() string {
-	if !t.RelaunchAdvised {
-		return t.Status.String()
-	}
-	if t.Status == tcbstatus.ConfigurationNeeded {
-		return "TDRelaunchAdvisedConfigurationNeeded"
-	}
-	return "TDRelaunchAdvised"
 }

@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/cvm"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/attest/snp"
 	"github.com/sesame-init/sesame/attest/tpm"
 	"github.com/sesame-init/sesame/broker/policy"
 )
@@ -43,7 +43,7 @@ func NewTrust(t policy.Trust, source dcap.Source) (*Trust, error) {
 	peers, own := &recorder{source: source}, &recorder{source: source}
 	quotes := verifier(peers)
 	all := attest.Verifiers{
-		attest.SGX: quotes, attest.TDX: quotes, attest.SNP: &snp.Verifier{}, attest.TPM: &tpm.Verifier{Certificates: tpms},
+		attest.SGX: quotes, attest.TDX: quotes, attest.SNP: &cvm.SNPVerifier{}, attest.TPM: &tpm.Verifier{Certificates: tpms},
 	}
 	return &Trust{Verifier: all, source: peers, roots: roots, own: verifier(own), ownSeen: own}, nil
 }

@@ -6,8 +6,7 @@ import (
 	"io"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/snp"
-	"github.com/sesame-init/sesame/attest/tdx"
+	"github.com/sesame-init/sesame/attest/cvm"
 	"github.com/sesame-init/sesame/attest/tpm"
 	"github.com/sesame-init/sesame/init/config"
 )
@@ -22,9 +21,9 @@ type attester interface {
 func openAttester(c *config.Config, digest [32]byte) (attester, error) {
 	switch c.Attester {
 	case attest.TDX:
-		return tdx.Open()
+		return cvm.OpenTDX()
 	case attest.SNP:
-		return snp.Open()
+		return cvm.OpenSNP()
 	}
 	options := tpm.Options{
 		Path: c.TPM.Device, PCRs: c.TPM.PCRs, EphemeralAK: c.TPM.EphemeralAK, EK: c.TPM.EndorsementKey, Log: c.TPM.EventLog,
@@ -56,6 +55,6 @@ func openAttester(c *config.Config, digest [32]byte) (attester, error) {
 // peerVerifier judges the broker's evidence, of whatever kind it is.
 func peerVerifier(quotes attest.Verifier) attest.Verifier {
 	return attest.Verifiers{
-		attest.SGX: quotes, attest.TDX: quotes, attest.SNP: &snp.Verifier{}, attest.TPM: &tpm.Verifier{},
+		attest.SGX: quotes, attest.TDX: quotes, attest.SNP: &cvm.SNPVerifier{}, attest.TPM: &tpm.Verifier{},
 	}
 }

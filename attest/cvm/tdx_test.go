@@ -1,4 +1,4 @@
-package tdx_test
+package cvm_test
 
 import (
 	"crypto/x509"
@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/cvm"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/attest/tdx"
 	"github.com/sesame-init/sesame/lab/attesttest"
 	"github.com/sesame-init/sesame/lab/tsmtest"
 )
@@ -22,7 +22,7 @@ import (
 // vectors are genuine quotes of trust domains with their collateral.
 const vectors = "../dcap/testdata/vectors"
 
-func TestConformance(t *testing.T) {
+func TestTDXConformance(t *testing.T) {
 	for _, name := range []string{
 		"dcap-qvl/f1c85033_TDX3_B0C06F000000_eval17_49ce05", "openenclave/d21a11db_TDX3_90C06F000000_eval18_7f01ec",
 	} {
@@ -54,7 +54,7 @@ func TestConformance(t *testing.T) {
 			data := quote.ReportData()
 			attesttest.Run(t, attesttest.Case{
 				Type: attest.TDX, At: time.Unix(expected.VerifyAt, 0), Recorded: &data, Stride: 23,
-				Attester: tdx.New(tsmtest.Client(firmware(raw, "tdx_guest"))),
+				Attester: cvm.NewTDX(tsmtest.Client(firmware(raw, "tdx_guest"))),
 				Verifier: dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{root}, Source: pccs.Stapled(&dcap.Collateral{
 					TCBInfo: read("tcb_info.json"), TCBInfoChain: read("tcb_chain.pem"), QEIdentity: read("qe_identity.json"),
 					QEIdentityChain: read("qe_chain.pem"), PCKCRL: read("pck_crl.der"), PCKCRLChain: read("pck_crl_chain.pem"),
@@ -62,11 +62,11 @@ func TestConformance(t *testing.T) {
 				})}),
 			})
 			// A quote over something else is not passed on as evidence of what was asked for.
-			_, err = tdx.New(tsmtest.Client(firmware(raw, "tdx_guest"))).Evidence(t.Context(), attest.ReportData{42})
+			_, err = cvm.NewTDX(tsmtest.Client(firmware(raw, "tdx_guest"))).Evidence(t.Context(), attest.ReportData{42})
 			if attest.CodeOf(err) != attest.CodeAttester {
 				t.Errorf("another report data: %v", err)
 			}
-			_, err = tdx.New(tsmtest.Client(firmware(raw, "sev_guest"))).Evidence(t.Context(), data)
+			_, err = cvm.NewTDX(tsmtest.Client(firmware(raw, "sev_guest"))).Evidence(t.Context(), data)
 			if attest.CodeOf(err) != attest.CodeAttester || attest.HintOf(err) == "" {
 				t.Errorf("another provider: %v", err)
 			}
@@ -82,10 +82,10 @@ func TestSilentFirmwareIsAnAttesterError(t *testing.T) {
 	dead := tsmtest.Firmware{Provider: "tdx_guest", Report: func(attest.ReportData) ([]byte, []byte, error) {
 		return nil, nil, errors.New("quoting service is down")
 	}}
-	if _, err := tdx.New(tsmtest.Client(dead)).Evidence(t.Context(), attest.ReportData{}); attest.CodeOf(err) != attest.CodeAttester {
+	if _, err := cvm.NewTDX(tsmtest.Client(dead)).Evidence(t.Context(), attest.ReportData{}); attest.CodeOf(err) != attest.CodeAttester {
 		t.Errorf("error is %v", err)
 	}
-	if _, err := tdx.Open(); err != nil && (attest.CodeOf(err) != attest.CodeAttester || attest.HintOf(err) == "") {
+	if _, err := cvm.OpenTDX(); err != nil && (attest.CodeOf(err) != attest.CodeAttester || attest.HintOf(err) == "") {
 		t.Errorf("without a trust domain: %v", err)
 	}
 }

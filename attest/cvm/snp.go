@@ -1,13 +1,4 @@
-// Package snp makes and verifies evidence of an AMD SEV-SNP guest, through configfs-tsm and
-// github.com/google/go-sev-guest.
-//
-// Evidence is what the guest gets from the firmware and the host together: the attestation report of 1184 bytes, then
-// the host's table of certificates (AMD 56421, SEV-ES GHCB, 4.1.8.1), which may be empty.
-//
-// What it proves is the guest's launch measurement, its policy and the firmware's versions; the guest's memory is
-// encrypted against the host. It does not prove what was loaded after the launch: that takes a measured boot below the
-// measurement, or the guest's TPM beside it.
-package snp
+package cvm
 
 import (
 	"bytes"
@@ -25,58 +16,24 @@ import (
 	"github.com/google/go-sev-guest/verify/trust"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/tsm"
 )
 
-const provider = "sev_guest"
+// maxSNPEvidence bounds evidence, in bytes.
+const maxSNPEvidence = maxReport + maxTable
 
-// MaxEvidence bounds evidence, in bytes.
-const MaxEvidence = tsm.MaxReport + tsm.MaxAux
-
-// Attester implements [attest.Attester].
-type Attester struct{ client tsm.Client }
-
-// Open finds the machine's interface. The error's code is [attest.CodeAttester].
-func Open() (*Attester, error) {
-	client, err := tsm.Open()
+func checkReport(raw []byte, data attest.ReportData) ([]byte, error) {
+	report, err := abi.ReportToProto(raw)
 	if err != nil {
 		return nil, err
 	}
-	return New(client), nil
-}
-
-// New is an attester that asks client.
-func New(client tsm.Client) *Attester { return &Attester{client} }
-
-// Close implements [io.Closer].
-func (*Attester) Close() error { return nil }
-
-// Type implements [attest.Attester].
-func (*Attester) Type() attest.EvidenceType { return attest.SNP }
-
-// Evidence implements [attest.Attester].
-func (a *Attester) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
-	const step = "making evidence of the guest"
-	if err := ctx.Err(); err != nil {
-		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
-	}
-	raw, certificates, err := tsm.Report(a.client, provider, data, true)
-	if err != nil {
-		return attest.Evidence{}, err
-	}
-	report, err := abi.ReportToProto(raw)
-	if err != nil {
-		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
-	}
 	if attest.ReportData(report.GetReportData()) != data {
-		return attest.Evidence{}, attest.Errorf(attest.CodeAttester, step, "",
-			"the report is not over the data that was asked for")
+		return nil, errors.New("the report is not over the data that was asked for")
 	}
-	return attest.Evidence{Type: attest.SNP, Raw: append(raw[:abi.ReportSize:abi.ReportSize], certificates...)}, nil
+	return raw[:abi.ReportSize], nil
 }
 
-// Verifier verifies reports below AMD's roots. It implements [attest.Verifier].
-type Verifier struct {
+// SNPVerifier verifies reports of SEV-SNP below AMD's roots. It implements [attest.Verifier].
+type SNPVerifier struct {
 	// Roots are, by product line ("Milan"), trusted instead of AMD's.
 	Roots map[string][]*trust.AMDRootCerts
 	// Fetch gets certificates that the evidence lacks, and revocation lists, from AMD's key distribution service. Nil:
@@ -85,7 +42,7 @@ type Verifier struct {
 }
 
 // Verify implements [attest.Verifier].
-func (v *Verifier) Verify(ctx context.Context, e attest.Evidence, at time.Time) (attest.Claims, error) {
+func (v *SNPVerifier) Verify(ctx context.Context, e attest.Evidence, at time.Time) (attest.Claims, error) {
 	const step = "verifying SEV-SNP evidence"
 	fail := func(code attest.Code, hint string, err error) (attest.Claims, error) {
 		return attest.Claims{}, attest.Errorf(code, step, hint, "%.500s", err.Error())
@@ -112,7 +69,7 @@ func parse(e attest.Evidence) (*spb.Attestation, error) {
 	if e.Type != attest.SNP {
 		return nil, fmt.Errorf("it is of type %.16q", e.Type)
 	}
-	if len(e.Raw) < abi.ReportSize || len(e.Raw) > MaxEvidence {
+	if len(e.Raw) < abi.ReportSize || len(e.Raw) > maxSNPEvidence {
 		return nil, fmt.Errorf("%d bytes", len(e.Raw))
 	}
 	if err := checkTable(e.Raw[abi.ReportSize:]); err != nil {

@@ -1,4 +1,4 @@
-package snp_test
+package cvm_test
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-sev-guest/verify/trust"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/snp"
+	"github.com/sesame-init/sesame/attest/cvm"
 	"github.com/sesame-init/sesame/lab/attesttest"
 	"github.com/sesame-init/sesame/lab/tsmtest"
 )
@@ -51,17 +51,17 @@ func (p *platform) report(data attest.ReportData) ([]byte, []byte, error) {
 	return raw, p.table, err
 }
 
-func (p *platform) verifier() *snp.Verifier {
-	return &snp.Verifier{Roots: map[string][]*trust.AMDRootCerts{"Milan": {{
+func (p *platform) verifier() *cvm.SNPVerifier {
+	return &cvm.SNPVerifier{Roots: map[string][]*trust.AMDRootCerts{"Milan": {{
 		ProductLine: "Milan", ProductCerts: &trust.ProductCerts{Ark: p.signer.Ark, Ask: p.signer.Ask, Asvk: p.signer.Asvk},
 	}}}}
 }
 
-func TestConformance(t *testing.T) {
+func TestSNPConformance(t *testing.T) {
 	p := newPlatform(t)
 	attesttest.Run(t, attesttest.Case{
 		Type: attest.SNP, At: now, Verifier: p.verifier(), Stride: 13,
-		Attester: snp.New(tsmtest.Client(tsmtest.Firmware{Provider: "sev_guest", Report: p.report})),
+		Attester: cvm.NewSNP(tsmtest.Client(tsmtest.Firmware{Provider: "sev_guest", Report: p.report})),
 	})
 }
 
@@ -84,14 +84,14 @@ func table(vcek []byte) []byte {
 
 func TestGenuineReportChainsToAMD(t *testing.T) {
 	at := time.Date(2022, 10, 10, 0, 0, 0, 0, time.UTC)
-	c, err := new(snp.Verifier).Verify(t.Context(), genuine(t), at)
+	c, err := new(cvm.SNPVerifier).Verify(t.Context(), genuine(t), at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.SNP.SignedBy != "Milan VCEK" || c.SNP.Measurement == [48]byte{} || c.SNP.ChipID == [64]byte{} || c.SNP.ReportedTCB.Microcode == 0 {
 		t.Errorf("claims are %+v", c.SNP)
 	}
-	if _, err := new(snp.Verifier).Verify(t.Context(), genuine(t), at.AddDate(30, 0, 0)); attest.CodeOf(err) != attest.CodeEvidence {
+	if _, err := new(cvm.SNPVerifier).Verify(t.Context(), genuine(t), at.AddDate(30, 0, 0)); attest.CodeOf(err) != attest.CodeEvidence {
 		t.Errorf("after the certificate's end: %v", err)
 	}
 	p := newPlatform(t)
@@ -103,7 +103,7 @@ func TestGenuineReportChainsToAMD(t *testing.T) {
 		t.Fatal(err)
 	}
 	own := attest.Evidence{Type: attest.SNP, Raw: append(raw, certificates...)}
-	if _, err := new(snp.Verifier).Verify(t.Context(), own, now); attest.CodeOf(err) != attest.CodeEvidence {
+	if _, err := new(cvm.SNPVerifier).Verify(t.Context(), own, now); attest.CodeOf(err) != attest.CodeEvidence {
 		t.Errorf("keys of a test below AMD's root: %v", err)
 	}
 	alone := attest.Evidence{Type: attest.SNP, Raw: own.Raw[:abi.ReportSize]}
@@ -112,10 +112,10 @@ func TestGenuineReportChainsToAMD(t *testing.T) {
 	}
 }
 
-func FuzzVerify(f *testing.F) {
+func FuzzSNPVerify(f *testing.F) {
 	f.Add(genuine(f).Raw)
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		c, err := new(snp.Verifier).Verify(t.Context(), attest.Evidence{Type: attest.SNP, Raw: raw}, now)
+		c, err := new(cvm.SNPVerifier).Verify(t.Context(), attest.Evidence{Type: attest.SNP, Raw: raw}, now)
 		if (err == nil) != (c.SNP != nil) {
 			t.Errorf("claims %+v with error %v", c, err)
 		}
