@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sesame-init/sesame/init/goruntime/overlay"
+	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
 	"github.com/sesame-init/sesame/packaging/occlumcheck"
 )
 

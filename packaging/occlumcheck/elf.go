@@ -105,7 +105,7 @@ func goProgram(f *elf.File, text []byte, info *buildinfo.BuildInfo, o ProgramOpt
 	}
 	if !bytes.Contains(text, []byte("runtime.clonechild")) {
 		bad("Go runtime", "is the stock one, which dies in Occlum at its second thread",
-			`build it with -overlay, see "go run ./init/goruntime -o DIR"`)
+			`build it with -overlay, see "go run ./occlum/goruntime -o DIR"`)
 	}
 	for _, name := range o.Forbidden {
 		if bytes.Contains(text, []byte(name)) {

@@ -18,8 +18,8 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/attest/policy"
-	"github.com/sesame-init/sesame/init/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
 	"github.com/sesame-init/sesame/packaging/occlumconf"
 )
 

@@ -26,11 +26,11 @@ import (
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/fs/sefs"
-	"github.com/sesame-init/sesame/init/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/occlumsim"
 	"github.com/sesame-init/sesame/lab/softsgx"
+	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
 	"github.com/sesame-init/sesame/packaging/occlumconf"
 )
 

@@ -1,6 +1,6 @@
 // Command goruntime writes the Go runtime overlay that every program which runs inside Occlum is built with:
 //
-//	overlay=$(go run ./init/goruntime -o build/goruntime)
+//	overlay=$(go run ./occlum/goruntime -o build/goruntime)
 //	CGO_ENABLED=0 go build -trimpath -overlay "$overlay" -buildmode=pie \
 //		-ldflags "-s -w -I /lib/ld-musl-x86_64.so.1" -o init ./init
 //
@@ -19,7 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/sesame-init/sesame/init/goruntime/overlay"
+	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
 )
 
 func main() {
