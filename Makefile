@@ -1,7 +1,17 @@
-# make demo   the main job, end to end, on this machine     (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy, BACKEND=grpc-ratls|maa|aecs)
-#             PLATFORM=linux: with a software TPM instead of Occlum (TAMPER=pcr|ak)
-# make test   all tests, race detector on     (make test-vm: init in a virtual machine, as process 1 and under systemd)
-# The other targets: build lint bench fuzz clean, and deps deps-linux deps-test deps-vm, which install Debian packages.
+# make build       all programs, into bin/
+# make demo        the main job, end to end, on this machine (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy,
+#                  BACKEND=grpc-ratls|maa|aecs; PLATFORM=linux: with a software TPM instead of Occlum, TAMPER=pcr|ak)
+# make test        all tests, race detector on
+# make test-vm     init in a virtual machine, as process 1 and under systemd
+# make e2e-k8s     the deployment on the cluster of the current kubeconfig
+# make lint        formatting, vet, staticcheck
+# make api         the list of exported names, docs/api.txt, anew
+# make english     how often some words occur in comments
+# make bench       what docs/benchmarks.md has
+# make fuzz        each fuzz target for FUZZTIME
+# make deps        the Debian packages for build and demo (deps-linux, deps-lint, deps-test, deps-vm: for what the name says)
+# make clean       removes bin/ and build/
+# make help        this list
 
 GO         ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
@@ -27,8 +37,10 @@ LIBOS_GO    = $(shell test -e build/overlay/goroot && \
               echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
 PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
 
-.PHONY: e2e-k8s
-.PHONY: build demo test test-vm lint bench fuzz clean model deps deps-linux deps-test deps-vm
+.PHONY: build demo test test-vm e2e-k8s lint api english bench fuzz clean model help deps deps-linux deps-lint deps-test deps-vm
+
+help:
+	@sed -n 's/^# \(make .*\|  .*\)/\1/p' Makefile
 
 build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker \
        bin/libos/tensorflow_model_server bin/init-linux
@@ -85,7 +97,7 @@ $(VM_DEBIAN):
 	@mkdir -p $(@D) && rm -f $(@D)/new.ext2
 	@mmdebstrap --quiet --variant=essential --include=systemd,procps bookworm $(@D)/new.ext2 $(VM_ARCHIVE)
 	@truncate -s 400M $(@D)/new.ext2 && PATH=$$PATH:/usr/sbin:/sbin resize2fs $(@D)/new.ext2 >/dev/null && mv $(@D)/new.ext2 $@
-lint: deps-test
+lint: deps-lint
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) vet -tags ego ./cmd/keybroker
@@ -93,6 +105,11 @@ lint: deps-test
 	$(GO) run $(STATICCHECK) -tags plainlinux ./init
 	$(GO) run $(STATICCHECK) -tags vm ./lab/vm
 	$(GO) mod verify
+
+api:
+	$(GO) run ./lab/api -w docs/api.txt
+english:
+	@$(GO) run ./lab/english
 
 # The deployment on the cluster of the current kubeconfig; E2E=-registry=HOST:PORT for a registry elsewhere.
 e2e-k8s: build model deps-test build/helm
@@ -118,6 +135,8 @@ deps:
 	@packaging/deps.sh build
 deps-linux: deps
 	@packaging/deps.sh linux
+deps-lint:
+	@packaging/deps.sh lint
 deps-test: deps-linux
 	@packaging/deps.sh test
 deps-vm: deps-linux

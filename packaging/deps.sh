@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing for one purpose: build, linux, test or vm (see the Makefile). A package is
+# Installs the Debian packages that are missing for one purpose: build, linux, lint, test or vm (see the Makefile). A package is
 # missing where what it provides is, however that came here.
 #
 # No service of a package is started, and those of nginx, redis and PostgreSQL are not started at the next boot either:
@@ -42,6 +42,9 @@ case ${1-} in
   linux) # the software TPM
     want "swtpm swtpm-tools" swtpm swtpm_setup
     ;;
+  lint) # vet compiles the broker for EGo, which has C in it
+    want "gcc libc6-dev" gcc
+    ;;
   test) # the race detector and the probe are C, and the rest are what tests compare with or run
     want "gcc libc6-dev" gcc
     want musl-tools musl-gcc
@@ -62,7 +65,7 @@ case ${1-} in
     want e2fsprogs resize2fs
     ;;
   *)
-    echo "usage: packaging/deps.sh build|linux|test|vm" >&2
+    echo "usage: packaging/deps.sh build|linux|lint|test|vm" >&2
     exit 2
     ;;
 esac
