@@ -7,8 +7,8 @@
 // models want it; [ReadImage] makes it from a JPEG or PNG file. Answers are not interpreted: a model's outputs are as
 // trustworthy as the certificate's private key, no more.
 //
-// Every call ends with its context. Errors are of type [attest.Error]: [attest.CodeUnreachable] where another try
-// may help, [attest.CodeEvidence] where the server showed another certificate, [attest.CodeDenied] where the
+// Every call ends with its context. Errors are of type [attest.Error]: [attest.CodeUnreachable] if another try
+// may help, [attest.CodeEvidence] if the server showed another certificate, [attest.CodeDenied] if the
 // server refused the request.
 package client
 
@@ -135,7 +135,7 @@ func floats(t *tf.TensorProto) ([]float32, error) {
 	return values, nil
 }
 
-// Best is the index of the highest value, the first one of several. It is -1 where there are none.
+// Best is the index of the highest value, the first one of several. It is -1 if there are none.
 func Best(values []float32) int {
 	best := -1
 	for i, x := range values {

@@ -31,7 +31,7 @@ type Query struct {
 	Err          error
 }
 
-// Run measures. A failed request is counted and the loop goes on, except for the warm-up: where even that fails
+// Run measures. A failed request is counted and the loop goes on, except for the warm-up: if even that fails
 // there is nothing to measure. When ctx ends, Run ends with what it says.
 func (b ClosedLoop) Run(ctx context.Context) (*Result, error) {
 	if b.Clients < 1 || b.Loops < 1 || b.Warmup < 0 {

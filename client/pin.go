@@ -19,9 +19,9 @@ type Pin struct {
 	// Certificate is PEM, one certificate or more. A server is accepted if it shows exactly one of them, or a
 	// certificate issued by one of them for ServerName.
 	Certificate []byte
-	// ServerName is the name asked for and, where set, checked: against the subject alternative names and, as other
+	// ServerName is the name asked for and, if set, checked: against the subject alternative names and, as other
 	// gRPC clients do it, against the common name of a certificate without any. A pinned certificate of the server
-	// itself needs no name: nobody else has its key.
+	// itself needs no name: no one else has its key.
 	ServerName string
 	// Now is the clock that validity is checked with.
 	Now func() time.Time

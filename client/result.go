@@ -89,7 +89,7 @@ func (l Latencies) record(d time.Duration) {
 // Count is the number of requests.
 func (l Latencies) Count() int { return int(l.h.TotalCount()) }
 
-// Mean is their arithmetic mean, zero where there are none.
+// Mean is their arithmetic mean, zero if there are none.
 func (l Latencies) Mean() time.Duration { return time.Duration(l.h.Mean() * float64(time.Microsecond)) }
 
 // Max is the longest.

@@ -17,7 +17,7 @@ type Figure struct {
 	Name   string  `json:"name"`
 	Before float64 `json:"before"`
 	After  float64 `json:"after"`
-	// Ratio is After/Before; 0 where Before is 0.
+	// Ratio is After/Before; 0 if Before is 0.
 	Ratio float64 `json:"ratio"`
 }
 

@@ -47,7 +47,7 @@ type Point struct {
 	Latency    float64 `json:"ms"`
 }
 
-// Second is one second of a run; its latencies are 0 where no request succeeded.
+// Second is one second of a run; its latencies are 0 if no request succeeded.
 type Second struct {
 	Succeeded int     `json:"succeeded"`
 	Failed    int     `json:"failed"`

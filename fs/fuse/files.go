@@ -82,7 +82,7 @@ func (e *openFile) close() {
 	}
 }
 
-// dropAll closes what nobody uses; the rest is closed by its users.
+// dropAll closes what is not in use; the rest is closed by its users.
 func (o *openFiles) dropAll() {
 	o.mu.Lock()
 	defer o.mu.Unlock()

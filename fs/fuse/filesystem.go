@@ -70,7 +70,7 @@ func (f *fileSystem) inode(node uint64) uint32 {
 	return uint32(node)
 }
 
-// fail logs the first failure of an inode and says EIO. Where the host is merely short of something the error is
+// fail logs the first failure of an inode and says EIO. If the host is merely short of something the error is
 // passed on instead, for the reader may well try again.
 func (f *fileSystem) fail(inode uint32, doing string, err error) fuse.Status {
 	for _, shortage := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
@@ -88,7 +88,7 @@ func (f *fileSystem) fail(inode uint32, doing string, err error) fuse.Status {
 	return fuse.EIO
 }
 
-// path is one path of the inode, with mu held; quoted where it would not stay on its line.
+// path is one path of the inode, with mu held; quoted if it would not stay on its line.
 func (f *fileSystem) path(inode uint32) (p string) {
 	defer func() {
 		if q := strconv.Quote(p); q != `"`+p+`"` {

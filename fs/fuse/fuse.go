@@ -1,6 +1,6 @@
 // Package fuse mounts an encrypted volume on plain Linux, read-only.
 //
-// Nothing is decrypted before somebody asks for it, and nothing is handed out before it has been verified. A reader
+// Nothing is decrypted before a reader asks for it, and nothing is handed out before it has been verified. A reader
 // of bytes that are not what the volume's MAC stands for gets EIO, or SIGBUS in a mapping, and the log gets one line
 // for each such file; the untouched rest of the volume stays readable. The kernel keeps what it has read, so that
 // the second reading runs at the speed of memory; it also keeps serving that after the image has been tampered with,
@@ -41,7 +41,7 @@ import (
 )
 
 // Volume is what a mount needs of a [sefs.Volume], by inode number from [sefs.RootInode] on. All methods are called
-// concurrently. Lookup returns fs.ErrNotExist itself, not wrapped, where a directory has no such name; every other
+// concurrently. Lookup returns fs.ErrNotExist itself, not wrapped, if a directory has no such name; every other
 // error is EIO, whatever it wraps: a file that the host has taken away is not a file that does not exist.
 type Volume interface {
 	Inode(n uint32) (*sefs.Inode, error)
@@ -102,7 +102,7 @@ type Server struct {
 	unmounting sync.Mutex
 }
 
-// Mount mounts the volume on an existing directory and serves it until [Server.Unmount], or until somebody else
+// Mount mounts the volume on an existing directory and serves it until [Server.Unmount], or until someone else
 // unmounts it; ctx bounds the mounting only. When Mount fails nothing stays mounted. The volume has to stay open
 // until [Server.Done].
 func Mount(ctx context.Context, v *sefs.Volume, mountpoint string, o Options) (*Server, error) {
@@ -212,7 +212,7 @@ func (s *Server) raiseReadAhead() {
 	}
 }
 
-// Done is closed when the mount is gone and nothing is served any more, whoever unmounted it.
+// Done is closed when the mount is gone and nothing is served any more, no matter who unmounted it.
 func (s *Server) Done() <-chan struct{} { return s.done }
 
 // Wait waits for [Server.Done].

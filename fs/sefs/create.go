@@ -419,7 +419,7 @@ func removeAll(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// syncFileSystem waits until everything written to the file system that path is on is on disk: one wait, where
+// syncFileSystem waits until everything written to the file system that path is on is on disk: one wait, while
 // syncing each of many small files would be many.
 func syncFileSystem(path string) error {
 	f, err := os.Open(path)

@@ -200,7 +200,7 @@ func (v *Volume) Entries(dir uint32) ([]Entry, error) {
 	return d.entries, nil
 }
 
-// Lookup finds a name in a directory. The error is [fs.ErrNotExist] where there is none.
+// Lookup finds a name in a directory. The error is [fs.ErrNotExist] if there is none.
 func (v *Volume) Lookup(dir uint32, name string) (*Inode, error) {
 	d, err := v.directory(dir)
 	if err != nil {
@@ -215,7 +215,7 @@ func (v *Volume) Lookup(dir uint32, name string) (*Inode, error) {
 	return v.enter(dir, d.entries[i])
 }
 
-// enter returns the inode of an entry of dir. A directory says in its ".." where it belongs: one that is linked
+// enter returns the inode of an entry of dir. The ".." of a directory names its parent: one that is linked
 // twice, which every cycle needs, lies in one of the places.
 func (v *Volume) enter(dir uint32, e Entry) (*Inode, error) {
 	if e.Type.IsDir() {

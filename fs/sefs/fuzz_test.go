@@ -16,7 +16,7 @@ import (
 
 const rootFile = "02000000000000000000000000000000" // the root directory's host file
 
-// FuzzVolume opens volumes whose protected files are all authentic, as somebody can make them who has the key, but
+// FuzzVolume opens volumes whose protected files are all authentic, as anyone who has the key can make them, but
 // whose inode table and root directory hold anything.
 func FuzzVolume(f *testing.F) {
 	image := filepath.Join(f.TempDir(), "image")

@@ -21,7 +21,7 @@ var (
 // maxLinks is how many symbolic links one path may lead through, as on Linux.
 const maxLinks = 40
 
-// resolve walks a path from the root. The last element is followed where it is a symbolic link and follow is set.
+// resolve walks a path from the root. The last element is followed if it is a symbolic link and follow is set.
 func (v *Volume) resolve(op, name string, follow bool) (*Inode, error) {
 	fail := func(err error) (*Inode, error) { return nil, &fs.PathError{Op: op, Path: name, Err: err} }
 	if !fs.ValidPath(name) {

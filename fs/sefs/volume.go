@@ -8,7 +8,7 @@
 // lie when it comes to it, not before; [Volume.Verify] comes to all of them. With the key alone
 // ([OpenOptions.Unverified]) an older state of the volume, or another volume made with the same key, goes unnoticed.
 //
-// An integrity-only volume is no protection at all against somebody who chooses its content, since its MAC is made
+// An integrity-only volume is no protection at all against an attacker who chooses its content, since its MAC is made
 // with a public key. It finds accidents.
 //
 // What the host can always see: the number of files and, to 4 KiB, their sizes. It can also refuse to serve them.

@@ -1,4 +1,4 @@
-// Package boundedfile reads files whose size somebody else decides: whole, but never more than the reader can use.
+// Package boundedfile reads files whose size someone else decides: whole, but never more than the reader can use.
 package boundedfile
 
 import (

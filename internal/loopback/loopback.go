@@ -1,4 +1,4 @@
-// Package loopback reserves TCP ports for programs that are told where to listen before they run, because a measured
+// Package loopback reserves TCP ports for programs that are told their address before they run, because a measured
 // config, or their own, names the port.
 //
 // To choose a free port and to let it go again is not enough: until the program listens, the system may give the port to

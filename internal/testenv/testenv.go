@@ -1,7 +1,7 @@
-// Package testenv tells tests where the larger test data is and whether the machine has what they need.
+// Package testenv tells tests which folder has the larger test data and whether the machine has what they need.
 //
-// A test that needs something a machine may lack asks for it by name here. Where it is missing the test is
-// skipped, saying what; where the environment variable SESAME_REQUIRE lists the name (comma-separated, or
+// A test that needs something a machine may lack asks for it by name here. If it is missing the test is
+// skipped, saying what; if the environment variable SESAME_REQUIRE lists the name (comma-separated, or
 // "all"), as it does in CI, the test fails instead, so that nothing is skipped unnoticed.
 //
 // Names in use: "vectors" (the data sets below the folder in SESAME_VECTORS), "fuse", "root", "userns",
@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Missing skips the test because what it needs is not there, or fails it where SESAME_REQUIRE names it.
+// Missing skips the test because what it needs is not there, or fails it if SESAME_REQUIRE names it.
 func Missing(t testing.TB, name, why string) {
 	t.Helper()
 	required := strings.Split(os.Getenv("SESAME_REQUIRE"), ",")

@@ -174,7 +174,7 @@ func parseKey(text string) (*rsa.PublicKey, error) {
 	return key, nil
 }
 
-// simulatedReport is a quote of EPID's layout (sgx_quote_t, version 2) that nobody signed, of an enclave of zeros.
+// simulatedReport is a quote of EPID's layout (sgx_quote_t, version 2) without a signature, of an enclave of zeros.
 func simulatedReport(data attest.ReportData, publicKey string) (*wire.UnifiedAttestationAuthReport, error) {
 	body := sgx.ReportBody{ReportData: data}
 	body.Attributes = attest.AttributeInit | attest.AttributeMode64Bit

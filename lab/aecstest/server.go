@@ -277,7 +277,7 @@ func (s *Server) getB(ctx context.Context, call *wire.TaRemoteCallRequest) (stri
 	return wire.JSON(&wire.TaGetSecretResponse{SecretEnc: sealed, Nonce: r.GetNonce()})
 }
 
-// GetEnclaveSecretPublic gives the public part of a shared secret to anybody.
+// GetEnclaveSecretPublic gives the public part of a shared secret to anyone.
 func (s *Server) GetEnclaveSecretPublic(_ context.Context, r *wire.GetEnclaveSecretPublicRequest) (
 	*wire.GetEnclaveSecretPublicResponse, error) {
 	text, signature, err := s.public(r)
@@ -309,7 +309,7 @@ func (s *Server) public(r *wire.GetEnclaveSecretPublicRequest) (text, signature 
 	return text, signature, err
 }
 
-// GetAecsStatus tells anybody how the server is.
+// GetAecsStatus tells anyone how the server is.
 func (s *Server) GetAecsStatus(context.Context, *wire.GetAecsStatusRequest) (*wire.GetAecsStatusResponse, error) {
 	now := "Working"
 	if s.options.Unprovisioned {

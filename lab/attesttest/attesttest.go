@@ -20,7 +20,7 @@ type Case struct {
 	Attester attest.Attester
 	Verifier attest.Verifier
 	At       time.Time // when to verify
-	// Recorded is set where the attester cannot make evidence anew: the only report data that it knows.
+	// Recorded is set if the attester cannot make evidence anew: the only report data that it knows.
 	Recorded *attest.ReportData
 	// Stride is the distance of the bytes that are changed one after the other. Default 7.
 	Stride int

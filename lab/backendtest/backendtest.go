@@ -44,7 +44,7 @@ type Service struct {
 	Log io.Writer
 }
 
-// Address is where a service of the faults [Silent] and [Down] is: nobody else can listen there before the test ends.
+// Address is where a service of the faults [Silent] and [Down] is: nothing else can listen there before the test ends.
 func (s Service) Address(t *testing.T) string {
 	t.Helper()
 	if s.Fault == Silent {

@@ -25,7 +25,7 @@ type forward struct {
 
 var forwarding = regexp.MustCompile(`Forwarding from (127\.0\.0\.1:[0-9]+)`)
 
-// adminAddress is where the broker's admin channel is reached from this machine.
+// adminAddress is the broker's admin channel, seen from this machine.
 func (e *suite) adminAddress(ctx context.Context) (string, error) {
 	if e.forward != nil {
 		return e.forward.address, nil
@@ -100,7 +100,7 @@ func (e *suite) withdrawOld(ctx context.Context) error {
 
 func (e *suite) currentTag() string { return e.tag("later") }
 
-// rotateTLS lets the broker make a new TLS identity, which nobody else has, writes its certificate to a file, and
+// rotateTLS lets the broker make a new TLS identity, which no one else has, writes its certificate to a file, and
 // returns the version that it takes the place of.
 func (e *suite) rotateTLS(ctx context.Context, certificate string) (old string, err error) {
 	if old, err = e.version(ctx, keyring.SSLConfig); err != nil {

@@ -206,7 +206,7 @@ func canaryOf(secret []byte) string {
 	return canary[:min(len(canary), 47)]
 }
 
-// searchTree fails where a file of a tree holds text, and counts the files.
+// searchTree fails if a file of a tree holds text, and counts the files.
 func searchTree(dir, text string) (files int, err error) {
 	err = filepath.WalkDir(dir, func(file string, d os.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {

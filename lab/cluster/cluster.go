@@ -180,7 +180,7 @@ func lineWith(text string, words ...string) string {
 	return ""
 }
 
-// diagnose is what somebody wants to see after a failed check.
+// diagnose prints what a person wants to see after a failed check.
 func (e *suite) diagnose(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer cancel()

@@ -61,7 +61,7 @@ func cutImages(at any, prefix, suffix string) {
 	}
 }
 
-// sameObjects fails where two sets differ; chartAlone is the object that only the chart has.
+// sameObjects fails if two sets differ; chartAlone is the object that only the chart has.
 func sameObjects(manifests, chart map[string]any, chartAlone string) error {
 	var errs []error
 	for name, o := range manifests {

@@ -64,7 +64,7 @@ func (e *suite) measured(name string) (*pipeline.Measured, error) {
 }
 
 // overlay is what this suite changes in the manifests: a share of a processor that three replicas of which fit on a
-// small machine, EPC where the nodes have it, and no autoscaler, since a hand scales here.
+// small machine, EPC if the nodes have it, and no autoscaler, since a hand scales here.
 func (e *suite) overlay(ctx context.Context) (string, error) {
 	broker, err := e.measured("broker")
 	if err != nil {

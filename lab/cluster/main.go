@@ -6,7 +6,7 @@
 // reach under one name. Everything it makes is in a namespace of its own, which it removes at the end; the NodePort
 // 31001 must be free.
 //
-// Exit status: 0 where every check passed, 1 otherwise.
+// Exit status: 0 if every check passed, 1 otherwise.
 package main
 
 import (
@@ -65,7 +65,7 @@ func run(ctx context.Context) error {
 		if keep {
 			return
 		}
-		// A new context: the namespace goes even where the time is over.
+		// A new context: the namespace goes even if the time is over.
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
 		_, _ = e.kubectl(end, "", "delete", "namespace", e.namespace, "--ignore-not-found", "--wait=false")
@@ -84,7 +84,7 @@ func run(ctx context.Context) error {
 // check is one promise.
 type check struct {
 	promise string
-	// essential ends the run where it fails: nothing after it could pass.
+	// essential ends the run if it fails: nothing after it could pass.
 	essential bool
 	run       func(context.Context) (detail string, err error)
 }

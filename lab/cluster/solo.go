@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// soloManifest is a pod of its own with the deployment's template: image in the place of its own, and, where tamper is
+// soloManifest is a pod of its own with the deployment's template: image in the place of its own, and, if tamper is
 // not empty, an init container that runs it as a Python program after the files were staged.
 func soloManifest(name, spec, image, client, tamper string) (string, error) {
 	var template map[string]json.RawMessage
@@ -45,7 +45,7 @@ func soloManifest(name, spec, image, client, tamper string) (string, error) {
 	return string(text), err
 }
 
-// tampering is the init container; it has the rights of whoever owns the node.
+// tampering is the init container; it has the rights of the node's owner.
 func tampering(client, program string) (map[string]json.RawMessage, error) {
 	type mount struct {
 		Name      string `json:"name"`

@@ -39,7 +39,7 @@ const (
 )
 
 // aecs is a KubeTEE AECS that verifies quotes, with evidence of an enclave of its own, behind TLS that demands a
-// certificate of its clients. It speaks generation B of the protocol, and A where the demo's wire is the legacy one.
+// certificate of its clients. It speaks generation B of the protocol, and A if the demo's wire is the legacy one.
 type aecs struct {
 	demo        *demo
 	address     string

@@ -7,7 +7,7 @@
 // The keys come from the service that -backend names, "grpc-ratls" for Sesame's own broker. Every step is one line
 // with its time. With -tamper WORD one thing is changed from outside (a file is edited,
 // another platform or another signer is used, other arguments are asked for) and the run must end in a refusal
-// for the right reason, with no server started: exit status 1 where it does, 3 where it does not.
+// for the right reason, with no server started: exit status 1 if it does, 3 if it does not.
 //
 // With -platform linux the same happens outside of Occlum, on a machine with a software TPM.
 //

@@ -148,7 +148,7 @@ func (s *server) stop() {
 	}
 }
 
-// exitCode is the program's exit status, -1 where a signal ended it.
+// exitCode is the program's exit status, -1 if a signal ended it.
 func (s *server) exitCode() int {
 	var exit *exec.ExitError
 	if errors.As(s.err, &exit) {

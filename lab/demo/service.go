@@ -17,7 +17,7 @@ type service interface {
 	block() (key string, block any, err error)
 	// admit names the inference instance, which is built now, in the service's policy, and puts the secrets in.
 	admit(ctx context.Context) (detail string, err error)
-	// start starts the service and returns where it listens once it is ready; stop stops it, running or not.
+	// start starts the service and returns its address once it is ready; stop stops it, running or not.
 	start(ctx context.Context) (address string, err error)
 	stop()
 	// refusal waits until the service has refused a peer and returns its reason.

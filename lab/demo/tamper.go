@@ -21,7 +21,7 @@ type tampering struct {
 	platform string
 	// command is what the host asks for, nil for the right one.
 	command []string
-	// refusal must stand in what the workload's side prints; where the service is the one that refuses, it must
+	// refusal must be in what the workload's side prints; if the service is the one that refuses, it must
 	// give serviceSays as the reason.
 	refusal     []string
 	serviceSays string

@@ -30,7 +30,7 @@ const (
 	UnknownTokenKey Attack = "token of an unknown key" // the vault finds it
 )
 
-// Attacks of a false vault, or of somebody between it and the enclave.
+// Attacks of a false vault, or of an attacker between it and the enclave.
 const (
 	SwappedKey        Attack = "another key of the vault"
 	OtherVault        Attack = "the same key of another vault"

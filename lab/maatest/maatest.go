@@ -1,7 +1,7 @@
 // Package maatest is a fake of what package maa talks to: Microsoft Azure Attestation, Azure Key Vault and Managed HSM,
 // the Entra token service (AAD) and the instance metadata service. It serves tests and the demo.
 //
-// It is faithful where the security of the flow lies: it verifies quotes, checks that a quote binds the runtime data,
+// It is faithful in what the security of the flow rests on: it verifies quotes, checks that a quote binds the runtime data,
 // signs tokens with a key that its key set publishes as certificates only, judges a token by the instance that issued
 // it, evaluates release policies written in Key Vault's grammar, and wraps keys in the three ways that the service knows.
 // Error answers have the service's shapes. What the real services alone decide it does not know: Azure's TCB
@@ -189,7 +189,7 @@ type Server struct {
 	https, http *httptest.Server
 }
 
-// Start serves c at an address, "127.0.0.1:0" for any port; it fails where the address is taken.
+// Start serves c at an address, "127.0.0.1:0" for any port; it fails if the address is taken.
 func (c *Cloud) Start(address string) (*Server, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -205,7 +205,7 @@ func (c *Cloud) Start(address string) (*Server, error) {
 	return s, nil
 }
 
-// Address is where HTTPS is served.
+// Address is that of the HTTPS server.
 func (s *Server) Address() string { return s.https.Listener.Addr().String() }
 
 // MetadataURL is the address of the metadata service.
@@ -219,7 +219,7 @@ func (s *Server) Close() {
 	}
 }
 
-// Token is the token that the instance of a host name gives for a quote, without runtime data; "" where it refuses.
+// Token is the token that the instance of a host name gives for a quote, without runtime data; "" if it refuses.
 func (c *Cloud) Token(ctx context.Context, host string, quote []byte) string {
 	body := strings.NewReader(`{"quote":` + quoted(b64.EncodeToString(quote)) + `}`)
 	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "https://"+host+"/attest/SgxEnclave?api-version=2022-08-01", body)

@@ -165,7 +165,7 @@ func (p *PKI) newInstance(issuer string, now time.Time) (*instance, error) {
 	return &instance{certificate: der, kid: base64.StdEncoding.EncodeToString(id[:])}, nil
 }
 
-// othersJWK is somebody else's key, fit for wrapping.
+// othersJWK is another owner's key, fit for wrapping.
 func (p *PKI) othersJWK() map[string]any {
 	return map[string]any{
 		"kty": "RSA", "kid": "somebody-else", "key_ops": []string{"encrypt"}, "e": "AQAB", "n": b64.EncodeToString(p.other.N.Bytes()),

@@ -129,7 +129,7 @@ func parseRules(raw json.RawMessage) (rules []rule, err error) {
 	return rules, nil
 }
 
-// Permits reports whether a token of the issuer with these claims satisfies the policy, and where not, which
+// Permits reports whether a token of the issuer with these claims satisfies the policy, and if not, which
 // conditions it fails. Claims are as [json.Unmarshal] makes them.
 func (p *ReleasePolicy) Permits(issuer string, claims map[string]any) (bool, string) {
 	failed := "authority"
@@ -146,7 +146,7 @@ func (p *ReleasePolicy) Permits(issuer string, claims map[string]any) (bool, str
 	return false, failed
 }
 
-// missed are the claims whose conditions do not hold; none where the rule holds.
+// missed are the claims whose conditions do not hold; none if the rule holds.
 func (r *rule) missed(claims map[string]any) (missed []string) {
 	if r.claim != "" {
 		got, ok := lookUp(claims, r.claim)

@@ -85,7 +85,7 @@ func (c *Cloud) respond(r *http.Request, request releaseRequest, public *rsa.Pub
 	return text, err
 }
 
-// replay gives the first release of a key again, where that is the attack.
+// replay gives the first release of a key again, if that is the attack.
 func (c *Cloud) replay(name, nonce string, payload []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -82,7 +82,7 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// stateDir is where the user's signing key and software platform are kept.
+// stateDir keeps the user's signing key and software platform.
 func stateDir() (string, error) {
 	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" {
 		return filepath.Join(dir, "sesame"), nil

@@ -34,7 +34,7 @@ type BuildOptions struct {
 	Progress func(done, total int64)
 }
 
-// runDirs are where real Occlum keeps the writable layers.
+// runDirs are the directories in which real Occlum keeps the writable layers.
 var runDirs = []string{"run/mount/__ROOT", "run/initfs/__ROOT"}
 
 // Build makes the images, measures and signs. Everything is made anew each time, and what an earlier run left in
@@ -185,7 +185,7 @@ func newSystem(c *occlumconf.Config, manifest, imageMAC string) *System {
 	}
 }
 
-// RootLayers are the image layer and the container layer of the application's root, nil where one is missing.
+// RootLayers are the image layer and the container layer of the application's root, nil if one is missing.
 func (s *System) RootLayers() (image, container *occlumconf.Mount) {
 	_, image, container = (&occlumconf.Config{Mount: s.Mount}).Root()
 	return image, container

@@ -306,7 +306,7 @@ func ReadSignKey(name string) (*rsa.PrivateKey, error) {
 	return key, nil
 }
 
-// DefaultSignKey reads the signing key in the state directory and makes one where there is none. Real Occlum
+// DefaultSignKey reads the signing key in the state directory and makes one if there is none. Real Occlum
 // has one default key that everybody knows; this one is at least the user's own.
 func DefaultSignKey(stateDir string) (*rsa.PrivateKey, error) {
 	name := filepath.Join(stateDir, "Enclave.pem")

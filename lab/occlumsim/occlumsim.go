@@ -3,7 +3,7 @@
 //
 // # Promises
 //
-//   - An instance has the files of a real one where scripts look for them: Occlum.json, initfs/, image/,
+//   - An instance has the files of a real one in the places that scripts know: Occlum.json, initfs/, image/,
 //     build/initfs/__ROOT and build/mount/__ROOT (true SEFS images), run/.
 //   - MRENCLAVE depends on exactly what Occlum measures: the content and modes of the initfs, the root MAC of
 //     the image, entry points, environment, resource limits, process sizes, features and mounts. The same input
@@ -52,7 +52,7 @@ const (
 //go:embed template
 var templates embed.FS
 
-// InitFSVolume is where build puts the volume of the initfs, relative to the instance.
+// InitFSVolume is the volume of the initfs that build makes, relative to the instance.
 const InitFSVolume = "build/initfs/__ROOT"
 
 // Instance is an instance directory.
@@ -79,14 +79,14 @@ type NewOptions struct {
 	InitRA string
 	// Init is the program to install as /bin/init; "" leaves initfs/bin empty.
 	Init string
-	// Libc is the musl loader to install, which is left out where the file does not exist.
+	// Libc is the musl loader to install, which is left out if the file does not exist.
 	Libc string
 	// CABundle is the file of CA certificates that goes into the initfs with InitRA grpc_ratls, as Occlum
-	// does; it is left out where the file does not exist.
+	// does; it is left out if the file does not exist.
 	CABundle string
 }
 
-// MuslLoader is where programs of an instance name their loader.
+// MuslLoader is the loader that programs of an instance name.
 const MuslLoader = "/lib/ld-musl-x86_64.so.1"
 
 // New makes an instance directory; dir must not exist, or be empty.

@@ -72,7 +72,7 @@ func LoadMachine(dir string) (*Machine, error) {
 	return m, nil
 }
 
-// EnsureMachine makes a machine where there is none.
+// EnsureMachine makes a machine if there is none.
 func EnsureMachine(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, deviceKeyFile)); !errors.Is(err, fs.ErrNotExist) {
 		return err

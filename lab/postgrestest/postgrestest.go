@@ -28,7 +28,7 @@ type Server struct {
 	logs *bytes.Buffer
 }
 
-// Start makes a cluster in a temporary directory and starts its server; the test's end stops it. Where PostgreSQL is
+// Start makes a cluster in a temporary directory and starts its server; the test's end stops it. If PostgreSQL is
 // not installed the test is skipped, as package testenv says.
 func Start(t testing.TB) *Server {
 	t.Helper()

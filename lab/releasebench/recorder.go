@@ -130,7 +130,7 @@ func aead(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// release does what a release takes, and what a commit takes where one is due.
+// release does what a release takes, and what a commit takes if one is due.
 func (r *recorder) release() error {
 	key, err := r.wrap.Open(nil, nil, r.wrapped, r.boundKey)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // PCCS answers as Intel's provisioning certificate caching service does, with this platform's collateral under
-// the paths of API versions 3 and 4. Its answers change with [Platform.Reissue]. Where Intel's service is odd,
+// the paths of API versions 3 and 4. Its answers change with [Platform.Reissue]. If Intel's service is odd,
 // so is this one: pckcrl and rootcacrl give hexadecimal text unless DER is asked for, crl knows Intel's
 // addresses only, and tcbEvaluationDataNumber is ignored.
 func (p *Platform) PCCS() http.Handler {
@@ -105,7 +105,7 @@ func (p *Platform) serveCRL(w http.ResponseWriter, r *http.Request) {
 	answer(w, typeCRL, p.Collateral().RootCACRL)
 }
 
-// servePCKCertificate gives the platform's only PCK certificate to whoever names its QE, the only platform it
+// servePCKCertificate gives the platform's only PCK certificate to anyone who names its QE, the only platform it
 // has; Intel's service selects by TCB too.
 func (p *Platform) servePCKCertificate(w http.ResponseWriter, r *http.Request) {
 	qeid := r.FormValue("qeid")

@@ -14,7 +14,7 @@
 //
 // # Limits
 //
-// Nothing here is protected by anything: whoever has a Platform can make a quote that says whatever they like.
+// Nothing here is protected by anything: anyone who has a Platform can make a quote that says anything.
 // It is for development, tests and demonstrations; production programs must not import it.
 //
 // Intel's verifier wants exact names in certificates, so a software root is named "Intel SGX Root CA" like

@@ -48,7 +48,7 @@ func (p *Platform) certificateFiles() map[string]**x509.Certificate {
 
 // Save writes the platform to a directory, so that other processes can [Load] the same one: keys and
 // certificates in PEM, platform.json, and the collateral below collateral/, with the root certificate beside
-// it. It makes the directory where needed and replaces what an earlier Save left.
+// it. It makes the directory if needed and replaces what an earlier Save left.
 func (p *Platform) Save(dir string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

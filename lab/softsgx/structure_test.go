@@ -60,7 +60,7 @@ func shape(c *x509.Certificate) []string {
 	return lines
 }
 
-// keys are the names in a JSON document, each where it is first met.
+// keys are the names in a JSON document, in the order in which they are first met.
 func keys(t *testing.T, document []byte) []string {
 	t.Helper()
 	var names []string

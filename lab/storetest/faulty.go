@@ -35,7 +35,7 @@ type Faulty struct {
 	Hits  int // updates that have failed
 }
 
-// Fail makes the next update fail with err, [ErrInjected] where that is nil.
+// Fail makes the next update fail with err, [ErrInjected] if that is nil.
 func (f *Faulty) Fail(fault Fault, space store.Space, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

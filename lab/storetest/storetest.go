@@ -69,7 +69,7 @@ func put(t testing.TB, s store.Store, rows ...store.Row) {
 	}
 }
 
-// get is the value as text, "-" where there is none.
+// get is the value as text, "-" if there is none.
 func get(t testing.TB, s store.Store, key string) (value string) {
 	t.Helper()
 	err := s.View(t.Context(), func(r store.Reader) error {

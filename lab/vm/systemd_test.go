@@ -30,7 +30,7 @@ StandardError=tty
 TTYPath=/dev/ttyS0
 `
 
-// units are where an administrator's are.
+// units is the directory of an administrator's units.
 const units = "files/etc/systemd/system"
 
 func readUnit(t *testing.T, path string) string {
@@ -87,7 +87,7 @@ func TestUnitsUnderSystemdOfDebianWithATPM(t *testing.T) {
 	m.unit("sesame-app.service", readUnit(t, "../../examples/sesame-app.service"))
 	keeper := readUnit(t, "../../packaging/systemd/keybroker.service")
 	m.unit("keybroker.service", keeper)
-	// A drop-in for the only difference: secrets are in a file, not in a store that somebody unlocks.
+	// A drop-in for the only difference: secrets are in a file, not in a store that a person unlocks.
 	_, start, _ := strings.Cut(keeper, "\nExecStart=")
 	start, _, _ = strings.Cut(start, "\n")
 	m.unit("keybroker.service.d/secrets.conf", "[Service]\nExecStart=\nExecStart="+start+" --secrets secrets.json\n")

@@ -180,7 +180,7 @@ func config(brokerPin, modelMAC string, pcr int, program, does string) map[strin
 	}
 }
 
-// rootFrom is config's root where it is a volume, in memory as far as it is written.
+// rootFrom is config's root if it is a volume, in memory as far as it is written.
 func rootFrom(mac string) map[string]any {
 	return map[string]any{"source": "/etc/sesame/root", "key": "volume_key", "mac": mac, "upper": "temporary"}
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // cost is what something took: on the wall, and of the cores, its own process and the one that serves it together.
-// Where a machine has other things to do only the second is to be trusted.
+// If the machine has other things to do, only the second is to be trusted.
 type cost struct{ wall, cpu time.Duration }
 
 // best keeps the lower of each of the two, of which 0 is none.

@@ -15,7 +15,7 @@ const (
 	// memoryBatch is how many nodes each core does between two looks at the clock: 16 MiB, more than a core's cache
 	// holds, as a tree is; and long enough that waking the other cores does not count.
 	memoryBatch = 4096
-	// window is how many of the results stay, as in the buffer of somebody who reads or writes.
+	// window is how many of the results stay, as in the buffer of a program that reads or writes.
 	window = 256
 	// cachedBatch is how many stay in the core's cache: 16 are what a volume's reader has in hand at a time.
 	cachedBatch = 16

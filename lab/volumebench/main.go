@@ -1,10 +1,10 @@
 // Command volumebench measures volumes against what bounds them, side by side in one run: AES-128-GCM with a fresh
 // key for each 4 KiB over the same bytes, a FUSE file system that serves zeros of the same sizes through the same
-// code, and gocryptfs (left out, by name, where it is not installed). It prints a Markdown table with the goals.
+// code, and gocryptfs (left out, by name, if it is not installed). It prints a Markdown table with the goals.
 //
-// The figures of one run compare with each other only. Everything lies in memory (a tmpfs) where there is room for
+// The figures of one run compare with each other only. Everything lies in memory (a tmpfs) if there is room for
 // it, so that no disk is measured; what is measured takes turns, and the best of the rounds counts.
-// Time on the wall says little where others use the machine; so the table has, beside the ratio of rates, that of the
+// Time on the wall says little if others use the machine; so the table has, beside the ratio of rates, that of the
 // time spent on the cores, by reader and server together. Writing and
 // mounting happen in processes of their own, whose peak of resident memory is in the table.
 package main

@@ -94,7 +94,7 @@ func create(name string) (*os.File, error) {
 	return os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 }
 
-// readAll reads the files one after the other with reads of 1 MiB, and fails where a size is not the expected.
+// readAll reads the files one after the other with reads of 1 MiB, and fails if a size is not the expected.
 func readAll(fsys fs.FS, files []file, buf []byte) error {
 	for _, want := range files {
 		f, err := fsys.Open(want.path)

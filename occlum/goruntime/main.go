@@ -4,7 +4,7 @@
 //	CGO_ENABLED=0 go build -trimpath -overlay "$overlay" -buildmode=pie \
 //		-ldflags "-s -w -I /lib/ld-musl-x86_64.so.1" -o init ./init
 //
-// It prints the path of overlay.json, and fails with the hunk, the file and the Go version where the toolchain's
+// It prints the path of overlay.json, and fails with the hunk, the file and the Go version if the toolchain's
 // source is not what the overlay was written for. Why the overlay is needed and what it promises stands in the
 // package overlay below.
 package main

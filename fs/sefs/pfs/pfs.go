@@ -12,9 +12,9 @@
 // claims it; no node key is ever used for two plaintexts. It keeps a bounded cache of verified nodes and decrypts
 // large reads on all cores.
 //
-// It does not promise freshness: whoever can replace a file can replace it by an older one of the same name, unless
+// It does not promise freshness: anyone who can replace a file can replace it by an older one of the same name, unless
 // the caller compares [File.MAC]. And integrity-only files are sealed under a public key: their MAC finds
-// accidents, not somebody who chooses the content.
+// accidents, not an attacker who chooses the content.
 //
 // Files sealed with a key of the processor (use_user_kdk_key = 0) cannot be read here.
 package pfs

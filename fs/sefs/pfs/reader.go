@@ -252,7 +252,7 @@ func (f *File) readChunk(c chunk) error {
 	if err := readFull(f.src, buf[:count*NodeSize], dataPosition(first)*NodeSize); err != nil {
 		return err
 	}
-	// From the last to the first: the tag has to stand behind its node, where the next one begins.
+	// From the last to the first: the tag has to follow its node, in the place of the next one.
 	for i := count - 1; i >= 0; i-- {
 		d := first + int64(i)
 		entry := mht[d%mhtData*entrySize:][:entrySize]
@@ -309,7 +309,7 @@ func (f *File) mht(m int64) ([]byte, error) {
 	return node, nil
 }
 
-// checkEntries checks that MHT node m has no entries for nodes that do not exist, and no keys where none are used.
+// checkEntries checks that MHT node m has no entries for nodes that do not exist, and no keys that are not used.
 func (f *File) checkEntries(m int64, node []byte) error {
 	n := dataNodes(f.size)
 	data := min(mhtData, n-m*mhtData)

@@ -18,11 +18,11 @@ const segmentSize = segmentNodes * NodeSize
 
 // WriterOptions say how a [Writer] makes keys and how much it does at once.
 type WriterOptions struct {
-	// Rand is where keys come from; each file takes 96 bytes. It must be a cryptographic source.
+	// Rand is the source of keys; each file takes 96 bytes. It must be a cryptographic source.
 	Rand io.Reader
 	// Reproducible derives node keys and key ids from the user key, the file name, the position of the node and
 	// its exact content, so that the same content makes the same file. Equal nodes at equal places of two files of
-	// one name are then visible as such to whoever sees both.
+	// one name are then visible as such to anyone who sees both.
 	Reproducible bool
 	// Buffers bounds the memory: that many times 388 KiB. About two for each core keep all cores busy.
 	Buffers int
@@ -49,7 +49,7 @@ func NewWriter(c *Codec, o WriterOptions) (*Writer, error) {
 	return w, nil
 }
 
-// Target is where a protected file is written. It is new: what has not been written reads as zeros or not at all.
+// Target receives a protected file. It is new: what has not been written reads as zeros or not at all.
 type Target interface {
 	io.ReaderAt
 	io.WriterAt

@@ -3,7 +3,7 @@
 // # How
 //
 // [Run] starts this very binary once more as a supervisor with its own mount and pid namespaces (and a user
-// namespace where the caller is not root). The supervisor mounts the initfs and starts /bin/init under the LibOS's
+// namespace if the caller is not root). The supervisor mounts the initfs and starts /bin/init under the LibOS's
 // ABI, then, if init exited with 0, the application in the root that init mounted. When the supervisor ends, however
 // it ends, so do all its programs, and the kernel removes its mounts.
 //
@@ -27,7 +27,7 @@
 // # What differs
 //
 // The application runs natively, apart from 363, mount, umount2 and /dev/sgx, unless [Options.StrictApp] is set.
-// Processes do not share one user space: each may map all of it. RDTSCP works, as it does where the processor has SGX2.
+// Processes do not share one user space: each may map all of it. RDTSCP works, as it does on a processor with SGX2.
 // Linux 6.18 takes system call 336, for its own probes in programs, past every filter: it is ENXIO there, where the
 // LibOS says EINVAL. The writable layer of the initfs is in memory; that of the root is, unless it is temporary, a
 // plain directory beside the one that real Occlum encrypts: one reason of many to keep real secrets away from here.
@@ -195,7 +195,7 @@ func isSGX(pid, fd int) bool {
 // maxDirtied bounds how many pages of one madvise are dirtied.
 const maxDirtied = 1024
 
-// dirty is madvise(MADV_DONTNEED): the content stays. Where a page happens to hold zeros it is given other content, as
+// dirty is madvise(MADV_DONTNEED): the content stays. If a page happens to hold zeros it is given other content, as
 // a page in real use would have: a program that takes it for zero finds out.
 func dirty(pid int, addr, size uint64) unix.Errno {
 	if addr%pageSize != 0 {
@@ -238,7 +238,7 @@ func (l *LibOS) uname(c call) unix.Errno {
 	return errnoOf(writeMemory(c.pid, c.args[0], raw))
 }
 
-// epollAdd refuses regular files with EINVAL, where Linux says EPERM.
+// epollAdd refuses regular files with EINVAL; Linux says EPERM.
 func (l *LibOS) epollAdd(c call) answer {
 	var st unix.Stat_t
 	if unix.Stat(procPath(c.pid, "fd/"+itoa(int(int32(c.args[2])))), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {

@@ -21,7 +21,7 @@ type mapping struct {
 const mapTypes = 0xf
 
 // mapFile turns the mmap of a file, at whose entry a thread is stopped, into one of anonymous memory, and lets it run
-// to its exit, where [tracer.fill] does the rest.
+// to its exit; there [tracer.fill] does the rest.
 func (t *tracer) mapFile(pid int, regs *unix.PtraceRegs) error {
 	file, flags, err := t.file(int(int32(regs.R8)))
 	if err != nil {

@@ -140,7 +140,7 @@ func (l *LibOS) mountPoint(pid int, name string) (int, unix.Errno) {
 }
 
 // mountSEFS mounts one image. With a MAC it is read-only; without, changes go to a layer in memory. An image that
-// does not exist is made, empty, as the LibOS does where no MAC is asked for.
+// does not exist is made, empty, as the LibOS does if no MAC is asked for.
 func (l *LibOS) mountSEFS(layer rootLayer, key *sefs.Key, target int) error {
 	if layer.mac == "" {
 		if _, err := os.Stat(filepath.Join(layer.source, metadataFile)); errors.Is(err, fs.ErrNotExist) {

@@ -20,7 +20,7 @@ var (
 	procProcessFiles = []string{"cmdline", "cwd", "exe", "root", "comm", "stat", "maps", "fd"}
 )
 
-// pathCalls are the system calls that look a name up, and where its address and its directory stand among their
+// pathCalls are the system calls that look a name up, and the places of its address and its directory among their
 // arguments; directory -1 means the working directory.
 var pathCalls = map[int]struct{ directory, name int }{
 	unix.SYS_OPEN: {-1, 0}, unix.SYS_STAT: {-1, 0}, unix.SYS_LSTAT: {-1, 0}, unix.SYS_ACCESS: {-1, 0},

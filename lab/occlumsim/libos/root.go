@@ -136,16 +136,16 @@ func replaceHostFS(mounts []occlumconf.Mount, source, target string) unix.Errno 
 	return 0
 }
 
-// rootLayer are the layers of a union; mac is "" where there is none to check.
+// rootLayer are the layers of a union; mac is "" if there is none to check.
 type rootLayer struct {
 	source, mac, upper string
 	temporary          bool
 }
 
-// keptLayer is where a writable layer is kept below the host directory that real Occlum keeps its own in.
+// keptLayer is the path of a writable layer below the host directory that real Occlum keeps its own in.
 const keptLayer = "upper"
 
-// openRoot mounts a union in the scratch area and returns where.
+// openRoot mounts a union in the scratch area and returns its path.
 func (l *LibOS) openRoot(layer rootLayer, key *sefs.Key) (string, error) {
 	var mac *sefs.MAC
 	if layer.mac != "" {
@@ -298,7 +298,7 @@ func resolveIn(root, name string) (int, error) {
 
 // swapRoot makes a new root that of all programs of the LibOS, wherever in a call they are. The kernel does so for
 // every task that has the old root as its own when one of them pivots; a thread of the supervisor does it for them.
-// The new root then stands where the old one stood, so l.root stays.
+// The new root then has the place of the old one, so l.root stays.
 func (l *LibOS) swapRoot(root string) error {
 	done := make(chan error, 1)
 	go func() {

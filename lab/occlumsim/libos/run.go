@@ -40,13 +40,13 @@ type Options struct {
 // supervisorName is argv[0] of the supervisor.
 const supervisorName = "occlum-libos"
 
-// Descriptors of the supervisor: its options, and in a started instance where it says that it is ready.
+// Descriptors of the supervisor: its options, and in a started instance the pipe on which it reports that it is ready.
 const (
 	optionsFile = 3
 	readyFile   = 4
 )
 
-// Reexec must be called first by every program that uses [Run]: where the process is one that Run started, it does
+// Reexec must be called first by every program that uses [Run]: if the process is one that Run started, it does
 // that process's work and reports its exit status.
 func Reexec() (status int, reexecuted bool) {
 	switch os.Args[0] {
@@ -62,7 +62,7 @@ func Reexec() (status int, reexecuted bool) {
 var passedSignals = []os.Signal{unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGINT, unix.SIGQUIT}
 
 // Run boots the instance and runs the application in it, on the caller's standard streams. It returns the
-// application's exit status, 128 and the signal's number where one ended it, and 127 where it could not be started.
+// application's exit status, 128 and the signal's number if one ended it, and 127 if it could not be started.
 // What ctx ends is killed.
 func Run(ctx context.Context, o Options) (int, error) {
 	cmd, config, err := supervisor(ctx, o)
@@ -285,8 +285,8 @@ func (p *process) wait(signals <-chan os.Signal) unix.WaitStatus {
 	}
 }
 
-// endsBy says whether a signal would end the program: all that are passed on do where they are neither handled nor
-// ignored, and wait where they are blocked.
+// endsBy says whether a signal would end the program: all that are passed on do if they are neither handled nor
+// ignored, and wait if they are blocked.
 func (p *process) endsBy(s unix.Signal) bool {
 	text, err := os.ReadFile(procPath(p.pid, "status"))
 	if err != nil {

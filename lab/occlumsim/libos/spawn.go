@@ -177,7 +177,7 @@ func (t *tracer) loadable(pid int, addr uint64) error {
 	return checkELF(procPath(pid, "root"), name, t.p.limits.KernelHeap)
 }
 
-// child makes a new process, which is stopped where its maker's call returns, do what it was spawned for.
+// child makes a new process, which is stopped at the return of its maker's call, do what it was spawned for.
 func (t *tracer) child(pid int, s *spawning) {
 	s.pid = pid
 	if s.err = t.prepareChild(pid, s); s.err == nil {

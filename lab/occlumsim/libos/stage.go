@@ -29,7 +29,7 @@ type programSpec struct {
 	Args   []string `json:"args"`
 	Env    []string `json:"env"`
 	Strict bool     `json:"strict"`
-	// Isolated is set where the stage is in user, mount and pid namespaces of its own.
+	// Isolated is set if the stage is in user, mount and pid namespaces of its own.
 	Isolated bool `json:"isolated"`
 }
 
@@ -109,7 +109,7 @@ type process struct {
 	exited chan struct{} // closed when status is set
 	status unix.WaitStatus
 	reason string // why a strict program was ended by the simulator, "" if it was not
-	// isolated is set where the program is the first of a pid namespace. The kernel spares it every signal that it does
+	// isolated is set if the program is the first of a pid namespace. The kernel spares it every signal that it does
 	// not handle; ending is the one that it was ended by all the same.
 	isolated bool
 	ending   unix.Signal

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forkStage starts the stage. Where it is to be traced, it stops at its first instruction, and the calling thread
+// forkStage starts the stage. If it is to be traced, it stops at its first instruction, and the calling thread
 // becomes its tracer.
 func forkStage(files []uintptr, traced, isolated bool) (int, error) {
 	sys := &syscall.SysProcAttr{Ptrace: traced}
@@ -152,7 +152,7 @@ func (t *tracer) follow() {
 // answered with SIGILL. Its newer sibling, 336, gives no signal and stays ENXIO.
 const sysUretprobe = 335
 
-// isUnfiltered gives the LibOS's answer where a SIGILL is the kernel's answer to that call.
+// isUnfiltered gives the LibOS's answer if a SIGILL is the kernel's answer to that call.
 func (t *tracer) isUnfiltered(pid int) bool {
 	var regs unix.PtraceRegs
 	if unix.PtraceGetRegs(pid, &regs) != nil || regs.Orig_rax != sysUretprobe {

@@ -28,7 +28,7 @@ const metadataFile = "metadata"
 
 var errLocked = errors.New("another running instance holds the volume")
 
-// openVolume opens and mounts the image in a host directory. Where mac is nil nothing but the key is checked.
+// openVolume opens and mounts the image in a host directory. If mac is nil nothing but the key is checked.
 func (l *LibOS) openVolume(dir string, key *sefs.Key, mac *sefs.MAC) (_ *volume, err error) {
 	v := &volume{}
 	defer func() {
@@ -56,7 +56,7 @@ func (l *LibOS) openVolume(dir string, key *sefs.Key, mac *sefs.MAC) (_ *volume,
 	return v, v.extract()
 }
 
-// extract puts the content into a file system in memory, where there is no FUSE for this user.
+// extract puts the content into a file system in memory, if there is no FUSE for this user.
 func (v *volume) extract() error {
 	const flags = unix.MS_NOSUID | unix.MS_NODEV
 	if err := unix.Mount("sefs", v.dir, "tmpfs", flags, "mode=0755"); err != nil {
@@ -99,7 +99,7 @@ func (l *LibOS) newDir(kind string) (string, error) {
 	return dir, os.Mkdir(dir, 0o755)
 }
 
-// union mounts a writable layer over a lower tree. The layer is in memory where upper is "", else in that
+// union mounts a writable layer over a lower tree. The layer is in memory if upper is "", else in that
 // directory of the host.
 func (l *LibOS) union(lower, upper string) (string, error) {
 	merged, err := l.newDir("root")

@@ -37,7 +37,7 @@ import (
 // namespaceVariable is set in a test's own process in namespaces of its own.
 const namespaceVariable = "SESAME_TEST_NAMESPACE"
 
-// inNamespace runs the calling test once more, in a mount and a network namespace, where it may have its own name
+// inNamespace runs the calling test once more, in a mount and a network namespace, in which it may have its own name
 // server. It reports whether the caller is that second run.
 func inNamespace(t *testing.T, args ...string) bool {
 	t.Helper()
@@ -121,7 +121,7 @@ func nameServer(t *testing.T) *atomic.Int64 {
 	return asked
 }
 
-// buildInit builds init as make does, with the load in it where loaded is set, and with some of the hunks.
+// buildInit builds init as make does, with the load in it if loaded is set, and with some of the hunks.
 func buildInit(t *testing.T, loaded bool, hunks ...overlay.Hunk) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -157,7 +157,7 @@ func buildInit(t *testing.T, loaded bool, hunks ...overlay.Hunk) string {
 	return program
 }
 
-// Where the services of the test are, in its own network namespace.
+// Addresses of the test's services, in its own network namespace.
 const (
 	pccsAddress   = "127.0.0.1:8081"
 	pccsURL       = "http://pccs.sesame.test:8081/sgx/certification/v4/"

@@ -221,7 +221,7 @@ func TestEveryAnswerIsTheLibOSs(t *testing.T) {
 	}
 }
 
-// TestOrdinaryUserGetsTheSameAnswers runs the table as somebody who has user namespaces and nothing else.
+// TestOrdinaryUserGetsTheSameAnswers runs the table as a user who has user namespaces and nothing else.
 func TestOrdinaryUserGetsTheSameAnswers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("whoever runs this is one: the other test was enough")
@@ -301,7 +301,7 @@ func (in *instance) checkTable(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"PROBE_DEFAULT": "trusted", "PROBE_BOTH": "host", "PROBE_UNTRUSTED": "host",
-		// The merge of a call to 363 holds even where the call then fails with EPERM.
+		// The merge of a call to 363 holds even if the call then fails with EPERM.
 		"PROBE_SECOND": "2",
 	} {
 		if env[name] != want {
@@ -391,7 +391,7 @@ func TestExitStatusOfInitDecides(t *testing.T) {
 		{"exit:127", "code: 127", 1},
 		{"exit:131", "code: 3", 1}, // & 0x7F
 		{"abort", "code: 134", 1},
-		// Without 363 the application is looked up in the initfs, where there is none.
+		// Without 363 the application is looked up in the initfs, which has none.
 		{"exit:0", "", 127},
 		{"exit:128", "", 127},
 	} {

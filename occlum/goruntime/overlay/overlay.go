@@ -14,7 +14,7 @@
 //
 // # Promises
 //
-// A hunk is applied only where its exact old text stands exactly once in its file, and only to a toolchain of a
+// A hunk is applied only if its exact old text occurs exactly once in its file, and only to a toolchain of a
 // minor version in [Minors]; anything else is an error that names the hunk, the file and the Go version,
 // so a build either has all the hunks that its version needs or fails. The result depends on nothing but the toolchain's source: two
 // builds with the same toolchain give the same bytes. A program built with the overlay still runs on plain Linux.
