@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
-	"github.com/sesame-init/sesame/packaging/occlumcheck"
+	"github.com/sesame-init/sesame/occlum/occlumcheck"
 )
 
 var update = flag.Bool("update", false, "write deps.txt anew")

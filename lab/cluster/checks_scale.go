@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 func (e *suite) scale(ctx context.Context, n int) error {

@@ -22,7 +22,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 // SignKeyBits is the size of a signing key's modulus: SGX takes 3072 bits only.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 func TestMRSignerIsTheHashOfTheLittleEndianModulus(t *testing.T) {

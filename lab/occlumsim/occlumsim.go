@@ -29,7 +29,7 @@ import (
 	"path/filepath"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 // Files of an instance, relative to it.

@@ -28,8 +28,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/sesame-init/sesame/packaging/occlumcheck"
-	"github.com/sesame-init/sesame/packaging/rootfs"
+	"github.com/sesame-init/sesame/internal/rootfs"
+	"github.com/sesame-init/sesame/occlum/occlumcheck"
 )
 
 // Options say what to take.

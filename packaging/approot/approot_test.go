@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/internal/testenv"
-	"github.com/sesame-init/sesame/packaging/occlumcheck"
+	"github.com/sesame-init/sesame/occlum/occlumcheck"
 )
 
 // system is a file system with a program that needs a library of its own and a C library, which stand in three places

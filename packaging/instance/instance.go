@@ -22,9 +22,9 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/occlum/occlumcheck"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 	"github.com/sesame-init/sesame/packaging/copytree"
-	"github.com/sesame-init/sesame/packaging/occlumcheck"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
 	"github.com/sesame-init/sesame/packaging/ociimage"
 )
 

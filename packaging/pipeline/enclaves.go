@@ -15,10 +15,10 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
+	"github.com/sesame-init/sesame/occlum/sizing"
 	"github.com/sesame-init/sesame/packaging/instance"
 	"github.com/sesame-init/sesame/packaging/keyring"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
-	"github.com/sesame-init/sesame/packaging/sizing"
 )
 
 // bootTimeout is how long init tries to get its secrets before the pod is started anew.

@@ -17,8 +17,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/occlum/occlumcheck"
 	"github.com/sesame-init/sesame/packaging/keyring"
-	"github.com/sesame-init/sesame/packaging/occlumcheck"
 	"github.com/sesame-init/sesame/packaging/ociimage"
 )
 

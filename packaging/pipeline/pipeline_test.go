@@ -17,11 +17,11 @@ import (
 	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/init/config"
 	"github.com/sesame-init/sesame/internal/testenv"
+	"github.com/sesame-init/sesame/occlum/occlumcheck"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
+	"github.com/sesame-init/sesame/occlum/sizing"
 	"github.com/sesame-init/sesame/packaging/keyring"
-	"github.com/sesame-init/sesame/packaging/occlumcheck"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
 	"github.com/sesame-init/sesame/packaging/ociimage"
-	"github.com/sesame-init/sesame/packaging/sizing"
 )
 
 const repository = "../.."

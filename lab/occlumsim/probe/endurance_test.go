@@ -10,7 +10,7 @@ import (
 
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 var boots = flag.Int("boots", 20, "how many times TestGoProgramBootsEveryTime boots")

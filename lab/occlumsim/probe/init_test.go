@@ -31,7 +31,7 @@ import (
 	"github.com/sesame-init/sesame/lab/occlumsim"
 	"github.com/sesame-init/sesame/lab/softsgx"
 	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 // namespaceVariable is set in a test's own process in namespaces of its own.

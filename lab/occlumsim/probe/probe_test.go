@@ -23,7 +23,7 @@ import (
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/testenv"
 	_ "github.com/sesame-init/sesame/lab/occlumsim/libos" // is in the programs under test: a change of it makes the tests run
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 // tools are the programs that the tests build once.

@@ -9,7 +9,7 @@ package sizing
 import (
 	"fmt"
 
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 const mib occlumconf.Size = 1 << 20

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 func TestThreadsAndProcessorsAreEachOthersInverse(t *testing.T) {

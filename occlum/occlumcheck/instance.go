@@ -17,8 +17,8 @@ import (
 	"strings"
 
 	"github.com/sesame-init/sesame/init/config"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
-	"github.com/sesame-init/sesame/packaging/rootfs"
+	"github.com/sesame-init/sesame/internal/rootfs"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 // Options for [Instance].

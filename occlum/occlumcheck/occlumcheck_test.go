@@ -20,7 +20,7 @@ import (
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
-	"github.com/sesame-init/sesame/packaging/occlumconf"
+	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 const loader = "/lib/ld-musl-x86_64.so.1"
