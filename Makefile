@@ -10,6 +10,7 @@
 # make bench       what docs/benchmarks.md has
 # make fuzz        each fuzz target for FUZZTIME
 # make deps        the Debian packages for build and demo (deps-linux, deps-lint, deps-test, deps-vm: for what the name says)
+# make stamp       today's date into internal/version, the lower bound of every clock (check-date: fails if it is old)
 # make clean       removes bin/ and build/
 # make help        this list
 
@@ -24,20 +25,19 @@ TLS        ?= broker
 PLATFORM   ?= occlum
 BACKEND    ?= grpc-ratls
 
-# The loader that an Occlum initfs holds, and the lower bound of time that init believes.
+# The loader that an Occlum initfs holds.
 INTERPRETER = /lib/ld-musl-x86_64.so.1
-BUILD_TIME  = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 # Programs that run inside the LibOS are built with the patched Go runtime (package occlum/goruntime says why).
 OVERLAY     = build/overlay/overlay.json
-LIBOS_FLAGS = -trimpath -overlay $(OVERLAY) -buildmode=pie -ldflags "-s -w -I $(INTERPRETER) \
-              -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.where=occlum -X main.buildTime=$(BUILD_TIME)"
+LIBOS_FLAGS = -trimpath -buildvcs=false -overlay $(OVERLAY) -buildmode=pie -ldflags "-s -w -I $(INTERPRETER) \
+              -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.where=occlum"
 # go replaces no files of a toolchain in the module cache (GOTOOLCHAIN): the overlay is then for a link to it.
 LIBOS_GO    = $(shell test -e build/overlay/goroot && \
               echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
-PLAIN_FLAGS = -trimpath -ldflags "-s -w -X main.buildTime=$(BUILD_TIME)"
+PLAIN_FLAGS = -trimpath -buildvcs=false -ldflags "-s -w"
 
-.PHONY: build demo test test-vm e2e-k8s lint api english bench fuzz clean model help deps deps-linux deps-lint deps-test deps-vm
+.PHONY: build demo test test-vm e2e-k8s lint api english stamp check-date bench fuzz clean model help deps deps-linux deps-lint deps-test deps-vm
 
 help:
 	@sed -n 's/^# \(make .*\|  .*\)/\1/p' Makefile
@@ -110,6 +110,10 @@ api:
 	$(GO) run ./lab/api -w docs/api.txt
 english:
 	@$(GO) run ./lab/english
+stamp:
+	$(GO) run ./lab/stamp
+check-date:
+	@$(GO) run ./lab/stamp -check
 
 # The deployment on the cluster of the current kubeconfig; E2E=-registry=HOST:PORT for a registry elsewhere.
 e2e-k8s: build model deps-test build/helm

@@ -68,7 +68,8 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// buildTime is the lower bound of every clock that init believes, in seconds since 1970. The linker sets it.
+// buildTime raises the lower bound of every clock that init believes, in seconds since 1970, if a linker sets it. Programs
+// that are to have the same measurement leave it alone.
 var buildTime = "0"
 
 func newLogger() *logrus.Logger {

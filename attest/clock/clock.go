@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/sesame-init/sesame/internal/version"
 )
 
 // Bounded is a clock with a lower bound. It is safe for concurrent use.
@@ -26,14 +28,17 @@ func New(host func() time.Time, bound time.Time) *Bounded {
 	return b
 }
 
-// Built makes a clock that is never before the build of the program, which the linker writes into a variable as
-// seconds since 1970 in decimal digits. "0" sets no bound.
-func Built(host func() time.Time, seconds string) (*Bounded, error) {
-	n, err := strconv.ParseInt(seconds, 10, 64)
+// Built makes a clock that is never before the date of the sources ([version.Date]). linked raises that bound: seconds since
+// 1970 in decimal digits, which the linker can write into a variable of a program. "0" raises nothing, and an earlier time
+// neither.
+func Built(host func() time.Time, linked string) (*Bounded, error) {
+	n, err := strconv.ParseInt(linked, 10, 64)
 	if err != nil {
 		return nil, fmt.Errorf("time of the build: %w", err)
 	}
-	return New(host, time.Unix(n, 0)), nil
+	b := New(host, version.Date())
+	b.AtLeast(time.Unix(n, 0))
+	return b, nil
 }
 
 // Now is the host's time, or the bound where that is later.

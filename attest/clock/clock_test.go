@@ -1,19 +1,18 @@
 package clock_test
 
 import (
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/sesame-init/sesame/attest/clock"
+	"github.com/sesame-init/sesame/internal/version"
 )
 
 func TestNeverBeforeTheBound(t *testing.T) {
 	host := time.Unix(1_800_000_000, 0)
-	c, err := clock.Built(func() time.Time { return host }, "1700000000")
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := clock.New(func() time.Time { return host }, time.Unix(1_700_000_000, 0))
 	want := func(what string, seconds int64) {
 		t.Helper()
 		if got := c.Now().Unix(); got != seconds {
@@ -45,6 +44,20 @@ func TestTheLatestOfManyBoundsCounts(t *testing.T) {
 	wg.Wait()
 	if got := c.Now().Unix(); got != 99 {
 		t.Errorf("it is %d, want the latest bound, 99", got)
+	}
+}
+
+func TestTheDateOfTheSourcesIsABoundThatTheLinkerCanOnlyRaise(t *testing.T) {
+	dawn := func() time.Time { return time.Time{} }
+	later := version.Date().Add(1000 * time.Hour)
+	for linked, want := range map[int64]time.Time{0: version.Date(), 1: version.Date(), later.Unix(): later} {
+		c, err := clock.Built(dawn, strconv.FormatInt(linked, 10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Now(); !got.Equal(want) {
+			t.Errorf("linked with %d: it is %v, want %v", linked, got, want)
+		}
 	}
 }
 

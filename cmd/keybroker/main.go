@@ -35,7 +35,8 @@ import (
 	"github.com/sesame-init/sesame/broker/policy"
 )
 
-// buildTime is the lower bound of the clock, in seconds since 1970. The linker sets it.
+// buildTime raises the lower bound of the clock, in seconds since 1970, if a linker sets it. Programs that are to have the
+// same measurement leave it alone.
 var buildTime = "0"
 
 func main() {
