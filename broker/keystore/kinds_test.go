@@ -2,8 +2,12 @@ package keystore_test
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
+	"math/big"
 	"regexp"
 	"strings"
 	"testing"
@@ -46,6 +50,7 @@ func TestGeneratedKindsAreWhatTheirUsersRead(t *testing.T) {
 	if block == nil || !bytes.Equal(block.Bytes, pair.Certificate[0]) || bytes.Contains(certificate, []byte("PRIVATE")) {
 		t.Error("what is public is not the certificate")
 	}
+	issuesNothing(t, pair)
 	// TensorFlow Serving's SSLConfig: three fields, PEM with line breaks as \n.
 	config, certificate := generate(t, keystore.Recipe{Kind: keystore.TFConfig})
 	m := regexp.MustCompile(`^server_key: "([^"\n]+)"\nserver_cert: "([^"\n]+)"\nclient_verify: false\n$`).FindSubmatch(config)
@@ -53,8 +58,33 @@ func TestGeneratedKindsAreWhatTheirUsersRead(t *testing.T) {
 		t.Fatal("the config has another form")
 	}
 	unquote := func(b []byte) []byte { return []byte(strings.ReplaceAll(string(b), `\n`, "\n")) }
-	if _, err := tls.X509KeyPair(unquote(m[2]), unquote(m[1])); err != nil || !bytes.Equal(unquote(m[2]), certificate) {
-		t.Errorf("key and certificate: %v", err)
+	pair, err = tls.X509KeyPair(unquote(m[2]), unquote(m[1]))
+	if err != nil || !bytes.Equal(unquote(m[2]), certificate) {
+		t.Fatalf("key and certificate: %v", err)
+	}
+	issuesNothing(t, pair)
+}
+
+// issuesNothing checks that clients can pin a certificate, and that its key makes no certificates that they take then.
+func issuesNothing(t *testing.T, pair tls.Certificate) {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AddCert(pair.Leaf)
+	if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots}); err != nil {
+		t.Errorf("pinned: %v", err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: pair.Leaf.NotBefore, NotAfter: pair.Leaf.NotAfter,
+		DNSNames: []string{"elsewhere.example"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, pair.Leaf, pair.PrivateKey.(crypto.Signer).Public(), pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := issued.Verify(x509.VerifyOptions{Roots: roots}); err == nil || pair.Leaf.IsCA || !pair.Leaf.BasicConstraintsValid {
+		t.Errorf("the certificate is an authority, %v", err)
 	}
 }
 

@@ -366,7 +366,8 @@ func makeAdmin(dir string, o Options) error {
 	return write(dir, AdminCert, 0o644, certificate)
 }
 
-// selfSigned makes a P-256 key and a certificate that is its own authority: whoever pins it needs no other root.
+// selfSigned makes a P-256 key and a certificate that is its own root and no authority: who pins it needs no other root,
+// and its key can issue nothing.
 func selfSigned(template *x509.Certificate, now time.Time) (keyPEM, certificatePEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -376,8 +377,9 @@ func selfSigned(template *x509.Certificate, now time.Time) (keyPEM, certificateP
 		return nil, nil, err
 	}
 	template.NotBefore = now.Add(-time.Hour)
-	template.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign
-	template.IsCA, template.BasicConstraintsValid = true, true
+	// It issues nothing. A key usage without certificate signing would say so again, but keeps OpenSSL's relatives from
+	// taking it for self-signed, so that clients could not pin it.
+	template.BasicConstraintsValid = true
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, nil, err

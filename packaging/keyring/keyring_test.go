@@ -106,6 +106,20 @@ func TestTheCertificateHasItsNamesAndVerifiesItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, file := range []string{Certificate, AdminCert} {
+		text, err := os.ReadFile(ring.Path(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(text)
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.IsCA || !c.BasicConstraintsValid || c.KeyUsage&x509.KeyUsageCertSign != 0 {
+			t.Errorf("%s is an authority", file)
+		}
+	}
 	text, err := os.ReadFile(ring.Path(Certificate))
 	if err != nil {
 		t.Fatal(err)
