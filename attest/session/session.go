@@ -18,7 +18,6 @@ package session
 
 import (
 	"crypto/sha256"
-	"crypto/sha512"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
@@ -28,6 +27,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/reportdata"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
 )
 
@@ -60,7 +60,6 @@ const (
 const (
 	exporterLabel = "EXPORTER-sesame-session-v1"
 	leafLabel     = "sesame-session-v1/leaf"
-	reportLabel   = "sesame-session-v1/report"
 
 	noEvidence = "none" // type of evidence of a broker that runs outside an enclave
 	pushback   = "grpc-retry-pushback-ms"
@@ -86,10 +85,16 @@ func (b *Binding) Leaf(r Role) tlog.Hash {
 
 // ReportData is what evidence that covers size sessions with this root must carry.
 func ReportData(r Role, size uint32, root tlog.Hash) attest.ReportData {
-	data := append([]byte(reportLabel), byte(r))
-	data = binary.BigEndian.AppendUint32(data, size)
-	data = append(data, root[:]...)
-	return sha512.Sum512(data)
+	producer := reportdata.SessionClient
+	if r != Client {
+		producer = reportdata.SessionBroker
+	}
+	input := binary.BigEndian.AppendUint32([]byte(producer.Begins()), size)
+	data, err := producer.Data(append(input, root[:]...))
+	if err != nil {
+		panic(err) // the input has the form by construction
+	}
+	return data
 }
 
 // A Proof places a session among those that one quote covers.

@@ -37,6 +37,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/reportdata"
 )
 
 // Bounds of evidence, in bytes.
@@ -49,8 +50,6 @@ const (
 	maxCertificate = 4 << 10
 	maxChain       = 6 // certificates, the EK's first
 )
-
-const label = "sesame-tpm-v1"
 
 // evidence is what goes over the wire. TPM structures are as the TPM marshals them (TPM 2.0 Library, part 2).
 type evidence struct {
@@ -75,7 +74,7 @@ var (
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // the options are constants
+		panic(err) // the arguments are constants, or right by construction
 	}
 	return v
 }
@@ -122,16 +121,15 @@ func unmarshal(raw []byte) (*evidence, error) {
 
 // extraData is what the quote covers besides the registers.
 func (e *evidence) extraData() []byte {
-	h := sha256.New()
-	h.Write([]byte(label))
-	h.Write(e.ReportData)
+	input := append([]byte(reportdata.TPM.Begins()), e.ReportData...)
 	if len(e.EK) > 0 {
 		for _, part := range append([][]byte{e.EK}, e.Chain...) {
 			sum := sha256.Sum256(part)
-			h.Write(sum[:])
+			input = append(input, sum[:]...)
 		}
 	}
-	return h.Sum(nil)
+	extra := must(reportdata.TPM.Extra(input)) // the input has the form by construction
+	return extra[:]
 }
 
 func compress(log []byte) []byte {

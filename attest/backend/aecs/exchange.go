@@ -20,6 +20,7 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/reportdata"
 )
 
 // identity is what this environment shows of itself in one Fetch.
@@ -43,7 +44,11 @@ func (c *Client) attest(ctx context.Context) (_ *identity, err error) {
 	text := uar.PublicKeyPEM(&key.PublicKey)
 	var userData [uar.UserDataSize]byte
 	copy(userData[:], c.config.UserData)
-	evidence, err := c.config.Attester.Evidence(ctx, uar.Data(userData, text))
+	data, err := reportdata.AECS.DataAfter(userData, []byte(text))
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
+	}
+	evidence, err := c.config.Attester.Evidence(ctx, data)
 	switch {
 	case ctx.Err() != nil:
 		return nil, attest.Errorf(attest.CodeUnreachable, step, "Raise the timeout: it ended before any server was asked.",

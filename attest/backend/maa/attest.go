@@ -35,7 +35,10 @@ func (a *attested) enclave() string {
 
 // attest gets a token for the wrapping key and compares it with this enclave.
 func (b *Backend) attest(ctx context.Context, key wrappingKey) (*attested, error) {
-	data := key.reportData()
+	data, err := key.reportData()
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeInternal, "making evidence", "", "%w", err)
+	}
 	quote, err := evidence(ctx, b.config.Attester, data)
 	if err != nil {
 		return nil, err

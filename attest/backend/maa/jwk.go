@@ -8,6 +8,7 @@ import (
 	"math/big"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/reportdata"
 )
 
 // b64 is the encoding of JOSE: base64url without padding (RFC 7515, section 2).
@@ -33,9 +34,7 @@ func newWrappingKey(public *rsa.PublicKey) wrappingKey {
 	}
 }
 
-// reportData binds the runtime data: its SHA-256, then zeros.
-func (k wrappingKey) reportData() (data attest.ReportData) {
-	sum := sha256.Sum256(k.runtime)
-	copy(data[:], sum[:])
-	return data
+// reportData binds the runtime data.
+func (k wrappingKey) reportData() (attest.ReportData, error) {
+	return reportdata.MAAKey.Data(k.runtime)
 }
