@@ -11,12 +11,27 @@ import (
 type Claims struct {
 	Type       EvidenceType
 	ReportData ReportData
-	SGX        *SGXClaims // for [SGX]
-	TDX        *TDXClaims // for [TDX]
-	SNP        *SNPClaims // for [SNP]
-	TPM        *TPMClaims // for [TPM]
-	TCB        TCB        // of [SGX] and [TDX]: state of the platform and its quoting enclave
+	// Binding is set for evidence from a certificate that a policy has to judge as such, else "": then a protocol has
+	// bound the evidence, in the one form that it knows.
+	Binding Binding
+	SGX     *SGXClaims // for [SGX]
+	TDX     *TDXClaims // for [TDX]
+	SNP     *SNPClaims // for [SNP]
+	TPM     *TPMClaims // for [TPM]
+	TCB     TCB        // of [SGX] and [TDX]: state of the platform and its quoting enclave
 }
+
+// A Binding is the form in which the evidence in a certificate binds the certificate's key (package attest/ratls).
+type Binding string
+
+// The bindings.
+const (
+	// BindingApplication hashes the key together with Sesame's label and the role of an application.
+	BindingApplication Binding = "application"
+	// BindingLegacy hashes the key without a label of Sesame's: the forms of Occlum and Gramine, and Interoperable
+	// RA-TLS of others. It does not tell an application's certificate from a broker's.
+	BindingLegacy Binding = "legacy"
+)
 
 // Attribute bits of an enclave (Intel SDM vol. 3D, table "Layout of ATTRIBUTES Structure").
 const (

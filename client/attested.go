@@ -15,6 +15,10 @@ import (
 // an environment that the peer verifier's policy wants, which made the certificate's key inside (init's app_tls).
 // Every connection is verified anew, before a byte of a request is sent.
 //
+// An entry of the policy takes certificates that say what they are, an application's. Images built before there were
+// such, Occlum's and Gramine's servers and those with app_tls.binding "legacy" need an entry with binding: legacy; a
+// caller warns of the entries that [policy.Policy.LegacyBindings] names.
+//
 // The evidence is as old as the server's start; it says what the server was then. The certificate's dates bound its
 // age.
 func Attested(v *ratls.PeerVerifier) credentials.TransportCredentials {

@@ -23,13 +23,16 @@ func TestAttestedServersAreVerifiedBeforeAnythingIsSent(t *testing.T) {
 	platform, foreign := brokertest.Platform(t, softsgx.Options{}), brokertest.Platform(t, softsgx.Options{})
 	another := brokertest.Enclave(0x11, 1, 2)
 	certificate := func(a attest.Attester) tls.Certificate {
-		c, err := ratls.NewCertificate(t.Context(), a, ratls.Options{Now: brokertest.Clock, Names: []string{"localhost", "127.0.0.1"}})
+		c, err := ratls.NewApplicationCertificate(t.Context(), a, ratls.Options{Now: brokertest.Clock, Names: []string{"localhost", "127.0.0.1"}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return c
 	}
 	genuine := certificate(platform.Attester(brokertest.Workload()))
+	unlabelled := brokertest.Certificate(t, platform, brokertest.Workload())
+	legacy := brokertest.WorkloadPolicy()
+	legacy.SGX[0].Binding = attest.BindingLegacy
 	plain, err := tls.X509KeyPair(func() ([]byte, []byte) {
 		i := standintest.NewIdentity(t, pkix.Name{CommonName: "localhost"}, nil, "localhost")
 		return i.Certificate, i.Key
@@ -45,6 +48,10 @@ func TestAttestedServersAreVerifiedBeforeAnythingIsSent(t *testing.T) {
 		code   attest.Code // "" where it is accepted
 	}{
 		{"genuine and wanted", genuine, brokertest.Now, brokertest.WorkloadPolicy(), ""},
+		{"without a label", unlabelled, brokertest.Now, brokertest.WorkloadPolicy(), attest.CodePolicy},
+		{"without a label, as wanted", unlabelled, brokertest.Now, legacy, ""},
+		{"with a label, against the policy", genuine, brokertest.Now, legacy, attest.CodePolicy},
+		{"without a label, too old", unlabelled, brokertest.Now.Add(ratls.DefaultValidity + time.Hour), legacy, attest.CodeEvidence},
 		{"another measurement", certificate(platform.Attester(another)), brokertest.Now, brokertest.WorkloadPolicy(), attest.CodePolicy},
 		{"another root", certificate(foreign.Attester(brokertest.Workload())), brokertest.Now, brokertest.WorkloadPolicy(), attest.CodeEvidence},
 		{"no evidence", plain, time.Now(), brokertest.WorkloadPolicy(), attest.CodeEvidence},

@@ -24,7 +24,11 @@ type identityMaker struct {
 // write makes an identity and writes its files below prefix. done is told of each file before it is written.
 func (m identityMaker) write(ctx context.Context, c *config.AppTLS, prefix string, done func(file string)) error {
 	const step = "making the application's TLS identity"
-	made, err := ratls.NewCertificate(ctx, m.attester, ratls.Options{
+	newCertificate := ratls.NewApplicationCertificate
+	if c.Binding == attest.BindingLegacy {
+		newCertificate = ratls.NewCertificate
+	}
+	made, err := newCertificate(ctx, m.attester, ratls.Options{
 		Now: m.now, Validity: time.Duration(c.Validity), Names: c.Names,
 	})
 	if err != nil {

@@ -34,6 +34,10 @@ func TestAppTLSMakesAnIdentityThatEvidenceBinds(t *testing.T) {
 			}
 			return []byte(c.GetServerCert()), []byte(c.GetServerKey())
 		}},
+		{"for C++ verifiers", config.AppTLS{Format: "pem", Path: "/tls/crt", KeyPath: "/tls/key", Binding: attest.BindingLegacy},
+			func(dir string) ([]byte, []byte) {
+				return readFile(t, dir, "/tls/crt", 0o444), readFile(t, dir, "/tls/key", 0o400)
+			}},
 		{"pem", config.AppTLS{Format: "pem", Path: "/tls/crt", KeyPath: "/tls/key"}, func(dir string) ([]byte, []byte) {
 			return readFile(t, dir, "/tls/crt", 0o444), readFile(t, dir, "/tls/key", 0o400)
 		}},
@@ -49,11 +53,22 @@ func TestAppTLSMakesAnIdentityThatEvidenceBinds(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			evidence, err := ratls.Evidence(pair.Certificate[0])
+			shown, err := ratls.Read(pair.Certificate[0])
 			if err != nil {
 				t.Fatal(err)
 			}
-			claims, err := brokertest.Verifier(platform).Verify(t.Context(), evidence, brokertest.Now)
+			want := attest.BindingApplication
+			if test.c.Binding == attest.BindingLegacy {
+				want = attest.BindingLegacy
+			}
+			// As an application's it never passes as that of a broker or a workload.
+			if _, err := ratls.Evidence(pair.Certificate[0]); shown.Binding != want || (err == nil) != (want == attest.BindingLegacy) {
+				t.Errorf("binding %q, on the legacy wire: %v", shown.Binding, err)
+			}
+			if pair.Leaf.IsCA || !pair.Leaf.BasicConstraintsValid {
+				t.Error("the certificate is an authority")
+			}
+			claims, err := brokertest.Verifier(platform).Verify(t.Context(), shown.Evidence, brokertest.Now)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -100,6 +100,22 @@ func (j *judge) debug(is, accepted bool) {
 	}
 }
 
+// binding judges the form of a certificate, if the evidence came in one that is a matter of policy.
+func (j *judge) binding(got, want attest.Binding) {
+	switch {
+	case got == "":
+	case want == "" && got == attest.BindingApplication:
+		j.rule("binding", true, "the certificate has the label of an application")
+	case want == "":
+		j.rule("binding", false, "the certificate binds its key without Sesame's label, as Occlum's, Gramine's and older images' do; "+
+			"an entry that means those says binding: legacy")
+	case got == want:
+		j.rule("binding", true, "%s, as wanted", got)
+	default:
+		j.rule("binding", false, "the certificate has the label of an application, and the entry takes those without; leave binding out")
+	}
+}
+
 // Appraise judges claims at a time, or at the time of their verification where that is later. It fails closed: a policy that does not validate, or that has no entry for
 // this type of evidence, accepts nothing.
 func (p *Policy) Appraise(c attest.Claims, at time.Time) Appraisal {
@@ -142,12 +158,14 @@ func (p *Policy) entries(c attest.Claims) []judge {
 		for i := range p.SGX {
 			j := judge{prefix: fmt.Sprintf("sgx[%d].", i)}
 			p.SGX[i].appraise(&j, c.SGX)
+			j.binding(c.Binding, p.SGX[i].Binding)
 			out = append(out, j)
 		}
 	case c.Type == attest.TDX && c.TDX != nil:
 		for i := range p.TDX {
 			j := judge{prefix: fmt.Sprintf("tdx[%d].", i)}
 			p.TDX[i].appraise(&j, c.TDX)
+			j.binding(c.Binding, p.TDX[i].Binding)
 			out = append(out, j)
 		}
 	case c.Type == attest.SNP && c.SNP != nil:

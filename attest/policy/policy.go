@@ -9,6 +9,8 @@
 //     one that is named counts only for an enclave with key separation and sharing (KSS);
 //   - of the TCB statuses only UpToDate is accepted unless tcb.accept lists others;
 //   - Revoked, and whatever the verifier could not place, is never accepted;
+//   - a server's certificate must bind its key under Sesame's label of an application, unless the entry says
+//     binding: legacy, which then is the only form that it accepts;
 //   - an SEV-SNP guest's HOST_DATA, which the host chooses, must be all zero unless the entry names it, and its
 //     report must come from privilege level 0 unless the entry names a higher max_vmpl.
 //
@@ -54,6 +56,8 @@ type SGX struct {
 	MinConfigSVN *uint16 `json:"min_config_svn,omitempty" yaml:"min_config_svn,omitempty"`
 	FamilyID     Hex     `json:"family_id,omitempty" yaml:"family_id,omitempty"`     // 16 bytes, ISVFAMILYID
 	ExtProdID    Hex     `json:"ext_prod_id,omitempty" yaml:"ext_prod_id,omitempty"` // 16 bytes, ISVEXTPRODID
+	// Binding is "legacy" for servers whose certificates bind their key without Sesame's label: see [Policy.LegacyBindings].
+	Binding attest.Binding `json:"binding,omitempty" yaml:"binding,omitempty"`
 }
 
 // TDX describes a trust domain. All fields that are set must match.
@@ -69,6 +73,8 @@ type TDX struct {
 	MROwner       Hex    `json:"mr_owner,omitempty" yaml:"mr_owner,omitempty"`
 	MROwnerConfig Hex    `json:"mr_owner_config,omitempty" yaml:"mr_owner_config,omitempty"`
 	Debug         bool   `json:"debug,omitempty" yaml:"debug,omitempty"` // accept debug trust domains, too
+	// Binding is as in [SGX].
+	Binding attest.Binding `json:"binding,omitempty" yaml:"binding,omitempty"`
 }
 
 // TCB describes the state that the platform of an enclave or a trust domain may be in.
@@ -209,6 +215,26 @@ func (p *Policy) Faults() []string {
 	return faults
 }
 
+// LegacyBindings names the keys of the entries that say binding: legacy, in the order of the policy ("sgx[0].binding").
+// Such an entry takes certificates that bind their key without Sesame's label, as Occlum, Gramine and images built before
+// there was a label make them, and no others. They do not say what the key is for, so each use is worth a warning.
+//
+// The key is for policies of an application's clients. Where a protocol fixes the form it means nothing.
+func (p *Policy) LegacyBindings() []string {
+	var keys []string
+	for i := range p.SGX {
+		if p.SGX[i].Binding != "" {
+			keys = append(keys, fmt.Sprintf("sgx[%d].binding", i))
+		}
+	}
+	for i := range p.TDX {
+		if p.TDX[i].Binding != "" {
+			keys = append(keys, fmt.Sprintf("tdx[%d].binding", i))
+		}
+	}
+	return keys
+}
+
 type faultFunc func(format string, args ...any)
 
 func (f faultFunc) size(name string, h Hex, want int) {
@@ -217,7 +243,14 @@ func (f faultFunc) size(name string, h Hex, want int) {
 	}
 }
 
+func (f faultFunc) binding(b attest.Binding) {
+	if b != "" && b != attest.BindingLegacy {
+		f(`binding is %.20q, want "legacy" or nothing`, b)
+	}
+}
+
 func (s *SGX) validate(fault faultFunc) {
+	fault.binding(s.Binding)
 	fault.size("mr_enclave", s.MREnclave, 32)
 	fault.size("mr_signer", s.MRSigner, 32)
 	fault.size("config_id", s.ConfigID, 64)
@@ -242,6 +275,7 @@ func (s *SGX) validate(fault faultFunc) {
 }
 
 func (t *TDX) validate(fault faultFunc) {
+	fault.binding(t.Binding)
 	if t.MRTD == nil {
 		fault("mr_td is missing")
 	}

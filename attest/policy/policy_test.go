@@ -318,3 +318,34 @@ func TestHexMayLookLikeANumber(t *testing.T) {
 		}
 	}
 }
+
+func TestAnEntryTakesOneBinding(t *testing.T) {
+	for _, legacy := range []bool{false, true} {
+		var want attest.Binding
+		keys := ""
+		if legacy {
+			want, keys = attest.BindingLegacy, "sgx[0].binding tdx[0].binding"
+		}
+		p := policy.Policy{SGX: []policy.SGX{{MREnclave: repeat(1, 32), Binding: want}}, TDX: []policy.TDX{{MRTD: repeat(1, 48), Binding: want}}}
+		if got := strings.Join(p.LegacyBindings(), " "); got != keys {
+			t.Errorf("legacy %v: keys are %q", legacy, got)
+		}
+		for _, claims := range []attest.Claims{enclave(), domain()} {
+			for binding, taken := range map[attest.Binding]bool{
+				"": true, attest.BindingApplication: !legacy, attest.BindingLegacy: legacy, "other": false,
+			} {
+				claims.Binding = binding
+				err := p.Appraise(claims, at).Err()
+				if (err == nil) != taken || err != nil && !strings.Contains(err.Error(), string(claims.Type)+"[0].binding: ") {
+					t.Errorf("legacy %v, %q: %v", legacy, binding, err)
+				}
+			}
+		}
+	}
+	for text, ok := range map[string]bool{"legacy": true, "application": false, "any": false} {
+		p := policy.Policy{SGX: []policy.SGX{{MREnclave: repeat(1, 32), Binding: attest.Binding(text)}}}
+		if err := p.Validate(); (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "sgx[0].binding") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}

@@ -1,7 +1,7 @@
 package ratls
 
-// Read and ReadDICE are for tests.
+// ReadBound and ReadDICE are for tests.
 var (
-	Read     = read
-	ReadDICE = readDICE
+	ReadBound = read
+	ReadDICE  = readDICE
 )

@@ -8,10 +8,15 @@
 // ([attest.Verifier]) and wanted ([policy.Policy]). Names, the self-signature and the chain mean nothing and are
 // not looked at.
 //
-// Written are certificates for the deployed GRPC-RATLS peers (specification: Occlum's gRPC patch): X.509 v3,
-// ECDSA P-256, SHA-256, the raw quote under OID 1.2.840.113741.1, PEM below the 16,000 characters at which
-// those peers corrupt their stack. Read are that format, also in Occlum's X.509 v1 certificates whose extensions
-// Go's parser does not show, Interoperable RA-TLS (DICE tagged evidence) and Gramine's older format.
+// Written are two kinds of certificate, both X.509 v3, ECDSA P-256, SHA-256. [NewCertificate] is for the deployed
+// GRPC-RATLS peers (specification: Occlum's gRPC patch): the raw quote under OID 1.2.840.113741.1, PEM below the 16,000
+// characters at which those peers corrupt their stack. [NewApplicationCertificate] is Interoperable RA-TLS (DICE tagged
+// evidence), with a claim that has Sesame's label and the role. Read are both, Occlum's X.509 v1 certificates whose
+// extensions Go's parser does not show, Interoperable RA-TLS of others and Gramine's older format.
+//
+// A certificate without the label says nothing of what its key is for, so it is taken only if that is agreed: on the
+// wire GRPC-RATLS, which knows nothing else, or by an entry of a policy that says binding: legacy. A certificate with the
+// label is taken nowhere but from an application. docs/protocol.md has the exact bytes.
 //
 // What RA-TLS cannot do: evidence in a certificate is as old as the certificate. It proves that some enclave made
 // this key, not that the enclave is still patched or that the key did not leak since. Certificates made here are
@@ -24,7 +29,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -37,7 +41,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
+
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/reportdata"
 )
 
 // Bounds of certificates and evidence.
@@ -81,10 +88,55 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// NewCertificate makes a key and a certificate whose evidence binds it. The error's code is
-// [attest.CodeAttester].
+// NewCertificate makes a key and a certificate whose evidence binds it, in the form of the wire GRPC-RATLS. Occlum's and
+// other C++ peers can read it. The error's code is [attest.CodeAttester].
 func NewCertificate(ctx context.Context, a attest.Attester, o Options) (tls.Certificate, error) {
-	const step = "making attested certificate"
+	c, err := newCertificate(ctx, a, o, func(spki []byte) (attest.ReportData, encoder, error) {
+		data, err := reportdata.RATLS.Data(spki)
+		return data, func(quote []byte) (pkix.Extension, error) { return pkix.Extension{Id: oidOcclum, Value: quote}, nil }, err
+	})
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	if n := pemLength(len(c.Certificate[0])); n >= maxPEM {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, stepMake,
+			"The evidence is too large for GRPC-RATLS peers; check the quoting service's certification data.",
+			"the certificate has %d characters of PEM, peers take less than %d", n, maxPEM)
+	}
+	return c, nil
+}
+
+// NewApplicationCertificate makes a key and a certificate of an application: Interoperable RA-TLS, whose claims name the
+// role. It never passes on the wire GRPC-RATLS. The evidence must be a quote of SGX or TDX. The error's code is
+// [attest.CodeAttester].
+func NewApplicationCertificate(ctx context.Context, a attest.Attester, o Options) (tls.Certificate, error) {
+	c, err := newCertificate(ctx, a, o, func(spki []byte) (attest.ReportData, encoder, error) {
+		claims := reportdata.ApplicationClaims(spki)
+		data, err := reportdata.Application.Data(claims)
+		return data, func(quote []byte) (pkix.Extension, error) {
+			value, err := cbor.Marshal(cbor.Tag{Number: tagQuote, Content: [][]byte{quote, claims}})
+			return pkix.Extension{Id: oidDICE, Value: value}, err
+		}, err
+	})
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	if n := len(c.Certificate[0]); n > maxDER {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, stepMake, "Check the quoting service's certification data.",
+			"the certificate has %d bytes, clients read at most %d", n, maxDER)
+	}
+	return c, nil
+}
+
+const stepMake = "making attested certificate"
+
+// An encoder puts a quote into the extension of a certificate.
+type encoder func(quote []byte) (pkix.Extension, error)
+
+// newCertificate makes a certificate whose evidence is bound as bind says of the key in DER.
+func newCertificate(ctx context.Context, a attest.Attester, o Options,
+	bind func(spki []byte) (attest.ReportData, encoder, error)) (tls.Certificate, error) {
+	const step = stepMake
 	o, err := o.withDefaults()
 	if err != nil {
 		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "%w", err)
@@ -97,7 +149,11 @@ func NewCertificate(ctx context.Context, a attest.Attester, o Options) (tls.Cert
 	if err != nil {
 		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "encoding key: %w", err)
 	}
-	evidence, err := a.Evidence(ctx, keyData(spki))
+	data, encode, err := bind(spki)
+	if err != nil {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "binding key: %w", err)
+	}
+	evidence, err := a.Evidence(ctx, data)
 	if err != nil {
 		return tls.Certificate{}, &attest.Error{Code: attest.CodeAttester, Step: step, Err: err}
 	}
@@ -105,14 +161,13 @@ func NewCertificate(ctx context.Context, a attest.Attester, o Options) (tls.Cert
 		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "a quote of %d bytes is too short",
 			len(evidence.Raw))
 	}
-	der, err := selfSign(key, evidence.Raw, o)
+	extension, err := encode(evidence.Raw)
+	if err != nil {
+		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "encoding evidence: %w", err)
+	}
+	der, err := selfSign(key, extension, o)
 	if err != nil {
 		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "signing: %w", err)
-	}
-	if n := pemLength(len(der)); n >= maxPEM {
-		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step,
-			"The evidence is too large for GRPC-RATLS peers; check the quoting service's certification data.",
-			"the certificate has %d characters of PEM, peers take less than %d", n, maxPEM)
 	}
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -121,7 +176,7 @@ func NewCertificate(ctx context.Context, a attest.Attester, o Options) (tls.Cert
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-func selfSign(key *ecdsa.PrivateKey, quote []byte, o Options) ([]byte, error) {
+func selfSign(key *ecdsa.PrivateKey, extension pkix.Extension, o Options) ([]byte, error) {
 	serial := make([]byte, 16)
 	if _, err := io.ReadFull(o.Rand, serial); err != nil {
 		return nil, err
@@ -147,16 +202,9 @@ func selfSign(key *ecdsa.PrivateKey, quote []byte, o Options) ([]byte, error) {
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
-		ExtraExtensions:       []pkix.Extension{{Id: oidOcclum, Value: quote}},
+		ExtraExtensions:       []pkix.Extension{extension},
 	}
 	return x509.CreateCertificate(o.Rand, template, template, key.Public(), key)
-}
-
-// keyData is the report data that binds a public key, given as DER SubjectPublicKeyInfo.
-func keyData(spki []byte) (d attest.ReportData) {
-	hash := sha256.Sum256(spki)
-	copy(d[:], hash[:])
-	return d
 }
 
 // pemLength is the number of characters of a PEM certificate of n bytes of DER.

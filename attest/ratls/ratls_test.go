@@ -26,6 +26,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/reportdata"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -123,11 +124,14 @@ func TestTheV1CertificateOfOcclumIsRead(t *testing.T) {
 	if err != nil || parsed.Version != 1 || len(parsed.Extensions) != 0 {
 		t.Fatalf("the vector is not what it is for: %v", err)
 	}
-	quote, bound, err := ratls.Read(block.Bytes)
+	quote, bound, shown, err := ratls.ReadBound(block.Bytes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := sum(parsed.RawSubjectPublicKeyInfo)
+	if shown.Binding != attest.BindingLegacy || !shown.NotBefore.Equal(parsed.NotBefore) || !shown.NotAfter.Equal(parsed.NotAfter) {
+		t.Errorf("read %+v", shown)
+	}
 	if len(quote) != 4734 || !slices.Equal(bound[:32], want) || bound != attest.ReportData(quote[368:432]) {
 		t.Errorf("quote of %d bytes, bound to %x", len(quote), bound)
 	}
@@ -301,7 +305,7 @@ func TestAPeerIsJudgedAsAWhole(t *testing.T) {
 	}
 	now := brokertest.Now
 	v := ratls.PeerVerifier{
-		Verifier: brokertest.Verifier(platform), Policy: brokertest.WorkloadPolicy(),
+		Verifier: brokertest.Verifier(platform), Policy: brokertest.WorkloadPolicy(), Legacy: true,
 		Now: func() time.Time { return now },
 	}
 	if claims, err := v.Verify(context.Background(), state(sound)); err != nil || claims.SGX.MREnclave[0] != 0xaa {
@@ -343,7 +347,7 @@ func TestHandshakeFitsOldAndNewPeers(t *testing.T) {
 	}
 	broker := brokertest.Identity(t, p.platform, brokertest.Broker())
 	verifier := func(policy ratls.Appraiser) func(tls.ConnectionState) error {
-		v := ratls.PeerVerifier{Verifier: brokertest.Verifier(p.platform), Policy: policy, Now: brokertest.Clock}
+		v := ratls.PeerVerifier{Verifier: brokertest.Verifier(p.platform), Policy: policy, Now: brokertest.Clock, Legacy: true}
 		return v.VerifyConnection
 	}
 	for name, key := range map[string]crypto.Signer{"P-256": p.key, "P-384": p384, "RSA-2048": rsaKey} {
@@ -401,6 +405,7 @@ func FuzzEvidence(f *testing.F) {
 	p := newPeer(f)
 	f.Add(p.certificate(raw(oidOcclum, p.quote(sum(p.spki)))))
 	f.Add(p.certificate(p.dice(p.claims(1, sum(p.spki)))))
+	f.Add(p.certificate(p.dice(reportdata.ApplicationClaims(p.spki))))
 	f.Add(p.certificate(raw(oidMbedTLS, p.quote(sum(p.spki)))))
 	text, err := os.ReadFile("testdata/occlum_v1_cert.pem")
 	if err != nil {
@@ -409,7 +414,15 @@ func FuzzEvidence(f *testing.F) {
 	block, _ := pem.Decode(text)
 	f.Add(block.Bytes)
 	f.Fuzz(func(t *testing.T, der []byte) {
-		evidence, err := ratls.Evidence(der)
+		shown, err := ratls.Read(der)
+		legacy, legacyErr := ratls.Evidence(der)
+		if taken := legacyErr == nil; taken != (err == nil && shown.Binding == attest.BindingLegacy) {
+			t.Errorf("taken on the legacy wire: %v; read as %q, %v", taken, shown.Binding, err)
+		}
+		evidence := shown.Evidence
+		if legacyErr == nil && !bytes.Equal(legacy.Raw, evidence.Raw) {
+			t.Error("two readers see other evidence")
+		}
 		if err != nil {
 			if attest.CodeOf(err) != attest.CodeEvidence {
 				t.Errorf("code %s: %v", attest.CodeOf(err), err)
@@ -426,7 +439,7 @@ func FuzzDICE(f *testing.F) {
 	p := newPeer(f)
 	f.Add(p.diceOf(60000, []any{[]byte("quote"), p.claims(1, sum(p.spki))}).Value)
 	f.Fuzz(func(t *testing.T, value []byte) {
-		_, _, err := ratls.ReadDICE(value, p.spki)
+		_, _, _, err := ratls.ReadDICE(value, p.spki)
 		long, short := sha512.Sum512(p.spki), sha512.Sum384(p.spki)
 		if err == nil && !bytes.Contains(value, sum(p.spki)) && !bytes.Contains(value, long[:]) &&
 			!bytes.Contains(value, short[:]) {

@@ -53,25 +53,30 @@ func config(verify func(tls.ConnectionState) error) *tls.Config {
 	}
 }
 
-// Genuine verifies the evidence in a peer's certificate for its genuineness, its binding to the certificate's key
-// and the certificate's dates, and returns what it claims. It does not say whether anybody should accept that.
+// Genuine verifies the evidence in the certificate of a peer on the wire GRPC-RATLS, as [Evidence] takes it, for its
+// genuineness, its binding to the certificate's key and the certificate's dates, and returns what it claims. It does not
+// say whether anyone should accept that.
 func Genuine(ctx context.Context, v attest.Verifier, cs tls.ConnectionState, at time.Time) (attest.Claims, error) {
-	const step = "checking certificate"
-	if len(cs.PeerCertificates) == 0 {
-		return attest.Claims{}, attest.Errorf(attest.CodeEvidence, step, "", "the peer has shown none")
+	shown, err := shownBy(cs, at)
+	if err == nil {
+		err = shown.LegacyWire()
 	}
-	leaf := cs.PeerCertificates[0]
-	evidence, err := Evidence(leaf.Raw)
 	if err != nil {
 		return attest.Claims{}, err
 	}
-	if at.Before(leaf.NotBefore.Add(-Leeway)) || at.After(leaf.NotAfter) {
-		return attest.Claims{}, attest.Errorf(attest.CodeEvidence, step,
-			"Compare the clocks of both sides; a peer that ran for long must make a new certificate.",
-			"it is valid from %s to %s, and now it is %s", leaf.NotBefore.UTC().Format(time.RFC3339),
-			leaf.NotAfter.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))
+	return v.Verify(ctx, shown.Evidence, at)
+}
+
+// shownBy reads the certificate of a connection's peer, which must be valid at a time.
+func shownBy(cs tls.ConnectionState, at time.Time) (Shown, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return Shown{}, attest.Errorf(attest.CodeEvidence, "checking certificate", "", "the peer has shown none")
 	}
-	return v.Verify(ctx, evidence, at)
+	shown, err := Read(cs.PeerCertificates[0].Raw)
+	if err == nil {
+		err = shown.Current(at)
+	}
+	return shown, err
 }
 
 // An Appraiser says whether genuine claims are wanted: a [policy.Policy], or Occlum's file by package raconfig.
@@ -81,11 +86,16 @@ type Appraiser interface {
 
 // A PeerVerifier decides whether a TLS peer may be talked to. It holds no state of any connection and is safe for
 // concurrent use.
+//
+// The policy judges the form of the certificate, too: an entry takes an application's certificate as init makes it, or,
+// if it says binding: legacy, the forms without a label instead. On the wire GRPC-RATLS the protocol fixes the form.
 type PeerVerifier struct {
 	Verifier attest.Verifier
 	Policy   Appraiser
-	Now      func() time.Time // default time.Now
-	Timeout  time.Duration    // of one verification; default DefaultTimeout
+	// Legacy is set on the wire GRPC-RATLS. Only forms without a label are taken there, and the policy is not asked.
+	Legacy  bool
+	Now     func() time.Time // default time.Now
+	Timeout time.Duration    // of one verification; default DefaultTimeout
 }
 
 // Verify returns the claims of the peer of a connection, all of whose evidence is genuine, bound to the
@@ -104,7 +114,7 @@ func (p *PeerVerifier) Verify(ctx context.Context, cs tls.ConnectionState) (atte
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	at := now()
-	claims, err := Genuine(ctx, p.Verifier, cs, at)
+	claims, err := p.genuine(ctx, cs, at)
 	if err != nil {
 		return attest.Claims{}, err
 	}
@@ -112,6 +122,19 @@ func (p *PeerVerifier) Verify(ctx context.Context, cs tls.ConnectionState) (atte
 		return attest.Claims{}, err
 	}
 	return claims, nil
+}
+
+func (p *PeerVerifier) genuine(ctx context.Context, cs tls.ConnectionState, at time.Time) (attest.Claims, error) {
+	if p.Legacy {
+		return Genuine(ctx, p.Verifier, cs, at)
+	}
+	shown, err := shownBy(cs, at)
+	if err != nil {
+		return attest.Claims{}, err
+	}
+	claims, err := p.Verifier.Verify(ctx, shown.Evidence, at)
+	claims.Binding = shown.Binding
+	return claims, err
 }
 
 // VerifyConnection is [PeerVerifier.Verify] for [tls.Config].

@@ -64,7 +64,7 @@ plots. The exit status is 1 where a request failed.`,
 			if o.rate > 0 && !cmd.Flags().Changed("cnum") {
 				o.clients = openInFlight
 			}
-			return o.run(cmd.Context(), cmd.OutOrStdout())
+			return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	o.addFlags(cmd)
@@ -82,7 +82,7 @@ plots. The exit status is 1 where a request failed.`,
 	return cmd
 }
 
-func (o *measurement) run(ctx context.Context, out io.Writer) error {
+func (o *measurement) run(ctx context.Context, out, warnings io.Writer) error {
 	if o.asJSON {
 		o.output = "json"
 	}
@@ -118,7 +118,7 @@ func (o *measurement) run(ctx context.Context, out io.Writer) error {
 		defer bar.Clear()
 		done = func(client.Query) { bar.Add(1) }
 	}
-	r, err := o.measure(ctx, done)
+	r, err := o.measure(ctx, done, warnings)
 	if err != nil {
 		return err
 	}
@@ -131,8 +131,8 @@ func (o *measurement) run(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-func (o *measurement) measure(ctx context.Context, done func(client.Query)) (_ *report.Run, err error) {
-	image, creds, err := o.open()
+func (o *measurement) measure(ctx context.Context, done func(client.Query), warnings io.Writer) (_ *report.Run, err error) {
+	image, creds, err := o.open(warnings)
 	if err != nil {
 		return nil, err
 	}

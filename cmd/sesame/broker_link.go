@@ -139,6 +139,9 @@ func (l *brokerLink) options() (o admin.DialOptions, err error) {
 	if err != nil {
 		return o, err
 	}
+	if keys := p.LegacyBindings(); len(keys) > 0 {
+		return o, usage("Leave the key out.", "policy %s: %s is for policies of an application's clients", l.Policy, keys[0])
+	}
 	var roots []*x509.Certificate
 	if l.RootCA != "" {
 		if roots, err = readCertificates(l.RootCA); err != nil {

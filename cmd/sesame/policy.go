@@ -133,7 +133,7 @@ type explained struct {
 
 func (e *explained) print(w io.Writer) {
 	if !e.Genuine {
-		fmt.Fprintf(w, "FAIL  evidence: %s\nrefused: the quote is not genuine\n", e.Reason)
+		fmt.Fprintf(w, "FAIL  evidence: %s\nrefused: the evidence does not count\n", e.Reason)
 		if e.hint != "" {
 			fmt.Fprintln(w, "hint: "+e.hint)
 		}
@@ -176,28 +176,40 @@ func explainPolicy(cmd *cobra.Command, o explainOptions) (*explained, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, _, err := readQuoteFile(o.quote)
+	found, err := readQuoteFile(o.quote)
 	if err != nil {
 		return nil, err
+	}
+	if c := found.certificate; c != nil { // as a peer on the legacy wire shows it
+		if err = c.Current(at); err == nil {
+			err = c.LegacyWire()
+		}
+		if err != nil {
+			return notEvidence(err), nil
+		}
 	}
 	trust, err := o.trust(p.Trust, at)
 	if err != nil {
 		return nil, err
 	}
 	defer trust.Close()
-	evidence := attest.Evidence{Type: attest.SGX, Raw: raw}
-	if q, err := sgx.ParseQuote(raw); err == nil {
+	evidence := attest.Evidence{Type: attest.SGX, Raw: found.raw}
+	if q, err := sgx.ParseQuote(found.raw); err == nil {
 		evidence.Type = q.Type()
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 	defer cancel()
 	claims, err := trust.Verifier.Verify(ctx, evidence, at)
 	if err != nil {
-		e := &explained{Reason: err.Error(), hint: attest.HintOf(err)}
-		e.Rules = []appraisal.Reason{{Rule: "evidence", Text: err.Error()}}
-		return e, nil
+		return notEvidence(err), nil
 	}
 	return &explained{Genuine: true, Explanation: p.Explain(claims, at, o.secret)}, nil
+}
+
+func notEvidence(err error) *explained {
+	e := &explained{Reason: err.Error(), hint: attest.HintOf(err)}
+	e.Rules = []appraisal.Reason{{Rule: "evidence", Text: err.Error()}}
+	return e
 }
 
 func (o *explainOptions) trust(t policy.Trust, at time.Time) (*broker.Trust, error) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -44,7 +45,8 @@ func (o *inference) addFlags(cmd *cobra.Command) {
 }
 
 // open reads the image and makes the credentials that accept the wanted server only.
-func (o *inference) open() (image []float32, creds credentials.TransportCredentials, err error) {
+// What is allowed and worth a word is written to warnings.
+func (o *inference) open(warnings io.Writer) (image []float32, creds credentials.TransportCredentials, err error) {
 	if o.image == "" || (o.crt == "") == (o.attested.policy == "") {
 		return nil, nil, attest.Errorf(attest.CodeUsage, "reading command line",
 			"The certificate is the one that the server's operator gave you; a policy with --collateral verifies an attested server.",
@@ -62,7 +64,7 @@ func (o *inference) open() (image []float32, creds credentials.TransportCredenti
 		return nil, nil, fmt.Errorf("%s: %w", o.image, err)
 	}
 	if o.attested.policy != "" {
-		creds, err = o.attest()
+		creds, err = o.attest(warnings)
 		return image, creds, err
 	}
 	text, err := readBounded(o.crt)
@@ -77,7 +79,7 @@ func (o *inference) open() (image []float32, creds credentials.TransportCredenti
 }
 
 // attest makes credentials that accept a server by the evidence in its certificate.
-func (o *inference) attest() (credentials.TransportCredentials, error) {
+func (o *inference) attest(warnings io.Writer) (credentials.TransportCredentials, error) {
 	config, err := o.attested.verifierConfig(time.Now())
 	if err != nil {
 		return nil, err
@@ -85,6 +87,9 @@ func (o *inference) attest() (credentials.TransportCredentials, error) {
 	wanted, err := readPolicy(o.attested.policy)
 	if err != nil {
 		return nil, err
+	}
+	for _, key := range wanted.LegacyBindings() {
+		fmt.Fprintf(warnings, "sesame: %s: %s: a certificate of this entry does not say that its key is an application's\n", o.attested.policy, key)
 	}
 	return client.Attested(&ratls.PeerVerifier{Verifier: dcap.NewVerifier(config), Policy: wanted}), nil
 }
@@ -106,7 +111,7 @@ before the image is sent. Without --labels classes have numbers instead of names
 			"  sesame predict --server localhost:31001 --crt server.crt --image violet.jpg --labels labels.txt --json",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			image, creds, err := o.open()
+			image, creds, err := o.open(cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}

@@ -51,15 +51,15 @@ func quoteInspectCommand() *cobra.Command {
   sesame quote inspect --json server.crt`,
 		Args: usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			raw, form, err := readQuoteFile(args[0])
+			found, err := readQuoteFile(args[0])
 			if err != nil {
 				return err
 			}
-			q, err := sgx.ParseQuote(raw)
+			q, err := sgx.ParseQuote(found.raw)
 			if err != nil {
 				return attest.Errorf(attest.CodeEvidence, string(dcap.StepQuote), "", "%s: %w", args[0], err)
 			}
-			root := describeQuote(q, form, len(raw))
+			root := describeQuote(q, found.form, len(found.raw))
 			if asJSON {
 				return writeIndented(cmd.OutOrStdout(), root)
 			}
@@ -132,15 +132,17 @@ const (
 
 // verdict is the answer of sesame quote verify.
 type verdict struct {
-	Verdict          string       `json:"verdict"`
-	Genuine          bool         `json:"genuine"`
-	TCBStatus        string       `json:"tcb_status"`
-	Advisories       []string     `json:"advisories"`
-	Reason           string       `json:"reason"`
-	Step             string       `json:"step"`
-	EvaluationNumber uint32       `json:"evaluation_number"`
-	EarliestExpiry   *time.Time   `json:"earliest_expiry"`
-	Claims           *quoteClaims `json:"claims"`
+	Verdict          string     `json:"verdict"`
+	Genuine          bool       `json:"genuine"`
+	TCBStatus        string     `json:"tcb_status"`
+	Advisories       []string   `json:"advisories"`
+	Reason           string     `json:"reason"`
+	Step             string     `json:"step"`
+	EvaluationNumber uint32     `json:"evaluation_number"`
+	EarliestExpiry   *time.Time `json:"earliest_expiry"`
+	// Binding is the form in which a certificate binds its key, "" where there is none.
+	Binding attest.Binding `json:"binding,omitempty"`
+	Claims  *quoteClaims   `json:"claims"`
 
 	hint string
 }
@@ -171,6 +173,9 @@ func (v *verdict) print(w io.Writer) {
 	fmt.Fprintf(w, "CRL numbers:       %d root CA, %d PCK CA\n", v.Claims.RootCRL, v.Claims.PCKCRL)
 	fmt.Fprintf(w, "valid at:          %s\n", v.Claims.VerifiedAt.Format(time.RFC3339))
 	fmt.Fprintf(w, "earliest expiry:   %s\n", v.EarliestExpiry.Format(time.RFC3339))
+	if v.Binding != "" {
+		fmt.Fprintf(w, "binding of key:    %s\n", v.Binding)
+	}
 }
 
 // usage makes an error with exit code 2. It must not wrap an error with a code of its own.
@@ -200,15 +205,18 @@ func verifyQuote(ctx context.Context, file string, o verifyOptions) (*verdict, e
 		return nil, err
 	}
 	v := &verdict{Advisories: []string{}}
-	raw, _, err := readQuoteFile(file)
+	found, err := readQuoteFile(file)
+	if err == nil && found.certificate != nil {
+		err = found.certificate.Current(at)
+	}
 	switch {
 	case attest.CodeOf(err) == attest.CodeUsage:
 		return nil, err
 	case err != nil:
 		return v.refuse(err), nil
 	}
-	evidence := attest.Evidence{Type: attest.SGX, Raw: raw}
-	if q, err := sgx.ParseQuote(raw); err == nil {
+	evidence := attest.Evidence{Type: attest.SGX, Raw: found.raw}
+	if q, err := sgx.ParseQuote(found.raw); err == nil {
 		evidence.Type = q.Type()
 	}
 	claims, err := dcap.NewVerifier(config).Verify(ctx, evidence, at)
@@ -219,6 +227,10 @@ func verifyQuote(ctx context.Context, file string, o verifyOptions) (*verdict, e
 		return v.refuse(err), nil
 	}
 	v.Genuine = true
+	if found.certificate != nil {
+		claims.Binding = found.certificate.Binding
+		v.Binding = claims.Binding
+	}
 	v.TCBStatus = claims.TCB.StatusName()
 	v.Advisories = append(v.Advisories, claims.TCB.Advisories...)
 	v.EvaluationNumber = claims.TCB.EvaluationNumber
@@ -302,11 +314,15 @@ func (o *verifyOptions) appraiser() (func(attest.Claims, time.Time) policy.Appra
 	}
 	asItIs := func(c attest.Claims) *policy.Policy {
 		p := &policy.Policy{TCB: policy.TCB{Accept: o.accept}}
+		binding := c.Binding
+		if binding == attest.BindingApplication {
+			binding = "" // as an entry takes it without a word
+		}
 		if c.TDX != nil {
-			p.TDX = []policy.TDX{{MRTD: c.TDX.MRTD[:]}}
+			p.TDX = []policy.TDX{{MRTD: c.TDX.MRTD[:], Binding: binding}}
 			return p
 		}
-		entry := policy.SGX{MREnclave: c.SGX.MREnclave[:]}
+		entry := policy.SGX{MREnclave: c.SGX.MREnclave[:], Binding: binding}
 		if c.SGX.Attributes&attest.AttributeKSS != 0 {
 			entry.ConfigID = c.SGX.ConfigID[:]
 		}
@@ -362,27 +378,34 @@ const maxInput = 1 << 20
 
 func readBounded(file string) ([]byte, error) { return boundedfile.Read(file, maxInput) }
 
-// readQuoteFile finds the quote in a file and says in which form it was there. A file that cannot be read is
-// an error of usage.
-func readQuoteFile(file string) (raw []byte, form string, err error) {
+// foundQuote is a quote, and in which form it was there.
+type foundQuote struct {
+	raw         []byte
+	form        string
+	certificate *ratls.Shown // that carries it, or nil
+}
+
+// readQuoteFile finds the quote in a file. A file that cannot be read is an error of usage.
+func readQuoteFile(file string) (foundQuote, error) {
 	b, err := readBounded(file)
 	if err != nil {
-		return nil, "", usage("Name a readable file with a quote.", "%w", err)
+		return foundQuote{}, usage("Name a readable file with a quote.", "%w", err)
 	}
 	return findQuote(b)
 }
 
 // findQuote recognises the forms of quoteForms. What it does not recognise it takes for a quote, and the parser
 // says what is wrong with it.
-func findQuote(b []byte) (raw []byte, form string, err error) {
+func findQuote(b []byte) (foundQuote, error) {
 	switch text := bytes.TrimSpace(b); {
 	case bytes.HasPrefix(text, []byte("-----BEGIN")):
 		block, _ := pem.Decode(text)
 		if block == nil || block.Type != "CERTIFICATE" {
-			return nil, "", attest.Errorf(attest.CodeEvidence, string(dcap.StepQuote), "", "no certificate in this PEM")
+			return foundQuote{}, attest.Errorf(attest.CodeEvidence, string(dcap.StepQuote), "", "no certificate in this PEM")
 		}
-		raw, form, err = findInBinary(block.Bytes)
-		return raw, "PEM, " + form, err
+		found, err := findInBinary(block.Bytes)
+		found.form = "PEM, " + found.form
+		return found, err
 	case len(text) > 0 && bytes.IndexFunc(text, func(r rune) bool { return r > unicode.MaxASCII || r < ' ' && r != '\n' && r != '\r' }) < 0:
 		for _, encoding := range []struct {
 			name   string
@@ -395,8 +418,9 @@ func findQuote(b []byte) (raw []byte, form string, err error) {
 			{"base64url", base64.RawURLEncoding.DecodeString},
 		} {
 			if decoded, err := encoding.decode(strings.Join(strings.Fields(string(text)), "")); err == nil {
-				raw, form, err = findInBinary(decoded)
-				return raw, encoding.name + ", " + form, err
+				found, err := findInBinary(decoded)
+				found.form = encoding.name + ", " + found.form
+				return found, err
 			}
 		}
 	}
@@ -405,20 +429,23 @@ func findQuote(b []byte) (raw []byte, form string, err error) {
 
 // findInBinary tells quote, Open Enclave report and certificate apart. An Open Enclave report begins with
 // version 1, type 2 (SGX, remote) and the size of the quote that follows.
-func findInBinary(b []byte) (raw []byte, form string, err error) {
+func findInBinary(b []byte) (foundQuote, error) {
 	const oeHeader = 16
 	switch {
 	case len(b) > 2 && b[0] == 0x30 && b[1] >= 0x80:
-		evidence, err := ratls.Evidence(b)
-		return evidence.Raw, "certificate", err
+		shown, err := ratls.Read(b)
+		if err != nil {
+			return foundQuote{}, err
+		}
+		return foundQuote{shown.Evidence.Raw, "certificate", &shown}, nil
 	case len(b) > oeHeader && binary.LittleEndian.Uint32(b) == 1 && binary.LittleEndian.Uint32(b[4:]) == 2:
 		if size := binary.LittleEndian.Uint64(b[8:]); size != uint64(len(b)-oeHeader) {
-			return nil, "", attest.Errorf(attest.CodeEvidence, string(dcap.StepQuote), "",
+			return foundQuote{}, attest.Errorf(attest.CodeEvidence, string(dcap.StepQuote), "",
 				"an Open Enclave report says that its quote has %d bytes, but %d follow", size, len(b)-oeHeader)
 		}
-		return b[oeHeader:], "Open Enclave report", nil
+		return foundQuote{raw: b[oeHeader:], form: "Open Enclave report"}, nil
 	}
-	return b, "quote", nil
+	return foundQuote{raw: b, form: "quote"}, nil
 }
 
 func writeIndented(w io.Writer, value any) error {

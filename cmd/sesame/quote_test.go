@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -79,6 +80,21 @@ func softwarePlatform(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	dated := func(make func(context.Context, attest.Attester, ratls.Options) (tls.Certificate, error)) ([]byte, error) {
+		c, err := make(context.Background(), platform.Attester(body), ratls.Options{Now: func() time.Time { return now }})
+		if err != nil {
+			return nil, err
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]}), nil
+	}
+	application, err := dated(ratls.NewApplicationCertificate)
+	if err != nil {
+		return err
+	}
+	unlabelled, err := dated(ratls.NewCertificate)
+	if err != nil {
+		return err
+	}
 	copied := bytes.Replace(der, bound.Raw, otherBound.Raw, 1)
 	toPEM := func(der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}) }
 
@@ -97,6 +113,8 @@ func softwarePlatform(env *testscript.Env) error {
 		"short.dat":    quote[:500],
 		"changed.dat":  changed,
 		"debug.dat":    debugQuote,
+		"app.pem":      application,
+		"legacy.pem":   unlabelled,
 	} {
 		if err := os.WriteFile(filepath.Join(env.WorkDir, name), content, 0o644); err != nil {
 			return err
@@ -195,9 +213,9 @@ func FuzzFindQuote(f *testing.F) {
 	f.Add([]byte("03000200\n"))
 	f.Add([]byte("AwACAA=="))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		raw, _, err := findQuote(b)
-		if err == nil && len(raw) > len(b) {
-			t.Errorf("%d bytes were found in %d", len(raw), len(b))
+		found, err := findQuote(b)
+		if err == nil && len(found.raw) > len(b) {
+			t.Errorf("%d bytes were found in %d", len(found.raw), len(b))
 		}
 	})
 }

@@ -176,6 +176,7 @@ func (c *Config) completeAECSServer(bad func(key, text, write string)) {
 		if err := a.ServerPolicy.Validate(); err != nil {
 			bad("aecs.server_policy", err.Error(), attest.HintOf(err))
 		}
+		checkBindings("aecs.server_policy", a.ServerPolicy, bad)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sesame-init/sesame/attest"
 )
 
 // AppTLS asks for a TLS identity of the application: a P-256 key that is made inside this environment at every boot and
@@ -25,7 +27,12 @@ type AppTLS struct {
 	// Validity is the life of the certificate, after which clients refuse it and the workload must boot again.
 	// Default 720h, at most 2160h.
 	Validity Duration `json:"validity,omitempty"`
-	Mode     Mode     `json:"mode,omitempty"` // of the file that holds the key; default 0400
+	// Binding is "legacy" for an application whose clients are Occlum's or other C++ verifiers of RA-TLS, which cannot read
+	// the certificate that is made otherwise: Interoperable RA-TLS with Sesame's label and the role of an application. A
+	// legacy certificate has the form of a legacy broker's, so such an image must share neither measurement nor product id
+	// with a broker.
+	Binding attest.Binding `json:"binding,omitempty"`
+	Mode    Mode           `json:"mode,omitempty"` // of the file that holds the key; default 0400
 	// UID and GID own the files. Default on Linux the application's, in Occlum init's own.
 	UID *uint32 `json:"uid,omitempty"`
 	GID *uint32 `json:"gid,omitempty"`
@@ -47,6 +54,13 @@ func (c *Config) completeAppTLS(bad func(key, text, write string)) {
 	}
 	if c.Backend == "none" {
 		bad("app_tls", `needs evidence, but backend is "none"`, "a backend, or leave app_tls out")
+	}
+	switch {
+	case a.Binding != "" && a.Binding != attest.BindingLegacy:
+		bad("app_tls.binding", fmt.Sprintf("%.20q is not a binding", a.Binding), `nothing, or "legacy" for C++ verifiers`)
+	case a.Binding == attest.BindingLegacy && c.Backend == "maa-token":
+		bad("app_tls.binding", `"legacy" stands beside the backend "maa-token": both make quotes that bind what others must tell apart`,
+			"nothing")
 	}
 	paths := []string{a.Path}
 	switch a.Format {

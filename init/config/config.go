@@ -400,9 +400,17 @@ func (c *Config) completeGRPCRATLS(bad func(key, text, write string)) {
 		if err := g.BrokerPolicy.Validate(); err != nil {
 			bad("grpc_ratls.broker_policy", err.Error(), attest.HintOf(err))
 		}
+		checkBindings("grpc_ratls.broker_policy", &g.BrokerPolicy, bad)
 	}
 	if c.Collateral.PCCSURL == "" && g.BrokerKey == nil {
 		bad("collateral.pccs_url", "is missing", "the address of a PCCS; the host may override it by PCCS_URL")
+	}
+}
+
+// checkBindings refuses a key that means nothing here: the protocol fixes how a server's evidence is bound.
+func checkBindings(key string, p *policy.Policy, bad func(key, text, write string)) {
+	for _, entry := range p.LegacyBindings() {
+		bad(key+"."+entry, "is for policies of an application's clients", "nothing")
 	}
 }
 
@@ -546,6 +554,10 @@ func (c *Config) Remarks() []string {
 	}
 	if c.Backend == "grpc-ratls" && c.GRPCRATLS != nil && c.GRPCRATLS.BrokerKey != nil {
 		lines = append(lines, "the broker is known by its key alone: nothing proves what it runs")
+	}
+	if c.AppTLS != nil && c.AppTLS.Binding == attest.BindingLegacy {
+		lines = append(lines, "app_tls has binding legacy: the application's certificate has the form of a legacy broker's, so this image "+
+			"must share neither measurement nor product id with a broker")
 	}
 	if c.App == nil {
 		lines = append(lines, "no app block: the host chooses the application's arguments, and any program below the entry points")

@@ -31,7 +31,7 @@ type MAA struct {
 
 // MAAToken configures the drop-in for Occlum's maa_init, the backend "maa-token": it saves a token and a quote in the root
 // and releases no key. What it leaves empty the host may choose, as in Occlum's own: the token then proves nothing of
-// what the application holds.
+// what the application holds. Unlike Occlum's, what is attested begins with a label: docs/backends/maa.md.
 type MAAToken struct {
 	Endpoint   string `json:"endpoint,omitempty"`    // default MAA_PROVIDER_URL, then [DefaultMAA]
 	ReportData string `json:"report_data,omitempty"` // what the token holds, in base64; default MAA_REPORT_DATA
@@ -122,7 +122,7 @@ var azureEnvironment = map[string]string{
 	"AZURE_CLIENT_SECRET":        "the client secret of maa.aad, where no file is named",
 	"AZURE_ACCESS_TOKEN":         "the access token of maa.aad in mode token, where no file is named",
 	"MAA_PROVIDER_URL":           "instance of backend maa-token, where the config names none",
-	"MAA_REPORT_DATA":            "report data of backend maa-token in base64, where the config names none",
+	"MAA_REPORT_DATA":            "what the token of backend maa-token holds, behind a label, in base64, if the config names nothing",
 	"MAA_TOKEN_PATH":             "directory of the files of backend maa-token, where the config names none",
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/lab/aecstest"
+	"github.com/sesame-init/sesame/lab/attesttest"
 	"github.com/sesame-init/sesame/lab/backendtest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
@@ -363,6 +364,19 @@ func TestAConfigThatCannotWorkIsRefused(t *testing.T) {
 		change(&c)
 		if _, err := aecs.New(c); attest.CodeOf(err) != attest.CodeConfig {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A server whose quote was made for another use is refused.
+func TestAQuoteOfAnotherUseMakesNoServer(t *testing.T) {
+	for name, other := range attesttest.OtherMeanings() {
+		d := newDeployment(t, aecs.GenerationB, io.Discard)
+		d.add("k", "value")
+		d.server.Attester = attesttest.Rebound{Attester: d.server.Attester, Data: other}
+		c := d.start(t)
+		if got, err := c.Fetch(t.Context(), []string{"k"}); got != nil || attest.CodeOf(err) != attest.CodeEvidence {
+			t.Errorf("%s: [%s] %v", name, attest.CodeOf(err), err)
 		}
 	}
 }

@@ -3,15 +3,18 @@ package grpcratls_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/lab/attesttest"
@@ -180,6 +183,84 @@ func TestReplayedEvidenceIsRefusedByBothSides(t *testing.T) {
 		}
 		if c.code != "" && (got != nil || attest.CodeOf(err) != c.code) {
 			t.Errorf("%s: %s: %v", c.name, attest.CodeOf(err), err)
+		}
+	}
+}
+
+// A quote that was made for another use is refused by broker and client, on both wires.
+func TestAQuoteOfAnotherUseIsRefusedByBothSides(t *testing.T) {
+	platform := brokertest.Platform(t, softsgx.Options{})
+	workload, own := platform.Attester(brokertest.Workload()), platform.Attester(brokertest.Broker())
+	for _, protocol := range []grpcratls.Protocol{grpcratls.Legacy, grpcratls.SessionV1} {
+		for name, other := range attesttest.OtherMeanings() {
+			for _, side := range []string{"client", "broker"} {
+				config := brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, io.Discard)
+				c := grpcratls.Config{
+					Protocol: protocol, Attester: workload,
+					Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock,
+				}
+				code := attest.CodeEvidence
+				if side == "client" {
+					c.Attester, code = attesttest.Rebound{Attester: workload, Data: other}, attest.CodeDenied
+				} else {
+					liar := attesttest.Rebound{Attester: own, Data: other}
+					identity, err := ratls.NewIdentity(liar, ratls.Options{Now: brokertest.Clock})
+					if err != nil {
+						t.Fatal(err)
+					}
+					config.Identity, config.Quoter = identity, session.NewQuoter(session.QuoterOptions{Attester: liar})
+				}
+				c.Servers = []string{brokertest.Listen(t, config)}
+				client, err := grpcratls.New(c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, err := client.Fetch(t.Context(), []string{"k"}); got != nil || attest.CodeOf(err) != code {
+					t.Errorf("%s, %s, %s: %s: %v", protocol, side, name, attest.CodeOf(err), err)
+				}
+			}
+		}
+	}
+}
+
+// identityOf shows one certificate.
+type identityOf struct{ certificate tls.Certificate }
+
+func (i identityOf) Certificate(context.Context) (*tls.Certificate, error) {
+	return &i.certificate, nil
+}
+
+// Neither does an application's certificate make a broker, nor one that has expired.
+func TestOnlyACurrentBrokersCertificateMakesABroker(t *testing.T) {
+	platform := brokertest.Platform(t, softsgx.Options{})
+	own := platform.Attester(brokertest.Broker())
+	certificate := func(make func(context.Context, attest.Attester, ratls.Options) (tls.Certificate, error), at time.Time) tls.Certificate {
+		c, err := make(t.Context(), own, ratls.Options{Now: func() time.Time { return at }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for name, test := range map[string]struct {
+		shown tls.Certificate
+		says  string // "" where it is taken
+	}{
+		"a broker's":       {certificate(ratls.NewCertificate, brokertest.Now), ""},
+		"expired":          {certificate(ratls.NewCertificate, brokertest.Now.Add(-ratls.DefaultValidity-time.Second)), "valid from"},
+		"an application's": {certificate(ratls.NewApplicationCertificate, brokertest.Now), "that of an application"},
+	} {
+		config := brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, io.Discard)
+		config.Identity = identityOf{test.shown}
+		client, err := grpcratls.New(grpcratls.Config{
+			Servers: []string{brokertest.Listen(t, config)}, Protocol: grpcratls.Legacy, Attester: platform.Attester(brokertest.Workload()),
+			Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = client.Fetch(t.Context(), []string{"k"})
+		if (err == nil) != (test.says == "") || err != nil && (attest.CodeOf(err) != attest.CodeEvidence || !strings.Contains(err.Error(), test.says)) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -72,7 +72,7 @@ func (c *Client) tls(ctx context.Context, server string, certificate *tls.Certif
 	if c.config.Protocol == SessionV1 {
 		return session.ClientTLS(certificate, host)
 	}
-	verifier := ratls.PeerVerifier{Verifier: c.config.Verifier, Policy: c.config.Policy, Now: c.config.Now}
+	verifier := ratls.PeerVerifier{Verifier: c.config.Verifier, Policy: c.config.Policy, Now: c.config.Now, Legacy: true}
 	return ratls.ClientConfig(certificate, host, func(cs tls.ConnectionState) error {
 		if _, err := verifier.Verify(ctx, cs); err != nil {
 			return &attest.Error{Code: attest.CodeOf(err), Step: "verifying broker", Err: err}
