@@ -3,12 +3,12 @@ package maa
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/reportdata"
 )
 
 // The files of Occlum's maa_init, which [TokenOnly] hands out as secrets of these names.
@@ -17,8 +17,8 @@ const (
 	QuoteFile = "quote_base64" // the quote, a JSON string in standard base64
 )
 
-// MaxReportData bounds what a token can be made to hold for somebody else, in bytes: less than the text of an RSA key
-// of 2048 bits takes, so that nobody can have a vault wrap keys for a key of his own through this.
+// MaxReportData bounds the data that a token can be made to hold, in bytes, without the label in front: less than the
+// text of an RSA key of 2048 bits takes.
 const MaxReportData = 256
 
 // TokenConfig is the config of [TokenOnly].
@@ -32,8 +32,9 @@ type TokenConfig struct {
 
 // TokenOnly implements backend.Backend as the drop-in for Occlum's maa_init: it gets a token of MAA about this enclave
 // and hands out token and quote, for the application to save and use. No key is released, and nothing proves that the
-// report data is this enclave's: where the host chooses it, the token says that this enclave runs and that somebody knew
-// that data, no more.
+// data is this enclave's: if the host chooses it, the token says that this enclave runs and that someone knew that data,
+// no more. So what is attested begins with a label ([reportdata.TokenRuntime]), unlike Occlum's maa_init: without it the
+// host would get a quote over whatever it likes, such as a TLS key of its own.
 type TokenOnly struct{ config TokenConfig }
 
 // NewTokenOnly checks the config.
@@ -72,18 +73,20 @@ func (t *TokenOnly) Fetch(ctx context.Context, names []string) (map[string]attes
 	if len(names) == 0 {
 		return map[string]attest.Secret{}, nil
 	}
-	var data attest.ReportData
-	sum := sha256.Sum256(t.config.ReportData)
-	copy(data[:], sum[:])
+	runtime := reportdata.TokenRuntime(t.config.ReportData)
+	data, err := reportdata.MAAToken.Data(runtime)
+	if err != nil {
+		return nil, attest.Errorf(attest.CodeInternal, "making evidence", "", "%w", err)
+	}
 	q, err := evidence(ctx, t.config.Attester, data)
 	if err != nil {
 		return nil, err
 	}
-	token, err := askMAA(ctx, t.config.Network, t.config.Endpoint, t.config.APIVersion, q, runtimeData{t.config.ReportData, "Binary"})
+	token, err := askMAA(ctx, t.config.Network, t.config.Endpoint, t.config.APIVersion, q, runtimeData{runtime, "Binary"})
 	if err != nil {
 		return nil, err
 	}
-	if err := t.check(token, data, q); err != nil {
+	if err := t.check(token, data, runtime, q); err != nil {
 		return nil, evidenceError("checking own token", err)
 	}
 	t.config.Network.Logger.Warn("MAA attests: " + token.enclave() + "; the token is saved, and no key was released")
@@ -100,7 +103,7 @@ func (t *TokenOnly) Fetch(ctx context.Context, names []string) (map[string]attes
 }
 
 // check compares the token with this enclave; whoever uses it verifies its signature.
-func (t *TokenOnly) check(token *attested, data attest.ReportData, q quote) error {
+func (t *TokenOnly) check(token *attested, data attest.ReportData, runtime []byte, q quote) error {
 	if err := token.checkIssuance(t.config.Endpoint, t.config.Network.Now()); err != nil {
 		return err
 	}
@@ -111,8 +114,8 @@ func (t *TokenOnly) check(token *attested, data attest.ReportData, q quote) erro
 		return errors.New("x-ms-sgx-report-data is not this enclave's: the token is for another quote")
 	case !bytes.Equal(c.MREnclave, q.body.MREnclave[:]):
 		return errors.New("x-ms-sgx-mrenclave is not this enclave's")
-	case err != nil || !bytes.Equal(held, t.config.ReportData):
-		return errors.New("x-ms-sgx-ehd is not the report data")
+	case err != nil || !bytes.Equal(held, runtime):
+		return errors.New("x-ms-sgx-ehd is not the runtime data that was sent")
 	}
 	return nil
 }
