@@ -215,6 +215,9 @@ func (w *Workload) complete(name string, tcb appraisal.TCB, fault func(key, form
 	default:
 		fault(key+".wire", `is %q, want "session" or "legacy"`, w.Wire)
 	}
+	if w.Broker && w.Wire == WireLegacy {
+		fault(key+".wire", `is "legacy" and broker is true: the root key leaves by a fresh session only`)
+	}
 	if len(w.Versions) == 0 {
 		fault(key+".versions", "is missing: what the workload must be")
 	}
@@ -231,6 +234,9 @@ func (w *Workload) complete(name string, tcb appraisal.TCB, fault func(key, form
 			} else {
 				fault(at, "%s", text)
 			}
+		}
+		for _, entry := range v.LegacyBindings() {
+			fault(at+"."+entry, "is for policies of an application's clients; the word here is wire: legacy")
 		}
 		checkSpan(at, v.From, v.Until, fault)
 	}

@@ -255,6 +255,8 @@ func TestWhatCannotBeMeantDoesNotLoad(t *testing.T) {
 		"signer alone":         {"            product_id: 200\n            min_svn: 4\n", "", "versions[0].sgx[0].product_id: is missing"},
 		"no svn":               {"            min_svn: 4\n", "", "versions[0].sgx[0].min_svn: is missing"},
 		"no measurement":       {"      - tdx:\n          - mr_td: " + strings.Repeat("4", 96), "      - tdx:\n          - debug: true", "tdx[0].mr_td: is missing"},
+		"legacy broker":        {"    wire: legacy\n", "    wire: legacy\n    broker: true\n", `workloads.old-resnet.wire: is "legacy" and broker is true`},
+		"a client's binding":   {"            min_svn: 4\n", "            min_svn: 4\n            binding: legacy\n", "versions[0].sgx[0].binding: is for policies"},
 		"short measurement":    {strings.Repeat("1", 64), "11", "has 1 bytes"},
 		"empty measurement":    {strings.Repeat("1", 64), "", "mr_enclave: has no value"},
 		"Occlum's signer":      {strings.Repeat("3", 64), "83d719e77deaca1470f6baf62a4d774303c899db69020f9c70ee1dfc08c7ce9e", "Occlum's default signer"},
