@@ -3,10 +3,8 @@ package broker
 import (
 	"bytes"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"io"
 	"io/fs"
 	"path/filepath"
 
@@ -15,6 +13,7 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
 // The files of a folder that makes a drop-in for Occlum's init_ra_server. The first two are Occlum's, the others
@@ -87,15 +86,8 @@ func readTCB(path string) (tcb appraisal.TCB, err error) {
 	if err != nil {
 		return tcb, err
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&tcb); err != nil {
-		return tcb, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return tcb, errors.New("something follows the JSON object")
-	}
-	return tcb, nil
+	err = strictjson.Decode(text, &tcb)
+	return tcb, err
 }
 
 func readRoots(path string) ([]*x509.Certificate, error) {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/client"
+	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
 // Run is one measurement in the form in which it is kept.
@@ -138,10 +139,12 @@ const maxRun = 16 << 20
 
 // Read reads what WriteJSON wrote.
 func Read(from io.Reader) (*Run, error) {
-	d := json.NewDecoder(io.LimitReader(from, maxRun))
-	d.DisallowUnknownFields()
+	text, err := io.ReadAll(io.LimitReader(from, maxRun))
+	if err != nil {
+		return nil, fmt.Errorf("reading a run: %w", err)
+	}
 	r := new(Run)
-	if err := d.Decode(r); err != nil {
+	if err := strictjson.Decode(text, r); err != nil {
 		return nil, fmt.Errorf("reading a run: %w", err)
 	}
 	if r.Clients < 1 || r.Elapsed <= 0 || r.Requests < 1 {

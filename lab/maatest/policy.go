@@ -1,12 +1,13 @@
 package maatest
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
 // A ReleasePolicy is a release policy in Key Vault's grammar, version 1.0.0 ("Azure Key Vault secure key release policy
@@ -53,9 +54,7 @@ func ParseReleasePolicy(text []byte) (*ReleasePolicy, error) {
 		Version string            `json:"version"`
 		AnyOf   []json.RawMessage `json:"anyOf"`
 	}
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&p); err != nil {
+	if err := strictjson.Decode(text, &p); err != nil {
 		return nil, fmt.Errorf("release policy: %w", err)
 	}
 	if p.Version != "1.0.0" || len(p.AnyOf) == 0 {

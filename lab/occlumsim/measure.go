@@ -22,6 +22,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/strictjson"
 	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
@@ -273,10 +274,12 @@ func readJSON[T System | Enclave](name string) (*T, error) {
 		return nil, err
 	}
 	defer f.Close()
-	d := json.NewDecoder(io.LimitReader(f, occlumconf.MaxFile))
-	d.DisallowUnknownFields()
+	text, err := io.ReadAll(io.LimitReader(f, occlumconf.MaxFile))
+	if err != nil {
+		return nil, err
+	}
 	v := new(T)
-	if err := d.Decode(v); err != nil {
+	if err := strictjson.Decode(text, v); err != nil {
 		return nil, fmt.Errorf("reading %s: %w", filepath.Base(name), err)
 	}
 	return v, nil

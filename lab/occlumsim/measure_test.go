@@ -6,6 +6,9 @@ import (
 	"encoding/hex"
 	"io/fs"
 	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"testing/fstest"
 
@@ -23,6 +26,21 @@ func TestMRSignerIsTheHashOfTheLittleEndianModulus(t *testing.T) {
 	}
 	if _, err := MRSigner(&rsa.PublicKey{N: big.NewInt(1 << 40), E: 3}); err == nil {
 		t.Error("a key of another size is taken")
+	}
+}
+
+func TestAnIdentityWithMoreBehindItIsRefused(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "enclave.json")
+	for text, fault := range map[string]string{
+		`{}`: "", `{} {}`: "after its end", `{"mr_enclave": "", "mr_enclave": ""}`: "given twice", `{"MR_ENCLAVE": ""}`: "another case",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := readJSON[Enclave](name)
+		if (err == nil) != (fault == "") || err != nil && !strings.Contains(err.Error(), fault) {
+			t.Errorf("%s: error is %v, want %q", text, err, fault)
+		}
 	}
 }
 

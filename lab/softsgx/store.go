@@ -1,7 +1,6 @@
 package softsgx
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
 // Files of a saved platform. The collateral directory is one that [pccs.Dir] reads.
@@ -119,9 +119,7 @@ func load(dir string) (*Platform, error) {
 		return nil, err
 	}
 	var r record
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&r); err != nil {
+	if err := strictjson.Decode(text, &r); err != nil {
 		return nil, fmt.Errorf("%s: %w", filePlatform, err)
 	}
 	p := &Platform{hw: r.Hardware, state: r.State}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
 // keyForm is how Occlum writes 128-bit keys in files.
@@ -211,10 +212,10 @@ func (i *inspection) imageType(image *header) error {
 	}
 	encrypted := image != nil && !image.integrityOnly
 	if text != nil {
-		c, err := decodeStrict[struct {
+		var c struct {
 			ImageType string `json:"image_type"`
-		}](text)
-		if err != nil || c.ImageType != "encrypted" && c.ImageType != "integrity-only" {
+		}
+		if err := strictjson.Decode(text, &c); err != nil || c.ImageType != "encrypted" && c.ImageType != "integrity-only" {
 			i.error(name, "is not what Occlum's build writes", "run occlum build -f")
 			return nil
 		}

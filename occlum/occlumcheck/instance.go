@@ -3,7 +3,6 @@ package occlumcheck
 import (
 	"bytes"
 	"debug/buildinfo"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -549,12 +548,4 @@ func orElse(s, other string) string {
 		return other
 	}
 	return s
-}
-
-// decodeStrict reads one JSON value without unknown fields.
-func decodeStrict[T any](text []byte) (v T, err error) {
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	err = d.Decode(&v)
-	return v, err
 }

@@ -504,6 +504,8 @@ func TestInstanceNamesEveryBadSetting(t *testing.T) {
 		{"a libc of unknown origin", file("image"+loader, "\x7fELF musl libc"), Warning, "image" + loader, "no sign"},
 		{"a stale image type", file("initfs/etc/image_config.json", `{"image_type":"integrity-only"}`), Error,
 			"image_config.json", "stale"},
+		{"an image type with more behind it", file("initfs/etc/image_config.json", `{"image_type":"encrypted"} {}`), Error,
+			"image_config.json", "not what Occlum's build writes"},
 		{"an unknown image type", file("initfs/etc/image_config.json", `{"image_type":"none"}`), Error, "image_config.json", ""},
 		{"an image type against the config, before the build", func(t *testing.T, dir string) {
 			gone("build")(t, dir)

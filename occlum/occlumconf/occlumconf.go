@@ -9,7 +9,6 @@
 package occlumconf
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +16,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
 // MaxFile bounds the size of an Occlum.json that [Parse] takes.
@@ -238,13 +239,8 @@ func Parse(b []byte) (*Config, error) {
 		return nil, fmt.Errorf("missing %s", strings.Join(missing, ", "))
 	}
 	var c Config
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&c); err != nil {
+	if err := strictjson.Decode(b, &c); err != nil {
 		return nil, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("more follows after the configuration")
 	}
 	return &c, c.validate()
 }

@@ -76,8 +76,8 @@ func TestWrittenFileReadsTheSame(t *testing.T) {
 
 func TestParseNamesWhatIsWrong(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
-		{"an unknown field", `"temporary"`, `"temporay"`, `"temporay"`},
-		{"a field that Occlum drops silently", `"options": {"MAC": ""}`, `"options": {"MAC": "", "index": 1}`, `"index"`},
+		{"an unknown field", `"temporary"`, `"temporay"`, "temporay is not a known key"},
+		{"a field that Occlum drops silently", `"options": {"MAC": ""}`, `"options": {"MAC": "", "index": 1}`, "index is not a known key"},
 		{"a missing section", `"process"`, `"processes"`, "missing process"},
 		{"a missing field", `"debuggable": true,`, ``, "missing metadata.debuggable"},
 		{"a size without a unit", `"32MB", "kernel`, `"32", "kernel`, `size "32"`},
@@ -87,7 +87,8 @@ func TestParseNamesWhatIsWrong(t *testing.T) {
 		{"an environment entry without a value", `"OCCLUM=yes"`, `"OCCLUM"`, "env.default"},
 		{"no root", `"unionfs"`, `"sefs"`, `target "/"`},
 		{"no image layer", `"options": {"MAC": ""}`, `"options": {}`, "option MAC"},
-		{"a second document", `"source": "."}` + "\n\t]\n}", `"source": "."}]} {}`, "more follows"},
+		{"a field twice", `"options": {"MAC": ""}`, `"options": {"MAC": "", "MAC": "x"}`, "MAC is given twice"},
+		{"a second document", `"source": "."}` + "\n\t]\n}", `"source": "."}]} {}`, "has something after its end"},
 		{"not JSON", `{`, `<`, "invalid character"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/strictjson"
 	"github.com/sesame-init/sesame/occlum/occlumconf"
 	"github.com/sesame-init/sesame/occlum/sizing"
 	"github.com/sesame-init/sesame/packaging/instance"
@@ -190,9 +190,7 @@ func (p *Pipeline) service(c *config.Config, brokerSigner string) error {
 		MAA  *config.MAA  `json:"maa"`
 		AECS *config.AECS `json:"aecs"`
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&block); err != nil {
+	if err := strictjson.Decode(text, &block); err != nil {
 		return attest.Errorf(attest.CodeConfig, "reading --backend-config", "It holds one block, as {\"maa\": {…}}.", "%w",
 			err)
 	}

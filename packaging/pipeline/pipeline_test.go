@@ -530,5 +530,9 @@ func TestInitGetsItsSecretsFromOtherServicesToo(t *testing.T) {
 		if _, err := p.workloadInit(strings.Repeat("cd", 32), mac); attest.CodeOf(err) != attest.CodeConfig {
 			t.Errorf("%s, spoilt: %v", backend, err)
 		}
+		write(t, o.Service, block+" this is no JSON", 0o644)
+		if _, err := p.workloadInit(strings.Repeat("cd", 32), mac); attest.CodeOf(err) != attest.CodeConfig {
+			t.Errorf("%s, with more behind it: %v", backend, err)
+		}
 	}
 }
