@@ -312,6 +312,11 @@ func badPeers(t testing.TB, f *fixture) map[string]*tls.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
+	application, err := ratls.NewApplicationCertificate(context.Background(), f.platform.Attester(brokertest.Workload()),
+		ratls.Options{Now: brokertest.Clock})
+	if err != nil {
+		t.Fatal(err)
+	}
 	stranger := brokertest.Platform(t, softsgx.Options{})
 	key := newKey(t, elliptic.P256())
 	return map[string]*tls.Certificate{
@@ -322,6 +327,7 @@ func badPeers(t testing.TB, f *fixture) map[string]*tls.Certificate {
 		"debug environment":          enclave(f.platform, func(c *attest.SGXClaims) { c.Attributes |= attest.AttributeDebug }),
 		"config_id":                  enclave(f.platform, func(c *attest.SGXClaims) { c.ConfigID[0] = 1 }),
 		"it is valid from":           &expired,
+		"that of an application":     &application,
 		"reading evidence":           changed(0),   // the version
 		"signature":                  changed(436), // the signature over the report
 		"peer refused":               changed(130), // MRENCLAVE, after signing
