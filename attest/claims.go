@@ -126,6 +126,11 @@ type TPMClaims struct {
 	// where there is no complete chain. Whether the root is a vendor's is for a policy to say.
 	EKRoot   [32]byte
 	EKPublic []byte // DER SubjectPublicKeyInfo of the EK, nil where the evidence names none
+	// AKName is the AK's TPM name, computed from its TPMT_PUBLIC: the algorithm in 2 bytes, then the digest.
+	AKName []byte
+	// EKProved is set once the TPM has proved to the verifier of a session, by the answer to a challenge, that it holds
+	// AK and EK. Evidence alone cannot prove it, so no [Verifier] sets it.
+	EKProved bool
 	// PCRs are the quoted registers of the SHA-256 bank, by index 0 to 23.
 	PCRs map[int][32]byte
 	// EventLog is set where the machine's firmware log replays to the quoted registers; SecureBoot then says

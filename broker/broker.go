@@ -166,16 +166,20 @@ func (s *Server) GetSecret(ctx context.Context, asked *wire.SecretRequest) (*wir
 	if from == nil || from.evidence.Raw == nil {
 		return nil, status.Error(codes.PermissionDenied, "")
 	}
-	force, claims, workloads, err := s.peer(ctx, from)
-	r := s.newRequest(from.remote, policy.WireLegacy, force)
-	r.shown(from.binder(), from.digest, claims)
+	r := s.newRequest(from.remote, policy.WireLegacy)
+	r.shown(from.binder(), from.digest)
+	r.read(s.read())
+	claims, matched, err := s.peer(ctx, from, r.reading)
+	r.claim(claims)
 	if err != nil {
 		s.refuse(ctx, r, err)
 		return nil, status.Error(codes.PermissionDenied, "")
 	}
-	secrets, _, err := s.release(ctx, r, workloads, []string{asked.GetName()})
+	secrets, _, err := s.release(ctx, r, matched, []string{asked.GetName()})
 	switch {
 	case err == nil:
+	case errors.Is(err, ErrStale): // the next call decides again
+		return nil, status.Error(codes.Unavailable, err.Error())
 	case attest.CodeOf(err) == attest.CodeUnreachable:
 		return nil, status.Error(codes.Unavailable, err.Error())
 	default:

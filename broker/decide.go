@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -11,32 +12,106 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/broker/policy"
 )
 
 // request is one peer's request on the way to its decision.
 type request struct {
-	id       string // for the log
-	force    *inForce
+	reading
+	id       string   // for the log
 	decision Decision // as far as it is known
-	wrapped  bool     // what is released is encrypted to the peer's hardware
 	log      logrus.FieldLogger
+
+	challenged bool
+	refusal    error // why a peer under challenge gets nothing, which it may hear
 }
 
-// newRequest begins a request under the policy in force.
-func (s *Server) newRequest(remote, wire string, force *inForce) *request {
+// A reading is what one decision is made from: one look at the clock and one policy, with the trust that belongs to it.
+// Whatever a decision compares it takes from here.
+type reading struct {
+	at    time.Time
+	force *inForce
+}
+
+// maxAge is for how long a reading counts: the commit of what was decided must begin within it.
+const maxAge = 5 * time.Second
+
+// read takes a reading.
+func (s *Server) read() reading { return reading{s.config.Now(), s.config.Policies.current.Load()} }
+
+// fresh reports whether a reading still counts.
+func (s *Server) fresh(read reading) bool {
+	age := s.config.Now().Sub(read.at)
+	return age >= 0 && age <= maxAge
+}
+
+// newRequest begins a request.
+func (s *Server) newRequest(remote, wire string) *request {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	r := &request{id: hex.EncodeToString(id[:]), force: force}
+	r := &request{id: hex.EncodeToString(id[:])}
 	r.decision = Decision{Peer: remote, Wire: wire}
 	r.log = s.config.Logger.WithFields(logrus.Fields{"request": r.id, "peer": remote, "wire": wire})
 	return r
 }
 
+// read begins a decision with a reading. Nothing of the one before remains but what the peer has shown.
+func (r *request) read(from reading) {
+	d := &r.decision
+	r.reading = from
+	*d = Decision{Peer: d.Peer, Wire: d.Wire, Binder: d.Binder, Evidence: d.Evidence, At: from.at}
+}
+
 // shown notes whose request it is.
-func (r *request) shown(binder, evidence [32]byte, claims attest.Claims) {
-	r.decision.Binder, r.decision.Evidence, r.decision.Claims = binder, evidence, claims
+func (r *request) shown(binder, evidence [32]byte) {
+	r.decision.Binder, r.decision.Evidence = binder, evidence
+}
+
+// claim notes what the evidence says.
+func (r *request) claim(claims attest.Claims) {
+	r.decision.Claims = claims
 	r.log = r.log.WithFields(claimFields(claims))
+}
+
+// errOldInit is the answer to a TPM that cannot be challenged, whether or not an entry would have matched.
+func errOldInit() error {
+	return attest.Errorf(attest.CodePolicy, "appraising peer", "Build the image anew.",
+		"this broker needs init of version %s or newer for TPM evidence", session.ChallengesSince)
+}
+
+// told is what a peer may hear of why it is no workload: its own claims, and what an entry wants whose strongest identity
+// it has proved.
+func (r *request) told(m policy.Matched) error {
+	hint := "The broker's log says more under request " + r.id + "."
+	switch {
+	case m.Proved:
+		return attest.Errorf(attest.CodePolicy, "appraising peer", hint, "%s", strings.Join(m.Told, "; "))
+	case r.refusal != nil:
+		return &attest.Error{Code: attest.CodePolicy, Step: "appraising peer", Err: r.refusal, Hint: hint}
+	}
+	return attest.Errorf(attest.CodePolicy, "appraising peer", "If this peer is wanted, add it to the policy. "+hint,
+		"the policy has no workload that is %s", described(r.decision.Claims))
+}
+
+// described are a peer's own claims for the peer to read.
+func described(c attest.Claims) string {
+	debug := ""
+	if c.SGX != nil && c.SGX.Debug() || c.TDX != nil && c.TDX.Debug() || c.SNP != nil && c.SNP.Debug() {
+		debug = ", in debug mode"
+	}
+	switch {
+	case c.SGX != nil:
+		return fmt.Sprintf("an enclave with mr_enclave %x, mr_signer %x, product id %d, SVN %d%s", c.SGX.MREnclave,
+			c.SGX.MRSigner, c.SGX.ProductID, c.SGX.SVN, debug)
+	case c.TDX != nil:
+		return fmt.Sprintf("a trust domain with mr_td %x%s", c.TDX.MRTD, debug)
+	case c.SNP != nil:
+		return fmt.Sprintf("an SEV-SNP guest with measurement %x%s", c.SNP.Measurement, debug)
+	case c.TPM != nil:
+		return fmt.Sprintf("a machine with ak %x, ek %x", c.TPM.AK, c.TPM.EK)
+	}
+	return "without evidence"
 }
 
 func claimFields(c attest.Claims) logrus.Fields {
@@ -56,10 +131,15 @@ func claimFields(c attest.Claims) logrus.Fields {
 	return f
 }
 
-// refuse records and logs why a peer gets nothing. It returns the receipt of the record, nil where there is none.
+// refuse logs and records why a peer gets nothing. It returns the receipt of the record, nil where there is none.
 func (s *Server) refuse(ctx context.Context, r *request, err error) *Receipt {
-	r.decision.At = s.config.Now()
-	r.decision.Code, r.decision.Reason = attest.CodeOf(err), bounded(err.Error())
+	return s.refuseTelling(ctx, r, err, err)
+}
+
+// refuseTelling is [Server.refuse] for a peer that may hear less than all: told is what the record says, which a peer
+// gets with its receipt.
+func (s *Server) refuseTelling(ctx context.Context, r *request, err, told error) *Receipt {
+	r.decision.Code, r.decision.Reason = attest.CodeOf(told), bounded(told.Error())
 	log := r.log.WithField("code", string(r.decision.Code))
 	if hint := attest.HintOf(err); hint != "" {
 		log = log.WithField("hint", hint)
@@ -86,23 +166,28 @@ func errNothing(asked string) error {
 }
 
 // release decides on the secrets that a peer asks for, all or none of them, and has the decision recorded before it
-// returns them. The error is for the peer to see; what it may not see is in the log.
-func (s *Server) release(ctx context.Context, r *request, peer []*policy.Workload, names []string) (
+// returns them. The error is [ErrStale], or for the peer to see; what it may not see is in the log.
+func (s *Server) release(ctx context.Context, r *request, peer policy.Matched, names []string) (
 	[]attest.Secret, *Receipt, error) {
-	at := s.config.Now()
-	r.decision.At, r.decision.Workload = at, peer[0].Name()
-	grants, err := s.grants(ctx, r, peer, names, at)
+	r.decision.Workload = peer.Workloads[0].Name()
+	grants, err := s.grants(ctx, r, peer, names)
 	if err != nil {
 		return nil, nil, err
 	}
 	r.decision.Grants = grants.allowed
 	if grants.forbidden != nil {
-		return nil, s.refuse(ctx, r, grants.forbidden), errNothing(grants.asked)
+		s.refuse(ctx, r, grants.forbidden)
+		return nil, nil, errNothing(grants.asked) // without the receipt, whose entry says which of the two it is
 	}
+	read := r.reading
+	r.decision.Fresh = func() bool { return s.fresh(read) }
 	start := time.Now()
 	secrets, receipt, err := s.config.Keeper.Release(ctx, r.decision)
 	s.metrics.kept(time.Since(start), err)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrStale):
+		return nil, nil, err
+	case err != nil:
 		return nil, nil, s.notReleased(r, err)
 	}
 	log := r.log.WithFields(logrus.Fields{"workload": r.decision.Workload, "entry": receipt.Index})
@@ -121,7 +206,7 @@ type decided struct {
 }
 
 // grants decides on each name. The error is for the peer to see.
-func (s *Server) grants(ctx context.Context, r *request, peer []*policy.Workload, names []string, at time.Time) (
+func (s *Server) grants(ctx context.Context, r *request, peer policy.Matched, names []string) (
 	decided, error) {
 	var d decided
 	for _, asked := range names {
@@ -137,7 +222,7 @@ func (s *Server) grants(ctx context.Context, r *request, peer []*policy.Workload
 			d.forbidden = attest.Errorf(attest.CodeSecret, "looking up secret "+printable(asked), "", "there is no such secret")
 			return d, nil
 		}
-		g, err := r.force.policy.Grant(peer, name, r.wrapped, at)
+		g, err := r.force.policy.Grant(peer, name)
 		d.allowed = append(d.allowed, Grant{Secret: name, Rule: g.Rule, Limit: g.Releases, Version: g.Version})
 		if err != nil {
 			d.asked = asked

@@ -82,8 +82,7 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 	if cs.NegotiatedProtocol != "h2" {
 		return errors.New("the peer does not speak HTTP/2")
 	}
-	force := s.config.Policies.current.Load()
-	r := s.newRequest(who.remote, policy.WireLegacy, force)
+	r := s.newRequest(who.remote, policy.WireLegacy)
 	if _, err := io.ReadFull(rand.Reader, who.seed[:]); err != nil {
 		return err
 	}
@@ -100,22 +99,27 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 	if len(cs.PeerCertificates) > 0 {
 		who.evidence, err = ratls.Evidence(cs.PeerCertificates[0].Raw)
 	}
+	r.read(s.read())
+	force := r.force
 	switch {
 	case errors.Is(err, ratls.ErrNone) && cs.Version == tls.VersionTLS13:
 		return nil
 	case err != nil:
 	case !force.policy.Legacy(): // nothing that the evidence could say matters
-		_, err = force.policy.Match(claims, s.config.Now(), policy.WireLegacy)
+		_, err = force.policy.Match(claims, r.at, policy.WireLegacy)
 	default:
-		claims, err = ratls.Genuine(ctx, force.trust.Verifier, cs, s.config.Now())
+		claims, err = ratls.Genuine(ctx, force.trust.Verifier, cs, r.at)
 	}
 	who.digest = sha256.Sum256(who.evidence.Raw)
 	if err == nil {
 		who.force, who.claims = force, claims
-		who.workloads, err = force.policy.Match(claims, s.config.Now(), policy.WireLegacy)
+		var matched policy.Matched
+		matched, err = force.policy.Match(claims, r.at, policy.WireLegacy)
+		who.workloads = matched.Workloads
 	}
 	if err != nil {
-		r.shown(sha256.Sum256(append(who.seed[:], "handshake"...)), who.digest, claims)
+		r.shown(sha256.Sum256(append(who.seed[:], "handshake"...)), who.digest)
+		r.claim(claims)
 		s.refuse(ctx, r, err)
 		return &refusedError{err}
 	}
@@ -127,24 +131,23 @@ type refusedError struct{ error }
 
 func (e *refusedError) Unwrap() error { return e.error }
 
-// peer is what a connection's peer is under the policy in force: what the handshake found, or, where the policy was
-// replaced since, what its evidence says now.
-func (s *Server) peer(ctx context.Context, c *connection) (*inForce, attest.Claims, []*policy.Workload, error) {
-	force := s.config.Policies.current.Load()
+// peer is what a connection's peer is by a reading: what the handshake found, or, where the policy was replaced since, what
+// its evidence says now.
+func (s *Server) peer(ctx context.Context, c *connection, read reading) (attest.Claims, policy.Matched, error) {
+	force, at := read.force, read.at
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	at := s.config.Now()
 	if c.force.trust != force.trust {
 		claims, err := force.trust.Verifier.Verify(ctx, c.evidence, at)
 		if err != nil {
-			return force, c.claims, nil, err
+			return c.claims, policy.Matched{}, err
 		}
 		c.claims, c.force = claims, nil
 	}
 	// Spans of time in the policy may have ended, too.
-	workloads, err := force.policy.Match(c.claims, at, policy.WireLegacy)
-	c.force, c.workloads = force, workloads
-	return force, c.claims, workloads, err
+	matched, err := force.policy.Match(c.claims, at, policy.WireLegacy)
+	c.force, c.workloads = force, matched.Workloads
+	return c.claims, matched, err
 }
 
 // binder names the next call of a connection.

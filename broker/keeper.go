@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
@@ -19,7 +20,8 @@ type Keeper interface {
 	// The caller owns the values and wipes them. A second call with the same Binder and grants returns the same entry
 	// and values and counts nothing. The error's code is [attest.CodeDenied] where a release count is used up (that
 	// refusal is recorded, too), [attest.CodeSecret] where a secret is missing or does not decrypt, and
-	// [attest.CodeInternal] where the store fails.
+	// [attest.CodeInternal] where the store fails. It is [ErrStale], and nothing is recorded, where d.Fresh says no when
+	// the commit begins.
 	Release(ctx context.Context, d Decision) ([]attest.Secret, Receipt, error)
 	// Refuse records a refusal.
 	Refuse(ctx context.Context, d Decision) (Receipt, error)
@@ -36,7 +38,7 @@ type Decision struct {
 	// Binder names the session: fresh and unique (session.Peer.Binder; on the legacy wire a hash over the connection
 	// and the call).
 	Binder   [32]byte
-	At       time.Time // of the verification
+	At       time.Time // of the reading that it was made from
 	Peer     string    // network address
 	Wire     string    // "session" or "legacy"
 	Workload string    // "" where the peer is none
@@ -46,7 +48,12 @@ type Decision struct {
 	// Code and Reason say why a refusal; both empty for a release.
 	Code   attest.Code
 	Reason string
+	// Fresh reports whether the decision may still be committed. Nil: it may.
+	Fresh func() bool
 }
+
+// ErrStale is of a decision that is too old to be committed. It has to be made again.
+var ErrStale = errors.New("the decision is too old")
 
 // A Grant is one secret that a decision is about.
 type Grant struct {

@@ -106,6 +106,9 @@ func (m *Memory) Release(_ context.Context, d Decision) ([]attest.Secret, Receip
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	const step = "releasing secrets"
+	if d.Fresh != nil && !d.Fresh() {
+		return nil, Receipt{}, ErrStale
+	}
 	for _, g := range d.Grants {
 		if _, ok := m.byName[g.Secret]; !ok {
 			return nil, Receipt{}, attest.Errorf(attest.CodeSecret, step, "", "there is no secret %s", g.Secret)

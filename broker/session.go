@@ -44,28 +44,66 @@ func (svc *sessionService) Release(raw session.Stream) error {
 	return err
 }
 
-// session runs one session under one policy.
+// session runs one session. Its decision is made from one reading, which is taken when the last message that it needs is
+// there.
 func (s *Server) session(stream session.Stream, from *connection) error {
 	ctx := stream.Context()
-	force := s.config.Policies.current.Load()
-	r := s.newRequest(from.remote, policy.WireSession, force)
-	accept := session.BrokerConfig{Quoter: s.config.Quoter, Verifier: force.trust.Verifier, Now: s.config.Now}
-	peer, names, err := accept.Accept(stream, from.State, from.own)
-	r.shown(peer.Binder, peer.Evidence, peer.Claims)
+	r := s.newRequest(from.remote, policy.WireSession)
+	accept := session.BrokerConfig{Quoter: s.config.Quoter}
+	peer, err := accept.Accept(stream, from.State, from.own)
+	r.shown(peer.Binder, peer.Digest)
 	if err != nil {
 		s.failed(ctx, r, err)
 		return status.Error(codes.PermissionDenied, "")
 	}
-	workloads, err := force.policy.Match(peer.Claims, s.config.Now(), policy.WireSession)
-	if err != nil {
-		receipt := s.refuse(ctx, r, err)
-		return session.Deny(stream, err, (*session.Receipt)(receipt))
+	for {
+		err := s.answer(ctx, r, stream, from, peer)
+		if !errors.Is(err, errAgain) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return status.Error(codes.Unavailable, "the broker could not decide in time")
+		}
 	}
-	registers := force.policy.Wrap(workloads, peer.Claims, s.config.Now())
-	r.wrapped = registers != nil
-	secrets, receipt, err := s.release(ctx, r, workloads, names)
+}
+
+// errAgain is of a decision that has to be made anew.
+var errAgain = errors.New("to be decided again")
+
+// answer decides on a request from a reading of its own and answers it. With [errAgain] it has answered nothing.
+func (s *Server) answer(ctx context.Context, r *request, stream session.Stream, from *connection, peer session.Peer) error {
+	r.read(s.read())
+	claims, err := peer.Verify(ctx, r.force.trust.Verifier, r.at)
+	if err != nil {
+		s.failed(ctx, r, err)
+		return status.Error(codes.PermissionDenied, "")
+	}
+	if claims.TPM != nil {
+		claims.TPM.EKProved = r.challenged && r.refusal == nil
+	}
+	r.claim(claims)
+	matched, err := r.force.policy.Match(claims, r.at, policy.WireSession)
+	if matched.Proved {
+		from.proved()
+	}
+	if matched.Challenge && !r.challenged {
+		if peer.Answers {
+			return s.challenge(stream, r, peer, claims)
+		}
+		if err != nil {
+			r.refusal = errOldInit()
+		}
+	}
+	if err != nil {
+		told := r.told(matched)
+		receipt := s.refuseTelling(ctx, r, err, told)
+		return session.Deny(stream, told, (*session.Receipt)(receipt))
+	}
+	secrets, receipt, err := s.release(ctx, r, matched, peer.Names)
 	switch {
 	case err == nil:
+	case errors.Is(err, ErrStale):
+		return errAgain
 	case attest.CodeOf(err) == attest.CodeUnreachable:
 		return status.Error(codes.Unavailable, err.Error())
 	default:
@@ -77,10 +115,10 @@ func (s *Server) session(stream session.Stream, from *connection) error {
 		}
 	}()
 	var wrapped attest.EvidenceType
-	if r.wrapped {
+	if matched.Wrap != nil {
 		wrapped = attest.TPM
 		for i, secret := range secrets {
-			sealed, err := tpm.Wrap(peer.Claims.TPM, registers, secret)
+			sealed, err := tpm.Wrap(claims.TPM, matched.Wrap, secret)
 			if err != nil {
 				r.log.Errorf("released, but not sent: %v", err)
 				return session.Deny(stream, err, (*session.Receipt)(receipt))
@@ -88,10 +126,38 @@ func (s *Server) session(stream session.Stream, from *connection) error {
 			secret.Wipe()
 			secrets[i] = attest.NewSecret(sealed)
 		}
-		r.log.WithField("pcrs", registers).Info("secrets wrapped to the peer's TPM")
+		r.log.WithField("pcrs", matched.Wrap).Info("secrets wrapped to the peer's TPM")
 	}
-	return session.Release(stream, names, secrets, (*session.Receipt)(receipt), wrapped)
+	return session.Release(stream, peer.Names, secrets, (*session.Receipt)(receipt), wrapped)
 }
+
+// challengeTimeout bounds the wait for an answer. A TPM that has to make its endorsement key first takes some 10 s.
+const challengeTimeout = 30 * time.Second
+
+// challenge asks the peer, once in a session, to prove that the endorsement key in its evidence is its own. What it was
+// asked for counts in the decision that follows, and so does an answer that proves nothing.
+func (s *Server) challenge(stream session.Stream, r *request, peer session.Peer, claims attest.Claims) error {
+	r.challenged = true
+	c, secret, err := tpm.NewCredential(claims.TPM)
+	if err != nil {
+		r.refusal = err
+		return errAgain
+	}
+	ctx, cancel := context.WithTimeout(stream.Context(), challengeTimeout)
+	defer cancel()
+	err = session.Challenge(&boundedStream{Stream: stream, ctx: ctx}, peer, c.Blob, c.Seed, secret)
+	switch {
+	case errors.Is(err, session.ErrAnswer):
+		r.refusal = err
+	case err != nil:
+		s.failed(stream.Context(), r, err)
+		return status.Error(codes.PermissionDenied, "")
+	}
+	return errAgain
+}
+
+// proved notes that the peer of a connection has the strongest identity of an entry of the policy.
+func (*connection) proved() {}
 
 // failed deals with a session that ended before the client was known. It is a refusal where the client has shown
 // evidence; else it went away, or the broker could not show its own.

@@ -28,6 +28,11 @@ type Appraisal struct {
 	// Wrap is what the entry demands of whoever releases something: to encrypt it to the TPM's endorsement key and to
 	// these registers. Nil: nothing.
 	Wrap []int `json:"wrap,omitempty"`
+	// Proved is set where the claims have the strongest identity of an entry: its measurement (of an enclave without
+	// one its signer), its attestation key, or a challenged endorsement key. Told are then the rules that this entry
+	// fails, which may be told to the peer. What other entries want is not for it to know.
+	Proved bool     `json:"-"`
+	Told   []Reason `json:"-"`
 	// Reasons has one line per rule, in the order of the policy. Of the entries, an accepted appraisal gives
 	// the one that matched, a refused one all.
 	Reasons []Reason `json:"reasons"`
@@ -57,6 +62,16 @@ type judge struct {
 	prefix  string
 	reasons []Reason
 	failed  bool
+	proved  bool // the claims have the entry's strongest identity
+}
+
+// strongest notes whether the claims have the entry's strongest identity. Code in a debug environment is not what its
+// measurement says.
+func (j *judge) strongest(same, debug, accepted bool) { j.proved = same && (!debug || accepted) }
+
+// unmet are the rules that failed.
+func unmet(reasons []Reason) []Reason {
+	return slices.DeleteFunc(slices.Clone(reasons), func(r Reason) bool { return r.Passed })
 }
 
 func (j *judge) rule(name string, passed bool, format string, args ...any) {
@@ -139,6 +154,9 @@ func (p *Policy) Appraise(c attest.Claims, at time.Time) Appraisal {
 		a.Reasons = append(a.Reasons, j.reasons...)
 	}
 	a.Accepted = a.Entry != ""
+	if i := slices.IndexFunc(entries, func(j judge) bool { return j.proved }); i >= 0 {
+		a.Proved, a.Told = true, unmet(entries[i].reasons)
+	}
 	if c.Type == attest.SNP || c.Type == attest.TPM {
 		return a // their entries name the least state themselves
 	}
@@ -148,6 +166,9 @@ func (p *Policy) Appraise(c attest.Claims, at time.Time) Appraisal {
 	tcb := p.TCB.appraise(c.TCB, at)
 	a.Reasons = append(a.Reasons, tcb.reasons...)
 	a.Accepted = a.Accepted && !tcb.failed
+	if a.Proved {
+		a.Told = append(a.Told, unmet(tcb.reasons)...)
+	}
 	return a
 }
 
@@ -195,6 +216,11 @@ func (s *SGX) appraise(j *judge, c *attest.SGXClaims) {
 		}
 	}
 	j.atLeast("min_svn", c.SVN, s.MinSVN)
+	identity := bytes.Equal(c.MREnclave[:], s.MREnclave)
+	if s.MREnclave == nil {
+		identity = bytes.Equal(c.MRSigner[:], s.MRSigner)
+	}
+	j.strongest(identity, c.Debug(), s.Debug)
 	j.debug(c.Debug(), s.Debug)
 
 	kss := c.Attributes&attest.AttributeKSS != 0
@@ -242,6 +268,7 @@ func (t *TDX) appraise(j *judge, c *attest.TDXClaims) {
 		j.equal(m.name, m.got, m.want)
 	}
 	j.debug(c.Debug(), t.Debug)
+	j.strongest(bytes.Equal(c.MRTD[:], t.MRTD), c.Debug(), t.Debug)
 }
 
 func (t *TCB) appraise(c attest.TCB, at time.Time) judge {

@@ -108,14 +108,21 @@ func TestRulesOfTPM(t *testing.T) {
 		{"other key", func(c *attest.Claims, _ *policy.TPM) { c.TPM.AK[0]++ }, "tpm[0].ak"},
 		{"other register", func(c *attest.Claims, _ *policy.TPM) { c.TPM.PCRs[7] = [32]byte{} }, "tpm[0].pcrs.7"},
 		{"register that was not quoted", func(_ *attest.Claims, e *policy.TPM) { e.PCRs[11] = repeat(5, 32) }, "tpm[0].pcrs.11"},
-		{"endorsement key", func(_ *attest.Claims, e *policy.TPM) { e.AK, e.EK, e.Wrap = nil, repeat(2, 32), true }, ""},
-		{"other endorsement key", func(_ *attest.Claims, e *policy.TPM) { e.AK, e.EK, e.Wrap = nil, repeat(9, 32), true }, "tpm[0].ek"},
-		{"endorsement key without wrapping", func(_ *attest.Claims, e *policy.TPM) { e.AK, e.EK = nil, repeat(2, 32) }, "policy"},
-		{"vendor", func(_ *attest.Claims, e *policy.TPM) {
-			e.AK, e.EKRoots, e.Wrap = nil, []policy.Hex{repeat(8, 32), repeat(3, 32)}, true
+		{"endorsement key", func(c *attest.Claims, e *policy.TPM) {
+			c.TPM.EKProved, e.AK, e.EK, e.Wrap = true, nil, repeat(2, 32), true
 		}, ""},
-		{"other vendor", func(_ *attest.Claims, e *policy.TPM) {
-			e.AK, e.EKRoots, e.Wrap = nil, []policy.Hex{repeat(8, 32)}, true
+		{"endorsement key without an answer", func(_ *attest.Claims, e *policy.TPM) {
+			e.AK, e.EK, e.Wrap = nil, repeat(2, 32), true
+		}, "tpm[0].challenge"},
+		{"other endorsement key", func(c *attest.Claims, e *policy.TPM) {
+			c.TPM.EKProved, e.AK, e.EK, e.Wrap = true, nil, repeat(9, 32), true
+		}, "tpm[0].ek"},
+		{"endorsement key without wrapping", func(_ *attest.Claims, e *policy.TPM) { e.AK, e.EK = nil, repeat(2, 32) }, "policy"},
+		{"vendor", func(c *attest.Claims, e *policy.TPM) {
+			c.TPM.EKProved, e.AK, e.EKRoots, e.Wrap = true, nil, []policy.Hex{repeat(8, 32), repeat(3, 32)}, true
+		}, ""},
+		{"other vendor", func(c *attest.Claims, e *policy.TPM) {
+			c.TPM.EKProved, e.AK, e.EKRoots, e.Wrap = true, nil, []policy.Hex{repeat(8, 32)}, true
 		}, "tpm[0].ek_roots"},
 		{"no certificate", func(c *attest.Claims, e *policy.TPM) {
 			c.TPM.EKRoot = [32]byte{}

@@ -88,6 +88,7 @@ func (s *SNP) appraise(j *judge, c *attest.SNPClaims) {
 		j.rule("guest_policy", false, "%s, want %s", got, s.GuestPolicy)
 	}
 	j.debug(c.Debug(), s.Debug)
+	j.strongest(bytes.Equal(c.Measurement[:], s.Measurement), c.Debug(), s.Debug)
 	for _, part := range []struct {
 		name        string
 		got, wanted uint8

@@ -78,6 +78,11 @@ func (t *TPM) validate(fault faultFunc) {
 func (t *TPM) appraise(j *judge, c *attest.TPMClaims) {
 	j.equal("ak", c.AK[:], t.AK)
 	j.equal("ek", c.EK[:], t.EK)
+	j.strongest(bytes.Equal(c.AK[:], t.AK), false, false)
+	if t.Challenged() {
+		j.challenged(c)
+		j.strongest(c.EKProved && t.endorsed(c), false, false)
+	}
 	if len(t.EKRoots) > 0 {
 		root := Hex(c.EKRoot[:])
 		switch {
@@ -113,6 +118,24 @@ func (t *TPM) appraise(j *judge, c *attest.TPMClaims) {
 		default:
 			j.rule("secure_boot", true, "on")
 		}
+	}
+}
+
+// Challenged reports whether only the answer to a challenge proves the entry: it names the endorsement key or its roots,
+// and evidence is signed by another key.
+func (t *TPM) Challenged() bool { return t.AK == nil }
+
+// endorsed reports whether claims have the endorsement key that the entry names.
+func (t *TPM) endorsed(c *attest.TPMClaims) bool {
+	return (t.EK == nil || bytes.Equal(c.EK[:], t.EK)) &&
+		(len(t.EKRoots) == 0 || slices.ContainsFunc(t.EKRoots, func(root Hex) bool { return bytes.Equal(c.EKRoot[:], root) }))
+}
+
+func (j *judge) challenged(c *attest.TPMClaims) {
+	if c.EKProved {
+		j.rule("challenge", true, "the TPM proves that it holds both the attestation key and the endorsement key")
+	} else {
+		j.rule("challenge", false, "nothing proves yet that the attestation key and the endorsement key are of one TPM")
 	}
 }
 

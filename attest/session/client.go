@@ -141,14 +141,24 @@ func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, c
 	if err := stream.Send(&sessionpb.ClientMessage{Message: &sessionpb.ClientMessage_Request{Request: request}}); err != nil {
 		return nil, received(stream, err)
 	}
-	if err := stream.CloseSend(); err != nil {
-		return nil, err
+	quoted := attest.Evidence{Type: c.Attester.Type(), Raw: request.GetEvidence().GetRaw()}
+	for answers := 0; ; answers++ {
+		message, err := stream.Recv()
+		if err != nil {
+			return nil, busy(stream, err)
+		}
+		asked := message.GetChallenge()
+		if asked == nil {
+			return c.take(ctx, message.GetResult(), names, b.Leaf(Client))
+		}
+		if answers == maxAnswers {
+			return nil, attest.Errorf(attest.CodeEvidence, "asking for secrets", "Look at the broker's log.",
+				"the broker challenges more than %d times", maxAnswers)
+		}
+		if err := c.answerChallenge(ctx, stream, quoted, b.Leaf(Client), asked); err != nil {
+			return nil, err
+		}
 	}
-	answer, err := stream.Recv()
-	if err != nil {
-		return nil, busy(stream, err)
-	}
-	return c.take(ctx, answer.GetResult(), names, b.Leaf(Client))
 }
 
 // take checks what the broker has sent. Nothing of it is used before its receipt was checked.
@@ -308,7 +318,8 @@ func (c ClientConfig) request(ctx context.Context, b *Binding, names []string) (
 	case err != nil:
 		return nil, &attest.Error{Code: attest.CodeAttester, Step: "making evidence", Err: err}
 	}
-	return &sessionpb.Request{Evidence: encodeEvidence(evidence, proof), Names: names}, nil
+	_, answers := c.Attester.(Activator)
+	return &sessionpb.Request{Evidence: encodeEvidence(evidence, proof), Names: names, AnswersChallenges: answers}, nil
 }
 
 // secrets takes over what the broker released, if it is exactly what was asked for.

@@ -24,32 +24,46 @@ import (
 // Stream is the broker's end of the stream of messages.
 type Stream = grpc.BidiStreamingServer[sessionpb.ClientMessage, sessionpb.BrokerMessage]
 
-// A Peer is what a session has established about the client.
+// A Peer is a client that has asked for secrets and shown evidence, which nothing has judged yet.
 type Peer struct {
-	Claims attest.Claims
 	// Binder names the session: the client's leaf. It is fresh and unique.
 	Binder [32]byte
-	// Evidence is the SHA-256 of the raw evidence.
-	Evidence [32]byte
+	// Digest is the SHA-256 of the raw evidence.
+	Digest [32]byte
+	// Names are the secrets that it asks for.
+	Names []string
+	// Answers is set where it says that it answers a challenge.
+	Answers bool
+
+	evidence attest.Evidence
+	bound    attest.ReportData
 }
 
-// BrokerConfig says how the broker proves itself and verifies clients. All fields are needed, except Quoter: a broker
-// without one runs outside an enclave, says so, and is known by its key.
+// Verify makes sure that the evidence is genuine and of this session. It may be called again, for another moment.
+func (p *Peer) Verify(ctx context.Context, v attest.Verifier, at time.Time) (attest.Claims, error) {
+	claims, err := genuine(ctx, v, p.evidence, p.bound, at)
+	if err != nil {
+		return attest.Claims{}, &attest.Error{Code: attest.CodeOf(err), Step: stepClient, Err: err}
+	}
+	return claims, nil
+}
+
+const stepClient = "verifying client"
+
+// BrokerConfig says how the broker proves itself. A broker without a Quoter runs outside an enclave, says so, and is known
+// by its key.
 type BrokerConfig struct {
-	Quoter   *Quoter
-	Verifier attest.Verifier
-	Now      func() time.Time
+	Quoter *Quoter
 }
 
 // Accept runs the broker's half of a session up to the client's request, on a connection whose handshake was made
-// with the certificate own. The client's evidence is genuine and of this session; whether it is wanted is for the
-// caller to say, who answers with [Release] or [Deny]. An error is not for the client to know; the peer that is returned
-// beside one has binder and digest where the client has shown evidence.
-func (c BrokerConfig) Accept(stream Stream, cs tls.ConnectionState, own *x509.Certificate) (Peer, []string, error) {
-	const step = "verifying client"
+// with the certificate own. Whether the client's evidence is genuine ([Peer.Verify]) and wanted is for the caller to
+// say, who may [Challenge] it and answers with [Release] or [Deny]. An error is not for the client to know; the peer that
+// is returned beside one has binder and digest where the client has shown evidence.
+func (c BrokerConfig) Accept(stream Stream, cs tls.ConnectionState, own *x509.Certificate) (Peer, error) {
 	ctx := stream.Context()
-	fail := func(err error) (Peer, []string, error) {
-		return Peer{}, nil, &attest.Error{Code: attest.CodeEvidence, Step: step, Err: err}
+	fail := func(err error) (Peer, error) {
+		return Peer{}, &attest.Error{Code: attest.CodeEvidence, Step: stepClient, Err: err}
 	}
 	b, err := binding(cs, own, Broker)
 	if err != nil {
@@ -63,7 +77,7 @@ func (c BrokerConfig) Accept(stream Stream, cs tls.ConnectionState, own *x509.Ce
 		return fail(err)
 	}
 	if err := c.show(ctx, stream, &b); err != nil {
-		return Peer{}, nil, err
+		return Peer{}, err
 	}
 	message, err := stream.Recv()
 	if err != nil {
@@ -75,16 +89,12 @@ func (c BrokerConfig) Accept(stream Stream, cs tls.ConnectionState, own *x509.Ce
 	if err != nil {
 		return fail(err)
 	}
-	peer := Peer{Binder: leaf, Evidence: sha256.Sum256(evidence.Raw)}
-	claims, err := genuine(ctx, c.Verifier, evidence, bound, c.Now())
-	if err != nil {
-		return peer, nil, &attest.Error{Code: attest.CodeOf(err), Step: step, Err: err}
+	peer := Peer{Binder: leaf, Digest: sha256.Sum256(evidence.Raw), Names: request.GetNames(),
+		Answers: request.GetAnswersChallenges(), evidence: evidence, bound: bound}
+	if err := checkNames(peer.Names); err != nil {
+		return peer, &attest.Error{Code: attest.CodeSecret, Step: stepClient, Err: err}
 	}
-	peer.Claims = claims
-	if err := checkNames(request.GetNames()); err != nil {
-		return peer, nil, &attest.Error{Code: attest.CodeSecret, Step: step, Err: err}
-	}
-	return peer, request.GetNames(), nil
+	return peer, nil
 }
 
 func checkNames(names []string) error {

@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -48,9 +49,16 @@ type Options struct {
 type Device struct {
 	options Options
 
-	mu sync.Mutex
-	rw io.ReadWriteCloser
+	mu   sync.Mutex
+	rw   io.ReadWriteCloser
+	made []ephemeral // the latest last, at most maxEphemeral
 }
+
+// ephemeral is a key that was made for one quote: from the template's unique field its TPM makes it again.
+type ephemeral struct{ public, unique []byte }
+
+// maxEphemeral bounds the keys that are remembered: sessions that wait for a challenge at the same time.
+const maxEphemeral = 16
 
 const stepQuote = "making TPM evidence"
 
@@ -142,23 +150,22 @@ func readLog(path string) ([]byte, error) {
 
 // quote fills in the AK's part.
 func (d *Device) quote(e *evidence) error {
-	template := client.AKTemplateECC()
-	// The key has no password that could be guessed. Without this a machine that loses power too often locks itself out.
-	template.Attributes |= tpm2.FlagNoDA
+	var unique []byte
 	if d.options.EphemeralAK {
-		unique := make([]byte, 32)
+		unique = make([]byte, 32)
 		if _, err := io.ReadFull(rand.Reader, unique); err != nil {
 			return err
 		}
-		template.ECCParameters.Point.XRaw = unique
 	}
-	ak, err := client.NewKey(d.rw, tpm2.HandleOwner, template)
+	ak, public, err := d.attestationKey(unique)
 	if err != nil {
-		return fmt.Errorf("loading the attestation key: %w", err)
+		return err
 	}
 	defer ak.Close()
-	if e.AK, err = ak.PublicArea().Encode(); err != nil {
-		return err
+	e.AK = public
+	if unique != nil {
+		d.made = append(d.made, ephemeral{public, unique})
+		d.made = d.made[max(0, len(d.made)-maxEphemeral):]
 	}
 	quoted, err := d.quoteRetrying(ak, e.extraData())
 	if err != nil {
@@ -169,6 +176,37 @@ func (d *Device) quote(e *evidence) error {
 		e.PCRs[int(i)] = value
 	}
 	return nil
+}
+
+// attestationKey loads the kept AK or, with a value that is unique to it, an ephemeral one.
+func (d *Device) attestationKey(unique []byte) (ak *client.Key, public []byte, err error) {
+	template := client.AKTemplateECC()
+	// The key has no password that could be guessed. Without this a machine that loses power too often locks itself out.
+	template.Attributes |= tpm2.FlagNoDA
+	if unique != nil {
+		template.ECCParameters.Point.XRaw = unique
+	}
+	if ak, err = client.NewKey(d.rw, tpm2.HandleOwner, template); err != nil {
+		return nil, nil, fmt.Errorf("loading the attestation key: %w", err)
+	}
+	if public, err = ak.PublicArea().Encode(); err != nil {
+		ak.Close()
+	}
+	return ak, public, err
+}
+
+// madeKey loads the AK that this device has quoted with, by its public area.
+func (d *Device) madeKey(wanted []byte) (*client.Key, error) {
+	var unique []byte
+	if i := slices.IndexFunc(d.made, func(e ephemeral) bool { return bytes.Equal(e.public, wanted) }); i >= 0 {
+		unique = d.made[i].unique
+	}
+	ak, public, err := d.attestationKey(unique)
+	if err == nil && !bytes.Equal(public, wanted) {
+		ak.Close()
+		err = errors.New("the evidence is not of an attestation key of this device")
+	}
+	return ak, err
 }
 
 // quoteRetrying quotes again where a register was extended between the quote and its reading, as the kernel's

@@ -55,6 +55,7 @@ func (v *Verifier) verify(raw attest.Evidence, at time.Time) (none attest.Claims
 		return none, err
 	}
 	c := &attest.TPMClaims{AK: sha256.Sum256(e.AK), PCRs: map[int][32]byte{}}
+	c.AKName = append(binary.BigEndian.AppendUint16(nil, uint16(tpm2.AlgSHA256)), c.AK[:]...) // the only one that attestationKey takes
 	pcrs := &tpmpb.PCRs{Hash: tpmpb.HashAlgo_SHA256, Pcrs: map[uint32][]byte{}}
 	for i, value := range e.PCRs {
 		c.PCRs[i] = [32]byte(value)

@@ -92,7 +92,7 @@ func newWorld(t *testing.T, bare bool, s store.Store, root rootkey.Way) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.keystore.Close)
-	proof := session.BrokerConfig{Now: clock}
+	proof := session.BrokerConfig{}
 	if !bare {
 		proof.Quoter = session.NewQuoter(session.QuoterOptions{Attester: w.platform.Attester(enclave()),
 			Collateral: func(context.Context, attest.Evidence) (*dcap.Collateral, error) { return w.platform.Collateral(), nil }})

@@ -231,7 +231,9 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 	for i, j := range batch {
 		outcomes[i].wipe()
 		d := &decider{k: k, w: w, ring: ring, state: s, missing: &missing}
-		if known[i] != nil {
+		if fresh := j.decision.Fresh; j.release && fresh != nil && !fresh() {
+			outcomes[i] = outcome{index: -1, err: broker.ErrStale}
+		} else if known[i] != nil {
 			outcomes[i], err = d.repeat(j, known[i])
 		} else {
 			outcomes[i], err = d.decide(j)

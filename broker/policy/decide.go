@@ -35,6 +35,9 @@ func (v *Version) Appraise(claims attest.Claims, at time.Time) appraisal.Apprais
 	a := judge.Appraise(claims, at)
 	a.Reasons = append(spans, a.Reasons...)
 	a.Accepted = a.Accepted && !failed(spans)
+	if a.Proved {
+		a.Told = append(unmet(spans), a.Told...)
+	}
 	return a
 }
 
@@ -57,9 +60,22 @@ func failed(reasons []appraisal.Reason) bool {
 	return slices.ContainsFunc(reasons, func(r appraisal.Reason) bool { return !r.Passed })
 }
 
-// judge appraises claims by every version of a workload and says which one matches, -1 where none does. The reasons
-// are of that one, or of all.
-func (w *Workload) judge(claims attest.Claims, at time.Time) (matched int, reasons []appraisal.Reason) {
+func unmet(reasons []appraisal.Reason) []appraisal.Reason {
+	return slices.DeleteFunc(slices.Clone(reasons), func(r appraisal.Reason) bool { return r.Passed })
+}
+
+// verdict is what a workload says about claims.
+type verdict struct {
+	matched *Version // nil: none
+	wrap    []int
+	proved  bool
+	told    []string           // what a peer may hear of why none matches; of one version whose identity it has proved
+	reasons []appraisal.Reason // of the version that matches, or of all
+}
+
+// judge appraises claims by every version of a workload.
+func (w *Workload) judge(claims attest.Claims, at time.Time) verdict {
+	var v verdict
 	for i := range w.Versions {
 		a := w.Versions[i].Appraise(claims, at)
 		prefix := fmt.Sprintf("workloads.%s.versions[%d].", w.name, i)
@@ -72,54 +88,92 @@ func (w *Workload) judge(claims attest.Claims, at time.Time) (matched int, reaso
 			own[j] = r
 		}
 		if a.Accepted {
-			return i, own
+			return verdict{matched: &w.Versions[i], wrap: a.Wrap, proved: true, reasons: own}
 		}
-		reasons = append(reasons, own...)
+		v.reasons = append(v.reasons, own...)
+		if a.Proved && !v.proved {
+			v.proved = true
+			for _, r := range a.Told {
+				v.told = append(v.told, prefix+r.Rule+": "+r.Text)
+			}
+		}
 	}
-	return -1, reasons
+	return v
+}
+
+// Matched is what a policy says about a peer's claims at one moment.
+type Matched struct {
+	Workloads []*Workload // that the peer is
+	// Wrap is what they demand of a release: to encrypt it to the TPM of the claims and to these registers. Nil: none
+	// demands it.
+	Wrap []int
+	At   time.Time // of the judgement
+	// Proved is set where the claims have the strongest identity of an entry (see [appraisal.Appraisal]).
+	Proved bool
+	// Told is what the peer may hear of why it is no workload: the rules that one entry fails whose strongest identity
+	// it has proved. Nil: it has proved none.
+	Told []string
+	// Challenge is set where the answer to a challenge, which the claims lack, may match an entry.
+	Challenge bool
 }
 
 // Match finds the workloads that a peer with these claims is, of those that may use the wire. The error's code is
-// [attest.CodePolicy] where it is none, with every rule that it fails.
-func (p *Policy) Match(claims attest.Claims, at time.Time, wire string) ([]*Workload, error) {
-	var matched []*Workload
+// [attest.CodePolicy] where it is none, with every rule that it fails: it is for the broker's log, not for the peer.
+func (p *Policy) Match(claims attest.Claims, at time.Time, wire string) (Matched, error) {
+	m := Matched{At: at, Challenge: wire == WireSession && p.challenges(claims)}
 	var why []string
 	for _, name := range p.order {
 		w := p.Workloads[name]
 		if wire == WireLegacy && w.Wire != WireLegacy {
 			continue
 		}
-		i, reasons := w.judge(claims, at)
-		if i >= 0 {
-			matched = append(matched, w)
+		v := w.judge(claims, at)
+		m.Proved = m.Proved || v.proved
+		switch {
+		case v.matched != nil && wire == WireLegacy && v.wrap != nil:
+			why = append(why, "workloads."+name+": its secrets must be wrapped, which the legacy wire cannot")
+		case v.matched != nil:
+			m.Workloads = append(m.Workloads, w)
+			m.Wrap = append(m.Wrap, v.wrap...)
+		case m.Told == nil:
+			m.Told = v.told
+		}
+		if v.matched != nil {
 			continue
 		}
-		for _, r := range reasons {
+		for _, r := range v.reasons {
 			if !r.Passed {
 				why = append(why, r.Rule+": "+r.Text)
 			}
 		}
 	}
-	if len(matched) > 0 {
-		return matched, nil
+	slices.Sort(m.Wrap)
+	m.Wrap = slices.Compact(m.Wrap)
+	if len(m.Workloads) > 0 {
+		m.Told = nil
+		return m, nil
 	}
 	if len(why) == 0 {
 		why = []string{"no workload is served on the legacy wire"}
 	}
-	return nil, attest.Errorf(attest.CodePolicy, "appraising peer",
+	return m, attest.Errorf(attest.CodePolicy, "appraising peer",
 		"If this peer is wanted, add its measurement to the policy.", "%s", strings.Join(why, "; "))
 }
 
-// Wrap is what the workloads that a peer is demand of a release to it: to encrypt it to the TPM of the claims and to
-// these registers. Nil: none demands it.
-func (p *Policy) Wrap(peer []*Workload, claims attest.Claims, at time.Time) (registers []int) {
-	for _, w := range peer {
-		if i, _ := w.judge(claims, at); i >= 0 {
-			registers = append(registers, w.Versions[i].Appraise(claims, at).Wrap...)
+// challenges reports whether claims are of a TPM whose endorsement key has proved nothing yet, and some workload names
+// such keys. A challenge depends on nothing else, so that it does not tell which keys are wanted.
+func (p *Policy) challenges(claims attest.Claims) bool {
+	if claims.TPM == nil || claims.TPM.EKProved || len(claims.TPM.EKPublic) == 0 {
+		return false
+	}
+	for _, w := range p.Workloads {
+		for i := range w.Versions {
+			if slices.ContainsFunc(w.Versions[i].TPM, func(t appraisal.TPM) bool { return t.Challenged() }) {
+				return true
+			}
 		}
 	}
-	slices.Sort(registers)
-	return slices.Compact(registers)
+	return false
 }
 
 // Legacy reports whether any workload may use the legacy wire.
@@ -141,11 +195,11 @@ func (r *Replicas) Appraise(claims attest.Claims, at time.Time) appraisal.Apprai
 		if !w.Broker {
 			continue
 		}
-		i, reasons := w.judge(claims, at)
-		if i >= 0 {
-			return appraisal.Appraisal{Accepted: true, Entry: "workloads." + name, Reasons: reasons}
+		v := w.judge(claims, at)
+		if v.matched != nil {
+			return appraisal.Appraisal{Accepted: true, Entry: "workloads." + name, Reasons: v.reasons}
 		}
-		a.Reasons = append(a.Reasons, reasons...)
+		a.Reasons = append(a.Reasons, v.reasons...)
 	}
 	if len(a.Reasons) == 0 {
 		a.Reasons = append(a.Reasons, appraisal.Reason{Rule: "workloads", Text: "none is marked by broker: true"})
@@ -161,10 +215,11 @@ type Grant struct {
 	Version  string // id of the version; "" is the newest
 }
 
-// Grant decides whether one of the workloads that a peer is may have a secret now; wrapped says that it leaves encrypted
-// to the peer's hardware (see [Policy.Wrap]). The error's code is [attest.CodeDenied]; the grant beside it has the rule
+// Grant decides whether one of the workloads that a peer is may have a secret, at the moment for which it was matched.
+// The error's code is [attest.CodeDenied]; the grant beside it has the rule
 // that forbids.
-func (p *Policy) Grant(peer []*Workload, secret string, wrapped bool, at time.Time) (Grant, error) {
+func (p *Policy) Grant(m Matched, secret string) (Grant, error) {
+	peer := m.Workloads
 	const step = "deciding on secret"
 	if len(peer) == 0 {
 		return Grant{Rule: "workloads"}, attest.Errorf(attest.CodeDenied, step, "", "the peer is no workload")
@@ -186,13 +241,13 @@ func (p *Policy) Grant(peer []*Workload, secret string, wrapped bool, at time.Ti
 		return Grant{Workload: peer[0].name, Rule: key + ".workloads"}, attest.Errorf(attest.CodeDenied, step,
 			"Add the workload to the secret's workloads, if it may have it.", "%s may not have it", peer[0].name)
 	}
-	for _, r := range spanReasons(s.From, s.Until, at) {
+	for _, r := range spanReasons(s.From, s.Until, m.At) {
 		if !r.Passed {
 			return Grant{Workload: peer[i].name, Rule: key + "." + r.Rule}, attest.Errorf(attest.CodeDenied, step,
 				"Change the secret's span of time in the policy.", "it %s", r.Text)
 		}
 	}
-	if s.Wrap && !wrapped {
+	if s.Wrap && m.Wrap == nil {
 		return Grant{Workload: peer[i].name, Rule: key + ".wrap"}, attest.Errorf(attest.CodeDenied, step,
 			"Let the workload's tpm entry say wrap: true.",
 			"it may leave only encrypted to the peer's TPM, and the entry that the peer matches does not demand that")
@@ -228,28 +283,30 @@ type Explanation struct {
 
 // Explain decides as the broker does and says why. secret may be empty.
 func (p *Policy) Explain(claims attest.Claims, at time.Time, secret string) Explanation {
+	if claims.TPM != nil { // the machine answers the broker's challenge, or gets nothing
+		answered := *claims.TPM
+		answered.EKProved = len(answered.EKPublic) > 0
+		claims.TPM = &answered
+	}
 	e := Explanation{Secret: secret}
-	var matched []*Workload
 	for _, name := range p.order {
-		w := p.Workloads[name]
-		i, reasons := w.judge(claims, at)
-		e.Rules = append(e.Rules, reasons...)
-		if i >= 0 {
-			matched = append(matched, w)
+		v := p.Workloads[name].judge(claims, at)
+		e.Rules = append(e.Rules, v.reasons...)
+		if v.matched != nil {
 			e.Workloads = append(e.Workloads, name)
 		}
 	}
-	e.Accepted = len(matched) > 0
-	wrapped := p.Wrap(matched, claims, at) != nil
+	matched, _ := p.Match(claims, at, WireSession) // its error is in the rules
+	e.Accepted = len(e.Workloads) > 0
 	if secret == "" {
 		for _, name := range sortedKeys(p.Secrets) {
-			if _, err := p.Grant(matched, name, wrapped, at); err == nil {
+			if _, err := p.Grant(matched, name); err == nil {
 				e.Secrets = append(e.Secrets, name)
 			}
 		}
 		return e
 	}
-	grant, err := p.Grant(matched, secret, wrapped, at)
+	grant, err := p.Grant(matched, secret)
 	e.Accepted = err == nil
 	text := fmt.Sprintf("%s may have it", grant.Workload)
 	if err != nil {

@@ -73,8 +73,8 @@ func TestTheDocumentedExampleIsSoundAndMeansWhatItSays(t *testing.T) {
 		{0x55, now, policy.WireSession, ""},
 	} {
 		matched, err := p.Match(enclave(c.measurement), c.at, c.wire)
-		if names(matched) != c.want || (err == nil) != (c.want != "") {
-			t.Errorf("%x at %s on wire %s is %q, want %q: %v", c.measurement, c.at, c.wire, names(matched), c.want, err)
+		if names(matched.Workloads) != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%x at %s on wire %s is %q, want %q: %v", c.measurement, c.at, c.wire, names(matched.Workloads), c.want, err)
 		}
 		if err != nil && attest.CodeOf(err) != attest.CodePolicy {
 			t.Errorf("%x: code %s", c.measurement, attest.CodeOf(err))
@@ -86,12 +86,12 @@ func TestTheDocumentedExampleIsSoundAndMeansWhatItSays(t *testing.T) {
 	}
 	signed.SGX.ProductID, signed.SGX.SVN = 200, 4
 	for _, wire := range []string{policy.WireSession, policy.WireLegacy} {
-		if matched, err := p.Match(signed, now, wire); names(matched) != "old-resnet" {
-			t.Errorf("wire %s: %q, %v", wire, names(matched), err)
+		if matched, err := p.Match(signed, now, wire); names(matched.Workloads) != "old-resnet" {
+			t.Errorf("wire %s: %q, %v", wire, names(matched.Workloads), err)
 		}
 	}
 	signed.SGX.SVN = 3
-	if matched, _ := p.Match(signed, now, policy.WireLegacy); len(matched) != 0 {
+	if matched, _ := p.Match(signed, now, policy.WireLegacy); len(matched.Workloads) != 0 {
 		t.Error("a lower SVN is accepted")
 	}
 }
@@ -104,7 +104,7 @@ func TestASecretGoesToItsWorkloadsInItsTimeOnly(t *testing.T) {
 	}
 	late := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	for _, c := range []struct {
-		peer   []*policy.Workload
+		peer   policy.Matched
 		secret string
 		at     time.Time
 		rule   string
@@ -115,9 +115,10 @@ func TestASecretGoesToItsWorkloadsInItsTimeOnly(t *testing.T) {
 		{resnet, "model_key", late, "secrets.model_key.until", false},
 		{resnet, "dataset_key", now, "secrets.dataset_key.workloads", false},
 		{resnet, "no_such", now, "secrets", false},
-		{nil, "image_key", now, "workloads", false},
+		{policy.Matched{}, "image_key", now, "workloads", false},
 	} {
-		g, err := p.Grant(c.peer, c.secret, false, c.at)
+		c.peer.At = c.at
+		g, err := p.Grant(c.peer, c.secret)
 		if g.Rule != c.rule || (err == nil) != c.given || err != nil && attest.CodeOf(err) != attest.CodeDenied {
 			t.Errorf("%s: %+v, %v", c.secret, g, err)
 		}
@@ -134,10 +135,12 @@ func TestASecretThatMustBeWrappedGoesToNobodyElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g, err := p.Grant(resnet, secret, false, now); g.Rule != rule || attest.CodeOf(err) != attest.CodeDenied {
+	if g, err := p.Grant(resnet, secret); g.Rule != rule || attest.CodeOf(err) != attest.CodeDenied {
 		t.Errorf("not wrapped: %+v, %v", g, err)
 	}
-	if _, err := p.Grant(resnet, secret, true, now); err != nil {
+	wrapped := resnet
+	wrapped.Wrap = []int{7}
+	if _, err := p.Grant(wrapped, secret); err != nil {
 		t.Errorf("wrapped: %v", err)
 	}
 	// An enclave demands no wrapping, and the explanation says what the broker does.
@@ -156,7 +159,7 @@ func TestAWorkloadGetsTheVersionThatIsPinnedForIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	for workload, want := range map[string]string{"old-resnet": id, "resnet": ""} {
-		g, err := p.Grant([]*policy.Workload{p.Workloads[workload]}, "image_key", false, now)
+		g, err := p.Grant(policy.Matched{Workloads: []*policy.Workload{p.Workloads[workload]}, At: now}, "image_key")
 		if err != nil || g.Version != want {
 			t.Errorf("%s gets version %q, want %q: %v", workload, g.Version, want, err)
 		}
@@ -169,10 +172,10 @@ func TestTheRootKeyGoesToOtherBrokersOnly(t *testing.T) {
 	for _, p := range []*policy.Policy{parse(t, text), parse(t, read(t))} {
 		for measurement, want := range map[byte]bool{0x55: p.Workloads["replica"] != nil, 0x22: false} {
 			peer, _ := p.Match(enclave(measurement), now, policy.WireSession)
-			if _, err := p.Grant(peer, policy.RootKey, false, now); (err == nil) != want {
+			if _, err := p.Grant(peer, policy.RootKey); (err == nil) != want {
 				t.Errorf("%x: %v", measurement, err)
 			}
-			if _, err := p.Grant(peer, policy.Reserved+"other", false, now); err == nil {
+			if _, err := p.Grant(peer, policy.Reserved+"other"); err == nil {
 				t.Errorf("%x has another of the broker's own", measurement)
 			}
 		}

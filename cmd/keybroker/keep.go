@@ -182,7 +182,7 @@ func (c *command) askReplicas(ctx context.Context, keys *keystore.Keystore, addr
 
 // administer serves the admin channel until ctx ends. It returns a function that waits for its end.
 func (c *command) administer(ctx context.Context, settings policy.Admin, keys *keystore.Keystore, late *latePolicies,
-	identity broker.Identity, prove session.BrokerConfig, log *logrus.Logger) (wait func(), err error) {
+	identity broker.Identity, prove session.BrokerConfig, now func() time.Time, log *logrus.Logger) (wait func(), err error) {
 	if settings.Listen == "" {
 		return func() {}, nil
 	}
@@ -190,7 +190,7 @@ func (c *command) administer(ctx context.Context, settings policy.Admin, keys *k
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeConfig, "reading broker.admin.roots", "", "%w", err)
 	}
-	options := admin.Options{Keystore: keys, Identity: identity, Session: prove, Roots: roots, Now: prove.Now, Logger: log}
+	options := admin.Options{Keystore: keys, Identity: identity, Session: prove, Roots: roots, Now: now, Logger: log}
 	if c.place.enclave { // elsewhere the policy is a file
 		options.Policies = late
 	}

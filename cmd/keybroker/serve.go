@@ -144,7 +144,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if keys != nil {
 		ctx, stop := context.WithCancel(ctx)
 		wait, err := c.administer(ctx, first.policy.Broker.Admin, keys, late, identity,
-			session.BrokerConfig{Quoter: config.Quoter, Now: host.Now}, log)
+			session.BrokerConfig{Quoter: config.Quoter}, host.Now, log)
 		if err != nil {
 			stop()
 			return err

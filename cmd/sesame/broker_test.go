@@ -76,13 +76,13 @@ func (b *brokers) start() {
 	}
 	var enclave sgx.ReportBody
 	enclave.MREnclave[0], enclave.Attributes, enclave.XFRM = 0xcc, attest.AttributeInit|attest.AttributeMode64Bit, 3
-	attested := session.BrokerConfig{Now: time.Now, Quoter: session.NewQuoter(session.QuoterOptions{Attester: platform.Attester(enclave),
+	attested := session.BrokerConfig{Quoter: session.NewQuoter(session.QuoterOptions{Attester: platform.Attester(enclave),
 		Collateral: func(context.Context, attest.Evidence) (*dcap.Collateral, error) { return platform.Collateral(), nil }})}
 	shared := memory.New()
 	k := b.keystore(keystore.Options{Store: shared, Root: &rootkey.Process{}})
 	b.listen("BROKER", k, attested)
 	b.listen("MOVED", b.keystore(keystore.Options{Store: shared.Replica()}), attested)
-	b.listen("BARE", b.keystore(keystore.Options{Store: memory.New(), Root: &rootkey.Process{}}), session.BrokerConfig{Now: time.Now})
+	b.listen("BARE", b.keystore(keystore.Options{Store: memory.New(), Root: &rootkey.Process{}}), session.BrokerConfig{})
 	b.certificate("alice", b.alice)
 	b.certificate("mallory", admintest.Administrator(b.t, "mallory"))
 	b.file("root_ca.pem", "CERTIFICATE", platform.RootCA().Raw)

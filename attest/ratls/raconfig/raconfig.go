@@ -70,11 +70,16 @@ func (c *Config) Appraise(claims attest.Claims, at time.Time) policy.Appraisal {
 			for _, r := range c.exact[i].appraise(claims.SGX) {
 				a.Accepted = a.Accepted && r.Passed
 				a.Reasons = append(a.Reasons, r)
+				if a.Proved && !r.Passed {
+					a.Told = append(a.Told, r)
+				}
 			}
 		}
-		for j := range a.Reasons {
-			if rule, ok := strings.CutPrefix(a.Reasons[j].Rule, "sgx[0]."); ok {
-				a.Reasons[j].Rule = fmt.Sprintf("sgx_mrs[%d].%s", i, rule)
+		for _, reasons := range [][]policy.Reason{a.Reasons, a.Told} {
+			for j := range reasons {
+				if rule, ok := strings.CutPrefix(reasons[j].Rule, "sgx[0]."); ok {
+					reasons[j].Rule = fmt.Sprintf("sgx_mrs[%d].%s", i, rule)
+				}
 			}
 		}
 		if a.Accepted {
@@ -82,6 +87,9 @@ func (c *Config) Appraise(claims attest.Claims, at time.Time) policy.Appraisal {
 			return a
 		}
 		refused.Reasons = append(refused.Reasons, a.Reasons...)
+		if a.Proved && !refused.Proved {
+			refused.Proved, refused.Told = true, a.Told
+		}
 	}
 	return refused
 }

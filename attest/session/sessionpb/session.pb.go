@@ -29,6 +29,7 @@ type ClientMessage struct {
 	//
 	//	*ClientMessage_Hello
 	//	*ClientMessage_Request
+	//	*ClientMessage_Answer
 	Message       isClientMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -89,6 +90,15 @@ func (x *ClientMessage) GetRequest() *Request {
 	return nil
 }
 
+func (x *ClientMessage) GetAnswer() *Answer {
+	if x != nil {
+		if x, ok := x.Message.(*ClientMessage_Answer); ok {
+			return x.Answer
+		}
+	}
+	return nil
+}
+
 type isClientMessage_Message interface {
 	isClientMessage_Message()
 }
@@ -101,9 +111,15 @@ type ClientMessage_Request struct {
 	Request *Request `protobuf:"bytes,2,opt,name=request,proto3,oneof"`
 }
 
+type ClientMessage_Answer struct {
+	Answer *Answer `protobuf:"bytes,3,opt,name=answer,proto3,oneof"`
+}
+
 func (*ClientMessage_Hello) isClientMessage_Message() {}
 
 func (*ClientMessage_Request) isClientMessage_Message() {}
+
+func (*ClientMessage_Answer) isClientMessage_Message() {}
 
 type BrokerMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -111,6 +127,7 @@ type BrokerMessage struct {
 	//
 	//	*BrokerMessage_Evidence
 	//	*BrokerMessage_Result
+	//	*BrokerMessage_Challenge
 	Message       isBrokerMessage_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -171,6 +188,15 @@ func (x *BrokerMessage) GetResult() *Result {
 	return nil
 }
 
+func (x *BrokerMessage) GetChallenge() *Challenge {
+	if x != nil {
+		if x, ok := x.Message.(*BrokerMessage_Challenge); ok {
+			return x.Challenge
+		}
+	}
+	return nil
+}
+
 type isBrokerMessage_Message interface {
 	isBrokerMessage_Message()
 }
@@ -183,9 +209,15 @@ type BrokerMessage_Result struct {
 	Result *Result `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
 }
 
+type BrokerMessage_Challenge struct {
+	Challenge *Challenge `protobuf:"bytes,3,opt,name=challenge,proto3,oneof"`
+}
+
 func (*BrokerMessage_Evidence) isBrokerMessage_Message() {}
 
 func (*BrokerMessage_Result) isBrokerMessage_Message() {}
+
+func (*BrokerMessage_Challenge) isBrokerMessage_Message() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -460,11 +492,12 @@ func (x *Collateral) GetRootCaCrl() []byte {
 }
 
 type Request struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Evidence      *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
-	Names         []string               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Evidence          *Evidence              `protobuf:"bytes,1,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	Names             []string               `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	AnswersChallenges bool                   `protobuf:"varint,3,opt,name=answers_challenges,json=answersChallenges,proto3" json:"answers_challenges,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Request) Reset() {
@@ -511,6 +544,110 @@ func (x *Request) GetNames() []string {
 	return nil
 }
 
+func (x *Request) GetAnswersChallenges() bool {
+	if x != nil {
+		return x.AnswersChallenges
+	}
+	return false
+}
+
+// Challenge asks a TPM to prove that it holds both the attestation key of the evidence and the endorsement key in it.
+type Challenge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Credential    []byte                 `protobuf:"bytes,1,opt,name=credential,proto3" json:"credential,omitempty"` // what TPM2_ActivateCredential takes as credentialBlob, without its size
+	Secret        []byte                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`         // the same as secret
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Challenge) Reset() {
+	*x = Challenge{}
+	mi := &file_session_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Challenge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Challenge) ProtoMessage() {}
+
+func (x *Challenge) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Challenge.ProtoReflect.Descriptor instead.
+func (*Challenge) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Challenge) GetCredential() []byte {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *Challenge) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+type Answer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mac           []byte                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"` // HMAC-SHA-256, keyed by what the credential holds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_session_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_session_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_session_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Answer) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Secrets       []*Secret              `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"` // in the order of the request
@@ -523,7 +660,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_session_proto_msgTypes[7]
+	mi := &file_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +672,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[7]
+	mi := &file_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +685,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{7}
+	return file_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Result) GetSecrets() []*Secret {
@@ -592,7 +729,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +741,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +754,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{8}
+	return file_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Receipt) GetIndex() uint64 {
@@ -658,7 +795,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +807,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +820,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{9}
+	return file_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Secret) GetName() string {
@@ -711,7 +848,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +860,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +873,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{10}
+	return file_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Denial) GetCode() string {
@@ -764,14 +901,16 @@ var File_session_proto protoreflect.FileDescriptor
 
 const file_session_proto_rawDesc = "" +
 	"\n" +
-	"\rsession.proto\x12\x11sesame.session.v1\"\x84\x01\n" +
+	"\rsession.proto\x12\x11sesame.session.v1\"\xb9\x01\n" +
 	"\rClientMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.sesame.session.v1.HelloH\x00R\x05hello\x126\n" +
-	"\arequest\x18\x02 \x01(\v2\x1a.sesame.session.v1.RequestH\x00R\arequestB\t\n" +
-	"\amessage\"\x90\x01\n" +
+	"\arequest\x18\x02 \x01(\v2\x1a.sesame.session.v1.RequestH\x00R\arequest\x123\n" +
+	"\x06answer\x18\x03 \x01(\v2\x19.sesame.session.v1.AnswerH\x00R\x06answerB\t\n" +
+	"\amessage\"\xce\x01\n" +
 	"\rBrokerMessage\x12?\n" +
 	"\bevidence\x18\x01 \x01(\v2!.sesame.session.v1.BrokerEvidenceH\x00R\bevidence\x123\n" +
-	"\x06result\x18\x02 \x01(\v2\x19.sesame.session.v1.ResultH\x00R\x06resultB\t\n" +
+	"\x06result\x18\x02 \x01(\v2\x19.sesame.session.v1.ResultH\x00R\x06result\x12<\n" +
+	"\tchallenge\x18\x03 \x01(\v2\x1c.sesame.session.v1.ChallengeH\x00R\tchallengeB\t\n" +
 	"\amessage\"\x1d\n" +
 	"\x05Hello\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"\x9e\x01\n" +
@@ -796,10 +935,18 @@ const file_session_proto_rawDesc = "" +
 	"\x11qe_identity_chain\x18\x04 \x01(\fR\x0fqeIdentityChain\x12\x17\n" +
 	"\apck_crl\x18\x05 \x01(\fR\x06pckCrl\x12\"\n" +
 	"\rpck_crl_chain\x18\x06 \x01(\fR\vpckCrlChain\x12\x1e\n" +
-	"\vroot_ca_crl\x18\a \x01(\fR\trootCaCrl\"X\n" +
+	"\vroot_ca_crl\x18\a \x01(\fR\trootCaCrl\"\x87\x01\n" +
 	"\aRequest\x127\n" +
 	"\bevidence\x18\x01 \x01(\v2\x1b.sesame.session.v1.EvidenceR\bevidence\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"\xc0\x01\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\x12-\n" +
+	"\x12answers_challenges\x18\x03 \x01(\bR\x11answersChallenges\"C\n" +
+	"\tChallenge\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x01 \x01(\fR\n" +
+	"credential\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret\"\x1a\n" +
+	"\x06Answer\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\fR\x03mac\"\xc0\x01\n" +
 	"\x06Result\x123\n" +
 	"\asecrets\x18\x01 \x03(\v2\x19.sesame.session.v1.SecretR\asecrets\x121\n" +
 	"\x06denial\x18\x02 \x01(\v2\x19.sesame.session.v1.DenialR\x06denial\x124\n" +
@@ -834,7 +981,7 @@ func file_session_proto_rawDescGZIP() []byte {
 	return file_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_session_proto_goTypes = []any{
 	(*ClientMessage)(nil),  // 0: sesame.session.v1.ClientMessage
 	(*BrokerMessage)(nil),  // 1: sesame.session.v1.BrokerMessage
@@ -843,29 +990,33 @@ var file_session_proto_goTypes = []any{
 	(*Evidence)(nil),       // 4: sesame.session.v1.Evidence
 	(*Collateral)(nil),     // 5: sesame.session.v1.Collateral
 	(*Request)(nil),        // 6: sesame.session.v1.Request
-	(*Result)(nil),         // 7: sesame.session.v1.Result
-	(*Receipt)(nil),        // 8: sesame.session.v1.Receipt
-	(*Secret)(nil),         // 9: sesame.session.v1.Secret
-	(*Denial)(nil),         // 10: sesame.session.v1.Denial
+	(*Challenge)(nil),      // 7: sesame.session.v1.Challenge
+	(*Answer)(nil),         // 8: sesame.session.v1.Answer
+	(*Result)(nil),         // 9: sesame.session.v1.Result
+	(*Receipt)(nil),        // 10: sesame.session.v1.Receipt
+	(*Secret)(nil),         // 11: sesame.session.v1.Secret
+	(*Denial)(nil),         // 12: sesame.session.v1.Denial
 }
 var file_session_proto_depIdxs = []int32{
 	2,  // 0: sesame.session.v1.ClientMessage.hello:type_name -> sesame.session.v1.Hello
 	6,  // 1: sesame.session.v1.ClientMessage.request:type_name -> sesame.session.v1.Request
-	3,  // 2: sesame.session.v1.BrokerMessage.evidence:type_name -> sesame.session.v1.BrokerEvidence
-	7,  // 3: sesame.session.v1.BrokerMessage.result:type_name -> sesame.session.v1.Result
-	4,  // 4: sesame.session.v1.BrokerEvidence.evidence:type_name -> sesame.session.v1.Evidence
-	5,  // 5: sesame.session.v1.BrokerEvidence.collateral:type_name -> sesame.session.v1.Collateral
-	4,  // 6: sesame.session.v1.Request.evidence:type_name -> sesame.session.v1.Evidence
-	9,  // 7: sesame.session.v1.Result.secrets:type_name -> sesame.session.v1.Secret
-	10, // 8: sesame.session.v1.Result.denial:type_name -> sesame.session.v1.Denial
-	8,  // 9: sesame.session.v1.Result.receipt:type_name -> sesame.session.v1.Receipt
-	0,  // 10: sesame.session.v1.KeyBroker.Release:input_type -> sesame.session.v1.ClientMessage
-	1,  // 11: sesame.session.v1.KeyBroker.Release:output_type -> sesame.session.v1.BrokerMessage
-	11, // [11:12] is the sub-list for method output_type
-	10, // [10:11] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	8,  // 2: sesame.session.v1.ClientMessage.answer:type_name -> sesame.session.v1.Answer
+	3,  // 3: sesame.session.v1.BrokerMessage.evidence:type_name -> sesame.session.v1.BrokerEvidence
+	9,  // 4: sesame.session.v1.BrokerMessage.result:type_name -> sesame.session.v1.Result
+	7,  // 5: sesame.session.v1.BrokerMessage.challenge:type_name -> sesame.session.v1.Challenge
+	4,  // 6: sesame.session.v1.BrokerEvidence.evidence:type_name -> sesame.session.v1.Evidence
+	5,  // 7: sesame.session.v1.BrokerEvidence.collateral:type_name -> sesame.session.v1.Collateral
+	4,  // 8: sesame.session.v1.Request.evidence:type_name -> sesame.session.v1.Evidence
+	11, // 9: sesame.session.v1.Result.secrets:type_name -> sesame.session.v1.Secret
+	12, // 10: sesame.session.v1.Result.denial:type_name -> sesame.session.v1.Denial
+	10, // 11: sesame.session.v1.Result.receipt:type_name -> sesame.session.v1.Receipt
+	0,  // 12: sesame.session.v1.KeyBroker.Release:input_type -> sesame.session.v1.ClientMessage
+	1,  // 13: sesame.session.v1.KeyBroker.Release:output_type -> sesame.session.v1.BrokerMessage
+	13, // [13:14] is the sub-list for method output_type
+	12, // [12:13] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_session_proto_init() }
@@ -876,10 +1027,12 @@ func file_session_proto_init() {
 	file_session_proto_msgTypes[0].OneofWrappers = []any{
 		(*ClientMessage_Hello)(nil),
 		(*ClientMessage_Request)(nil),
+		(*ClientMessage_Answer)(nil),
 	}
 	file_session_proto_msgTypes[1].OneofWrappers = []any{
 		(*BrokerMessage_Evidence)(nil),
 		(*BrokerMessage_Result)(nil),
+		(*BrokerMessage_Challenge)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -887,7 +1040,7 @@ func file_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

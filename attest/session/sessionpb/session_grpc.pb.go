@@ -29,7 +29,7 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type KeyBrokerClient interface {
 	// Release gives an attested client its secrets. The order of messages is fixed: Hello, BrokerEvidence, Request,
-	// Result.
+	// Result. Between the last two a broker may send a Challenge to a client that answers challenges; an Answer follows.
 	Release(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ClientMessage, BrokerMessage], error)
 }
 
@@ -59,7 +59,7 @@ type KeyBroker_ReleaseClient = grpc.BidiStreamingClient[ClientMessage, BrokerMes
 // for forward compatibility.
 type KeyBrokerServer interface {
 	// Release gives an attested client its secrets. The order of messages is fixed: Hello, BrokerEvidence, Request,
-	// Result.
+	// Result. Between the last two a broker may send a Challenge to a client that answers challenges; an Answer follows.
 	Release(grpc.BidiStreamingServer[ClientMessage, BrokerMessage]) error
 	mustEmbedUnimplementedKeyBrokerServer()
 }
