@@ -7,7 +7,7 @@
 // attest/ratls (certificates that carry evidence), attest/backend (evidence in, secrets out).
 //
 // What it does not do: it makes no judgement. A [Claims] value is only ever the output of a [Verifier] and
-// says what genuine evidence claims, not whether anybody should accept it.
+// says what genuine evidence claims, not whether anyone should accept it.
 package attest
 
 import (
@@ -56,6 +56,6 @@ type Attester interface {
 // state the collateral knows. It does not decide whether the claims are wanted; package attest/policy does.
 type Verifier interface {
 	// Verify returns what genuine evidence claims. The error's code is [CodeEvidence] for evidence that is
-	// not genuine and [CodeCollateral] where the collateral is missing, expired or not genuine itself.
+	// not genuine and [CodeCollateral] if the collateral is missing, expired or not genuine itself.
 	Verify(ctx context.Context, evidence Evidence, at time.Time) (Claims, error)
 }

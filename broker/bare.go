@@ -26,7 +26,7 @@ type BareIdentity struct {
 	pin         [32]byte
 }
 
-// OpenBareIdentity reads a key (PEM, PKCS #8, P-256) from a file, or makes one where there is none.
+// OpenBareIdentity reads a key (PEM, PKCS #8, P-256) from a file, or makes one if there is none.
 func OpenBareIdentity(path string) (*BareIdentity, error) {
 	const step = "opening the broker's key"
 	fail := func(hint string, err error) (*BareIdentity, error) {

@@ -122,7 +122,7 @@ func (r *rawSession) finish(q *sessionpb.Request) (*sessionpb.Result, error) {
 	return m.GetResult(), err
 }
 
-// TestAClientThatLeavesTheProtocolGetsNothing: every bound of docs/protocol.md, from both sides. Whoever is refused
+// TestAClientThatLeavesTheProtocolGetsNothing: every bound of docs/protocol.md, from both sides. A peer that is refused
 // by one learns nothing, not even which.
 func TestAClientThatLeavesTheProtocolGetsNothing(t *testing.T) {
 	f, keeper := startCounted(t, twoWorkloads, nil)

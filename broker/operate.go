@@ -18,7 +18,7 @@ const watchInterval = 10 * time.Second
 // readyTimeout bounds one look.
 const readyTimeout = 5 * time.Second
 
-// Readiness is the state of each condition: nil where it holds.
+// Readiness is the state of each condition: nil if it holds.
 type Readiness struct {
 	Policy     error // a policy is in force
 	Keeper     error // the store answers and the log can be written
@@ -48,7 +48,7 @@ func (s *Server) Ready(ctx context.Context) Readiness {
 	return r
 }
 
-// watch keeps the state that gRPC's health service tells, and logs where it changes.
+// watch keeps the state that gRPC's health service tells, and logs when it changes.
 func (s *Server) watch(ctx context.Context) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()

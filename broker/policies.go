@@ -49,7 +49,7 @@ type PoliciesConfig struct {
 	Logger  logrus.FieldLogger
 }
 
-// NewPolicies puts a first policy in force and records it. by says where it comes from.
+// NewPolicies puts a first policy in force and records it. by names its origin.
 func NewPolicies(ctx context.Context, c PoliciesConfig, first *policy.Policy, by string) (*Policies, error) {
 	p := &Policies{config: c}
 	trust, err := c.Trust(first.Trust)
@@ -146,7 +146,7 @@ func (p *Policies) replace(ctx context.Context, old *inForce, text []byte, by st
 }
 
 // ReplaceSigned is [Policies.Replace] for a policy that the pinned key has signed: a note of
-// golang.org/x/mod/sumdb/note, as sesame policy sign writes it. Whoever brings it need not be trusted.
+// golang.org/x/mod/sumdb/note, as sesame policy sign writes it. Its bearer need not be trusted.
 func (p *Policies) ReplaceSigned(ctx context.Context, signed []byte) error {
 	text, err := OpenSigned(signed, p.config.Key)
 	if err != nil {

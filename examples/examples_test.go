@@ -103,7 +103,7 @@ func (e *example) run(program string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// reserve reserves a port: the configs of init and of the applications name it before anybody listens.
+// reserve reserves a port: the configs of init and of the applications name it before any server listens.
 func reserve(t *testing.T) string {
 	t.Helper()
 	port, release, err := loopback.Reserve()
@@ -247,7 +247,7 @@ func (o *output) wait(text string) {
 	}
 }
 
-// eventually polls for somebody who listens.
+// eventually polls until a server listens.
 func eventually(t *testing.T, connect func() error) {
 	t.Helper()
 	late, tick := time.After(60*time.Second), time.NewTicker(20*time.Millisecond)
@@ -284,7 +284,7 @@ func (e *example) launch(program string, args ...string) *output {
 	return o
 }
 
-// dial connects with TLS, again and again until somebody listens.
+// dial connects with TLS, again and again until a server listens.
 func (e *example) dial(said *output) (conn *tls.Conn) {
 	e.t.Helper()
 	said.wait("secret files written")

@@ -17,7 +17,7 @@ type attester interface {
 	io.Closer
 }
 
-// openAttester opens the one that the config names. A TPM measures the config first where it says so.
+// openAttester opens the one that the config names. A TPM measures the config first if it says so.
 func openAttester(c *config.Config, digest [32]byte) (attester, error) {
 	switch c.Attester {
 	case attest.TDX:

@@ -118,7 +118,7 @@ func TestBinaryIsWhatOcclumRuns(t *testing.T) {
 }
 
 // TestBackendsKeepToTheirSize compares init with an init without a backend: what the backend adds, with all that only it
-// needs, the LibOS holds in its heap even where another one is chosen.
+// needs, the LibOS holds in its heap even if another one is chosen.
 func TestBackendsKeepToTheirSize(t *testing.T) {
 	whole := sizeOf(t, buildInit(t, nil))
 	for _, c := range []struct {

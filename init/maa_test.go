@@ -120,7 +120,7 @@ func TestDropInLeavesTokenAndQuoteInTheRoot(t *testing.T) {
 		if err != nil || !strings.HasPrefix(string(text), begins) {
 			t.Errorf("%s is %.40q, %v", name, text, err)
 		}
-		// The application reads them as whatever user; nobody writes them.
+		// The application reads them as whatever user; no one writes them.
 		if info, err := os.Stat(filepath.Join(b.prefix, "opt/maa", name)); err != nil || info.Mode() != 0o444 {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}

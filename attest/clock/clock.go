@@ -1,4 +1,4 @@
-// Package clock reads a clock that nobody vouches for. An enclave's time is what its host says; what can be known is
+// Package clock reads a clock that no one vouches for. An enclave's time is what its host says; what can be known is
 // that it is later than certain moments: when the program was built, when something that it verified was issued or
 // recorded. A [Bounded] clock gives the host's time, but never an earlier one than those.
 //
@@ -41,7 +41,7 @@ func Built(host func() time.Time, linked string) (*Bounded, error) {
 	return b, nil
 }
 
-// Now is the host's time, or the bound where that is later.
+// Now is the host's time, or the bound if that is later.
 func (b *Bounded) Now() time.Time {
 	now, bound := b.host(), *b.bound.Load()
 	if bound.After(now) {

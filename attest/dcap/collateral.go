@@ -32,7 +32,7 @@ type Request struct {
 	CA    string // PlatformCA or ProcessorCA
 }
 
-// A Source finds collateral. Its errors' code is [attest.CodeCollateral], or [attest.CodeUnreachable] where a
+// A Source finds collateral. Its errors' code is [attest.CodeCollateral], or [attest.CodeUnreachable] if a
 // later try may help.
 type Source interface {
 	Collateral(ctx context.Context, r Request) (*Collateral, error)

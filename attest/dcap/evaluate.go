@@ -47,7 +47,7 @@ func (e *Endorsements) evaluate(p *platform, q *sgx.Quote, module *tdxModule) (a
 	return tcb, nil
 }
 
-// current judges the TDX module that runs now, where it was updated since the trust domain was started: with a
+// current judges the TDX module that runs now, if it was updated since the trust domain was started: with a
 // current module in force, the trust domain only needs to be started again.
 func (e *Endorsements) current(p *platform, t *sgx.TDXBody, qe *level) (tcbstatus.Status, bool) {
 	module, err := e.tdxModule(t.TCBSVN2)
@@ -68,7 +68,7 @@ func (e *Endorsements) current(p *platform, t *sgx.TDXBody, qe *level) (tcbstatu
 	}
 }
 
-// matched are the levels of platform, quoting enclave and TDX module; the last is nil where there is none.
+// matched are the levels of platform, quoting enclave and TDX module; the last is nil if there is none.
 type matched [3]*level
 
 // levels finds them; svn is TEE_TCB_SVN of a trust domain, nil for an enclave.

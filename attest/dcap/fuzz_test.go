@@ -16,7 +16,7 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 )
 
-// seeds are the files of a name in the vectors: those beside this file and, where the machine has them, the
+// seeds are the files of a name in the vectors: those beside this file and, if the machine has them, the
 // larger set.
 func seeds(f *testing.F, name string) [][]byte {
 	f.Helper()

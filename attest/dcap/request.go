@@ -10,7 +10,7 @@ import (
 )
 
 // RequestFor says which collateral belongs to a quote, by the PCK certificate in it. Nothing is verified: it is for
-// whoever sends its own collateral with its own evidence.
+// a peer that sends its own collateral with its own evidence.
 func RequestFor(quote []byte) (Request, error) {
 	q, err := sgx.ParseQuote(quote)
 	if err != nil {

@@ -46,7 +46,7 @@ func Steps() []Step {
 	}
 }
 
-// StepOf is the innermost of these steps in the chain of err, "" where there is none.
+// StepOf is the innermost of these steps in the chain of err, "" if there is none.
 func StepOf(err error) Step {
 	var step Step
 	for err != nil {

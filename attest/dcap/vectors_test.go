@@ -102,7 +102,7 @@ func (v *vector) verify(d *dcap.Verifier) (attest.Claims, error) {
 	return d.Verify(context.Background(), attest.Evidence{Type: v.typ, Raw: v.quote}, v.at)
 }
 
-// difference names the first difference between our verdict and that of Intel's library, "" where there is none.
+// difference names the first difference between our verdict and that of Intel's library, "" if there is none.
 // Our earliest expiry may be earlier: it counts the CRLs, too, which Intel's value in the vectors does not.
 func (v *vector) difference(c attest.Claims, err error) string {
 	if err != nil || !v.accepted() {
@@ -150,7 +150,7 @@ var deliberate = map[string]struct {
 	"scroll-sgx-prover/c47e4bfd_SGX3_00606A000000_eval15_29cc7f": {dcap.StepValidity, nil},
 }
 
-// corpora are the vectors beside this file and, where the machine has them, the larger set.
+// corpora are the vectors beside this file and, if the machine has them, the larger set.
 func corpora(t *testing.T, test func(t *testing.T, vectors []*vector)) {
 	t.Run("shipped", func(t *testing.T) { test(t, readVectors(t, "testdata", "vectors/*/*")) })
 	t.Run("all", func(t *testing.T) { test(t, readVectors(t, testenv.Vectors(t, "dcap"), "*/*")) })

@@ -20,7 +20,7 @@
 // with wrap, and in every case by PCRs. A signer whose private key is public is refused.
 //
 // What the package does not do: it does not verify evidence (attest/dcap does), and it has no clock. Grace
-// periods bind only where the caller's time is honest.
+// periods bind only if the caller's time is honest.
 package policy
 
 import (
@@ -82,7 +82,7 @@ type TCB struct {
 	// Accept lists the accepted statuses by Intel's names. Empty means UpToDate only; a list that is given
 	// is the whole list.
 	Accept []string `json:"accept,omitempty" yaml:"accept,omitempty"`
-	// Advisories lists the accepted Intel security advisories ("INTEL-SA-00615"). Where it is given, every
+	// Advisories lists the accepted Intel security advisories ("INTEL-SA-00615"). If it is given, every
 	// advisory that applies to the platform must be in it, whatever the status.
 	Advisories []string `json:"advisories,omitempty" yaml:"advisories,omitempty"`
 	// GracePeriod limits for how long a status that Accept names OutOfDate or OutOfDateConfigurationNeeded
@@ -219,7 +219,7 @@ func (p *Policy) Faults() []string {
 // Such an entry takes certificates that bind their key without Sesame's label, as Occlum, Gramine and images built before
 // there was a label make them, and no others. They do not say what the key is for, so each use is worth a warning.
 //
-// The key is for policies of an application's clients. Where a protocol fixes the form it means nothing.
+// The key is for policies of an application's clients. If a protocol fixes the form it means nothing.
 func (p *Policy) LegacyBindings() []string {
 	var keys []string
 	for i := range p.SGX {

@@ -49,7 +49,7 @@ import (
 
 // Bounds of certificates and evidence.
 const (
-	// DefaultValidity is how long a certificate made here lives where [Options] do not say.
+	// DefaultValidity is how long a certificate made here lives if [Options] do not say.
 	DefaultValidity = 6 * time.Hour
 	// MaxValidity is the longest life that [Options] may ask for: that of an application's certificate, which is made
 	// once at the boot and not renewed.

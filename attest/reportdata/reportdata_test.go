@@ -119,7 +119,7 @@ func TestTheManualListsEveryProducer(t *testing.T) {
 	}
 }
 
-// printed is a beginning as the manual shows it: text with \xNN in place of what is not printable, or, where it begins
+// printed is a beginning as the manual shows it: text with \xNN in place of what is not printable, or, if it begins
 // with no text, hexadecimal digits.
 func printed(s string) string {
 	if !strings.ContainsAny(s[:1], "{-s") {

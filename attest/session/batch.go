@@ -77,7 +77,7 @@ func (q *Quoter) quote(ctx context.Context, leaf tlog.Hash) (quoted, error) {
 	}
 }
 
-// run makes quotes until nobody waits.
+// run makes quotes until no session waits.
 func (q *Quoter) run() {
 	if q.options.Window > 0 {
 		<-time.After(q.options.Window)

@@ -13,7 +13,7 @@ var (
 	Root = (*Proof).root
 )
 
-// Quote is where a session stands in the quote that covers it.
+// Quote is the place of a session in the quote that covers it.
 func Quote(q *Quoter, ctx context.Context, leaf tlog.Hash) (Proof, error) {
 	made, err := q.quote(ctx, leaf)
 	return made.proof, err

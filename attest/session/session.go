@@ -2,7 +2,7 @@
 // what they are, with evidence that was made for this very connection. docs/protocol.md is its specification and
 // gives the argument for its security; the messages are in package sessionpb.
 //
-// Where RA-TLS (package ratls) shows evidence that is as old as a certificate, here each side's report data is a
+// RA-TLS (package ratls) shows evidence that is as old as a certificate. Here each side's report data is a
 // hash over a nonce of both sides, the keys of both sides' certificates and a secret exported from the TLS
 // connection. So evidence can be neither replayed on nor relayed into another connection. The certificates
 // themselves prove nothing; they only carry the keys.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Requests of the ioctls of Occlum's /dev/sgx (Occlum LibOS, dev_fs/dev_sgx). Where the argument is not one of
+// Requests of the ioctls of Occlum's /dev/sgx (Occlum LibOS, dev_fs/dev_sgx). If the argument is not one of
 // the structures below it is a 32-bit number.
 const (
 	IoctlIsEDMMSupported         uint32 = 0x80047300

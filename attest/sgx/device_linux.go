@@ -13,7 +13,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 )
 
-// DefaultDevice is where Occlum's LibOS has its SGX device.
+// DefaultDevice is the SGX device of Occlum's LibOS.
 const DefaultDevice = "/dev/sgx"
 
 // Device is the SGX device of Occlum's LibOS: own report, quotes and keys of the enclave that this process runs
@@ -103,7 +103,7 @@ type (
 )
 
 // Evidence implements [attest.Attester]: a DCAP quote that binds data, without the padding that the LibOS puts
-// behind it. Where ctx ends first, the call goes on in the background and its result is dropped, since the
+// behind it. If ctx ends first, the call goes on in the background and its result is dropped, since the
 // device cannot be interrupted.
 func (d *Device) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
 	type result struct {

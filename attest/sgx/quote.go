@@ -138,7 +138,7 @@ func (c *cursor) uint32() uint32 {
 
 // ParseQuote reads a quote of version 3, 4 or 5. It refuses what Intel's quote verification library calls an
 // unsupported quote format: other versions, attestation keys and vendors, lengths that do not fit, an envelope
-// where there must be none and the reverse. It verifies nothing else.
+// if there must be none and the reverse. It verifies nothing else.
 func ParseQuote(b []byte) (*Quote, error) {
 	if len(b) > MaxQuoteSize {
 		return nil, fmt.Errorf("quote has %d bytes, more than %d", len(b), MaxQuoteSize)

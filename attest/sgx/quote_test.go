@@ -13,7 +13,7 @@ import (
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 
-// quotes are those beside attest/dcap's tests and, where the machine has them, of the larger set.
+// quotes are those beside attest/dcap's tests and, if the machine has them, of the larger set.
 func quotes(t testing.TB) map[string][]byte {
 	t.Helper()
 	patterns := []string{"../dcap/testdata/vectors/*/*/quote.dat"}

@@ -4,7 +4,7 @@
 //
 // What such evidence proves is what firmware and kernel have measured into the PCRs, on a machine whose AK a policy
 // names. It proves nothing about memory: unlike an enclave or a confidential VM the machine's owner, its hypervisor and
-// whoever has its buses in hand can read everything. Registers that nothing has measured into are zero and prove
+// anyone who has its buses in hand can read everything. Registers that nothing has measured into are zero and prove
 // nothing either; docs/platforms.md says which are worth pinning.
 //
 // # Keys
@@ -22,7 +22,7 @@
 //
 // Evidence is a CBOR map of at most 60 KiB (see evidence); the quote's extraData is
 // SHA-256("sesame-tpm-v1" ‖ report data ‖ hashes), because a TPM takes less extraData than report data has bytes. The
-// hashes, where there is an EK, are the SHA-256 of its SubjectPublicKeyInfo and of each certificate. Only the SHA-256
+// hashes, if there is an EK, are the SHA-256 of its SubjectPublicKeyInfo and of each certificate. Only the SHA-256
 // bank is quoted. A firmware log is compressed with DEFLATE.
 package tpm
 

@@ -200,7 +200,7 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzLog reads firmware logs as [tpm.Verifier] does: the sender chooses the key, so anybody can send any log.
+// FuzzLog reads firmware logs as [tpm.Verifier] does: the sender chooses the key, so anyone can send any log.
 func FuzzLog(f *testing.F) {
 	logs, err := filepath.Glob("testdata/*.bin")
 	if err != nil || len(logs) == 0 {

@@ -38,7 +38,7 @@ type DialOptions struct {
 const stepDial = "connecting to the broker"
 
 // Dial connects, and verifies the broker with evidence made for this connection. Nothing is sent before that but the
-// administrator's certificate. Whoever dials closes.
+// administrator's certificate. The caller closes it.
 func Dial(ctx context.Context, o DialOptions) (_ *Client, err error) {
 	var dialer net.Dialer
 	raw, err := dialer.DialContext(ctx, "tcp", o.Address)

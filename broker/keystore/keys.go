@@ -61,7 +61,7 @@ func (k *keys) wipe() {
 	clear(k.mac)
 }
 
-// An address says where a value belongs.
+// An address is the place that a value belongs to.
 type address struct{ store, name, version, kind string }
 
 // bound is what ciphertexts are bound to: the parts with their lengths.
@@ -133,8 +133,8 @@ func (k *keys) authentic(record string, row []byte) ([]byte, error) {
 	return row[sha256.Size:], nil
 }
 
-// Unlock finds the root key by a way that an operator has brought. A store that has none yet gets one. Where the
-// keystore has a way of its own ([Options]) that did not work, it gets a slot, so that the next start needs nobody.
+// Unlock finds the root key by a way that an operator has brought. A store that has none yet gets one. If the
+// keystore has a way of its own ([Options]) that did not work, it gets a slot, so that the next start needs no one.
 func (k *Keystore) Unlock(ctx context.Context, way rootkey.Way) error {
 	if err := k.unlockBy(ctx, way, true); err != nil {
 		return err
@@ -165,7 +165,7 @@ func (k *Keystore) resume(ctx context.Context) error {
 	return err
 }
 
-// UnlockShare takes one share and, where there are enough, unlocks. It says how many are still missing.
+// UnlockShare takes one share and, if there are enough, unlocks. It says how many are still missing.
 func (k *Keystore) UnlockShare(ctx context.Context, share attest.Secret) (missing int, err error) {
 	slots, err := k.Slots(ctx)
 	if err != nil {
@@ -193,7 +193,7 @@ func (k *Keystore) Slots(ctx context.Context) (slots []rootkey.Slot, err error) 
 	return slots, err
 }
 
-// unlockBy finds the root key in one of the slots, or makes it where the store has no slot and create is set.
+// unlockBy finds the root key in one of the slots, or makes it if the store has no slot and create is set.
 func (k *Keystore) unlockBy(ctx context.Context, way rootkey.Way, create bool) error {
 	slots, err := k.Slots(ctx)
 	if err != nil {

@@ -59,7 +59,7 @@ type Recipe struct {
 	Days  int      // of X509 and TFConfig: for how long the certificate is valid; default 365
 }
 
-// Generate makes a value. Public is what of it is no secret, a PEM certificate, nil where there is none.
+// Generate makes a value. Public is what of it is no secret, a PEM certificate, nil if there is none.
 func (r Recipe) Generate(now time.Time) (value attest.Secret, public []byte, err error) {
 	const step = "generating secret"
 	fail := func(err error) (attest.Secret, []byte, error) {

@@ -31,7 +31,7 @@ const MaxSize = 1 << 20
 
 // Policy is one that was read and found sound.
 type Policy struct {
-	// Version is a number that rises with every change. It decides where a policy is signed.
+	// Version is a number that rises with every change. It decides if a policy is signed.
 	Version   uint64               `yaml:"version"`
 	Trust     Trust                `yaml:"trust"`
 	TCB       appraisal.TCB        `yaml:"tcb"` // of the versions of workloads that have none of their own
@@ -59,7 +59,7 @@ type Trust struct {
 	MinimumPCKCRL     uint64 `yaml:"minimum_pck_crl"`
 }
 
-// Collateral says where collateral for SGX and TDX comes from: one of URL and Directory.
+// Collateral names the source of collateral for SGX and TDX: one of URL and Directory.
 type Collateral struct {
 	URL       string `yaml:"url"` // of a PCCS
 	AllowHTTP bool   `yaml:"allow_http"`
@@ -76,7 +76,7 @@ const (
 // Workload is a kind of peer.
 type Workload struct {
 	Wire string `yaml:"wire"`
-	// Broker is set where the workload is another replica of this broker: it may have the root key of the store.
+	// Broker is set if the workload is another replica of this broker: it may have the root key of the store.
 	Broker bool `yaml:"broker"`
 	// Versions are what it may be: any of them. A roll-out has two for a while.
 	Versions []Version `yaml:"versions"`
@@ -107,7 +107,7 @@ type Secret struct {
 	Releases uint64            `yaml:"releases"` // most releases, ever; 0 is no limit
 	From     Time              `yaml:"from"`
 	Until    Time              `yaml:"until"`
-	// Wrap is set where the secret may leave the broker only encrypted to the hardware of its receiver: to a TPM whose
+	// Wrap is set if the secret may leave the broker only encrypted to the hardware of its receiver: to a TPM whose
 	// entry says wrap.
 	Wrap bool `yaml:"wrap"`
 }

@@ -131,7 +131,7 @@ func (c Checkpoint) CheckConsistency(old Checkpoint, proof tlog.TreeProof) error
 	return nil
 }
 
-// A Recomputed tree grows entry by entry, for somebody who has them all.
+// A Recomputed tree grows entry by entry, for a reader who has them all.
 type Recomputed struct{ head Head }
 
 // Add adds the next entry.

@@ -1,12 +1,12 @@
 // Package releaselog is the key broker's release log: an entry for every release, every refusal and every change an
 // administrator makes, in a Merkle tree (RFC 6962, golang.org/x/mod/sumdb/tlog) whose head the broker signs.
 //
-// What it promises to somebody who has kept a signed head (a checkpoint): that every later head which verifies against
-// it covers the same entries in the same places, and more behind them. Whoever changes, removes or inserts an entry
+// What it promises to anyone who has kept a signed head (a checkpoint): that every later head which verifies against
+// it covers the same entries in the same places, and more behind them. Anyone who changes, removes or inserts an entry
 // cannot make such a head without the broker's key, and the broker's code makes none.
 //
 // What it does not promise: an owner of the machine can put back an older state of the whole store. The broker then
-// goes on from there, and only somebody who has seen a later checkpoint notices. That is what a [Witness] is for.
+// goes on from there, and only someone who has seen a later checkpoint notices. That is what a [Witness] is for.
 //
 // The log has no secrets and nothing computed from their values. It does have names of secrets, workloads, peers'
 // addresses and their measurements.
@@ -116,7 +116,7 @@ type Administered struct {
 // Timestamp is t as entries have it.
 func Timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
-// ClaimsOf takes what the log keeps from claims; nil where there are none.
+// ClaimsOf takes what the log keeps from claims; nil if there are none.
 func ClaimsOf(c attest.Claims) *Claims {
 	out := &Claims{Type: string(c.Type), Evaluation: c.TCB.EvaluationNumber}
 	if c.SGX != nil || c.TDX != nil {
@@ -163,7 +163,7 @@ func ClaimsOf(c attest.Claims) *Claims {
 	return out
 }
 
-// Encode bounds the texts of the entry, which peers may have chosen, and returns its bytes. It fails where the
+// Encode bounds the texts of the entry, which peers may have chosen, and returns its bytes. It fails if the
 // entry is larger than [MaxEntry], which only a release with very long names can be.
 func (e Entry) Encode() ([]byte, error) {
 	e.Format = 1

@@ -95,7 +95,7 @@ func Wrap(ctx context.Context, storeID string, root attest.Secret, way Way, now 
 	return s, nil
 }
 
-// Unwrap opens a slot by its way. The error's code is [attest.CodeDenied] where the way's key is not the slot's.
+// Unwrap opens a slot by its way. The error's code is [attest.CodeDenied] if the way's key is not the slot's.
 func Unwrap(ctx context.Context, storeID string, s Slot, way Way) (attest.Secret, error) {
 	if s.Kind != way.Kind() || len(s.Params) > maxParams {
 		return attest.Secret{}, attest.Errorf(attest.CodeDenied, stepUnwrap, "", "slot %s is of kind %.20q", s.ID, s.Kind)

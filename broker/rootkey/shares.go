@@ -21,7 +21,7 @@ import (
 // MaxShares is the most shares that a key is split into.
 const MaxShares = 32
 
-// shareGroup is where the sharing's numbers live: those below the order of P-256.
+// shareGroup is the field of the sharing's numbers: those below the order of P-256.
 var shareGroup = group.P256
 
 // Split is the way of shares, to make them: New fills Shares with Number texts, any Threshold of which open the slot.

@@ -111,7 +111,7 @@ func (s Sealed) Derive(_ context.Context, params []byte) (attest.Secret, error) 
 // (3 passes, 64 MiB, 4 lanes) and 16 bytes of salt. It wipes nothing: the secret stays its owner's.
 type Passphrase struct{ Secret attest.Secret }
 
-// MinPassphrase is the least length in bytes. Its strength is its owner's: whoever has the store can try.
+// MinPassphrase is the least length in bytes. Its strength is up to its owner: anyone who has the store can try.
 const MinPassphrase = 12
 
 type passphraseParams struct {
@@ -155,7 +155,7 @@ func (p Passphrase) Derive(_ context.Context, params []byte) (attest.Secret, err
 	return attest.NewSecret(argon2.IDKey(p.Secret.Expose(), salt, a.Passes, a.Memory, a.Lanes, Size)), nil
 }
 
-// File is the way of a key file, 64 hexadecimal digits, which is made where there is none. Whoever reads file and
+// File is the way of a key file, 64 hexadecimal digits, which is made if there is none. Anyone who reads file and
 // store has all secrets.
 type File struct{ Path string }
 

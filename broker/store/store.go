@@ -1,5 +1,5 @@
-// Package store is where the key broker keeps what must not be lost: an ordered map of keys to values in a few
-// spaces, read and changed in transactions. It knows nothing of secrets; whoever writes them here encrypts them first
+// Package store keeps what the key broker must not lose: an ordered map of keys to values in a few
+// spaces, read and changed in transactions. It knows nothing of secrets; its caller encrypts them first
 // (package keystore). Package storetest is the suite that every implementation passes.
 //
 // What an implementation promises:
@@ -7,7 +7,7 @@
 //   - transactions that write run one after the other, over all replicas that share the store;
 //   - a transaction that reads sees one state, and none that is not committed;
 //   - once Update returns nil its changes survive the end of the process and of the machine;
-//   - where Update fails, its changes are there altogether or not at all. Mostly not at all; but where the answer to a
+//   - if Update fails, its changes are there altogether or not at all. Mostly not at all; but if the answer to a
 //     commit is lost they may be there, so writers are made such that a repetition does no harm.
 //
 // What none of them can promise is that the machine's owner has not put back an older state of the whole store.
@@ -52,16 +52,16 @@ type Writer interface {
 	Delete(space Space, keys ...[]byte) error
 }
 
-// A Store is safe for concurrent use. Its errors wrap their cause; [ErrTemporary] is among them where the same call
-// may succeed later without anybody's help.
+// A Store is safe for concurrent use. Its errors wrap their cause; [ErrTemporary] is among them if the same call
+// may succeed later without anyone's help.
 type Store interface {
 	// View calls read with a reader, perhaps more than once.
 	View(ctx context.Context, read func(Reader) error) error
-	// Update calls change with a writer, perhaps more than once, and commits what it has done where it returns nil.
+	// Update calls change with a writer, perhaps more than once, and commits what it has done if it returns nil.
 	// Nothing of a failed change is kept. The error of change itself is returned as it is.
 	Update(ctx context.Context, change func(Writer) error) error
 	// Watch calls changed after commits of other replicas, and once whenever it may have missed one. It returns when
-	// ctx ends (nil) or it can watch no more. Where a store has no other replicas it waits for the end of ctx.
+	// ctx ends (nil) or it can watch no more. If a store has no other replicas it waits for the end of ctx.
 	Watch(ctx context.Context, changed func()) error
 	// Close waits for transactions that are under way.
 	Close() error

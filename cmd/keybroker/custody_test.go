@@ -229,7 +229,7 @@ func TestKilledAHundredTimesItReleasesNothingWithoutItsEntry(t *testing.T) {
 	}
 }
 
-// letDumpCore lets processes that this test starts dump core where nothing else keeps them from it.
+// letDumpCore lets processes that this test starts dump core if nothing else keeps them from it.
 func letDumpCore(t *testing.T) {
 	t.Helper()
 	t.Setenv("GOTRACEBACK", "crash") // else Go ends without a signal
@@ -329,7 +329,7 @@ func TestNoSecretLeavesButToWorkloads(t *testing.T) {
 	}
 }
 
-// TestLockedBrokerIsAliveAndSaysThatItIsLocked to whoever would restart it for not answering.
+// TestLockedBrokerIsAliveAndSaysThatItIsLocked to an orchestrator that would restart it for not answering.
 func TestLockedBrokerIsAliveAndSaysThatItIsLocked(t *testing.T) {
 	c := newCustody(t, "") // nobody but an operator has the root key
 	l, said := c.launch()

@@ -56,7 +56,7 @@ func main() {
 	os.Exit(c.run(ctx, os.Args[1:], os.Getenv("PCCS_URL")))
 }
 
-// protect keeps memory with secrets out of core files, and from other processes of the same user. Where the kernel does
+// protect keeps memory with secrets out of core files, and from other processes of the same user. If the kernel does
 // not know how, as in an enclave, there is nothing to keep it from.
 func protect() {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -50,7 +50,7 @@ func rows(text string) (all [][]string) {
 
 var code = regexp.MustCompile("`([^`]+)`")
 
-// marked are the words that a text marks as what somebody writes.
+// marked are the words that a text marks as what a person types.
 func marked(text string) (all []string) {
 	for _, m := range code.FindAllStringSubmatch(text, -1) {
 		all = append(all, regexp.MustCompile(`[a-z][a-z0-9_]*`).FindAllString(m[1], -1)...)

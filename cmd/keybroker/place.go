@@ -19,7 +19,7 @@ import (
 // host writes the command line of a program in an enclave, and must not talk the program out of being in one.
 var where = "bare"
 
-// occlumDevice is where Occlum's LibOS makes quotes.
+// occlumDevice is the device by which Occlum's LibOS makes quotes.
 const occlumDevice = "/dev/sgx"
 
 // attester is an [attest.Attester] that holds a device.
@@ -28,12 +28,12 @@ type attester interface {
 	io.Closer
 }
 
-// place is where the broker runs.
+// place is the kind of environment that the broker runs in.
 type place struct {
 	name string
-	// enclave is set where the host is not trusted: policy and secrets do not come from files that it can edit.
+	// enclave is set if the host is not trusted: policy and secrets do not come from files that it can edit.
 	enclave bool
-	// open opens what makes evidence; nil where there is none.
+	// open opens what makes evidence; nil if there is none.
 	open func() (attester, error)
 }
 

@@ -69,7 +69,7 @@ func (a egoAttester) SelfTarget() (sgx.TargetInfo, error) {
 		MiscSelect: r.Body.MiscSelect, ConfigID: r.Body.ConfigID}, err
 }
 
-// CreateReport implements [rootkey.Processor]. The report is a local one, for nobody: an Open Enclave header and the
+// CreateReport implements [rootkey.Processor]. The report is a local one, for no target: an Open Enclave header and the
 // report as the processor made it.
 func (egoAttester) CreateReport(_ sgx.TargetInfo, data attest.ReportData) (sgx.Report, error) {
 	const step, header = "making report", 16

@@ -149,7 +149,7 @@ func (r *replicas) policy(version int, measurement, database, first string) stri
 		fmt.Sprintf("  replica: {broker: true, versions: [{sgx: [{mr_enclave: %x}]}]}\nsecrets:\n", b.MREnclave), 1)
 }
 
-// start starts one replica, and writes where administrators find it.
+// start starts one replica, and writes its address for administrators.
 func (r *replica) start() {
 	r.t.Helper()
 	r.process.start()
@@ -207,7 +207,7 @@ func (r *replica) load(ctx context.Context) {
 	}
 }
 
-// verified is how many entries sesame log verify says it has verified, -1 where it does not say so.
+// verified is how many entries sesame log verify says it has verified, -1 if it does not say so.
 func verified(said string) int {
 	found := regexp.MustCompile(`all (\d+) entries`).FindStringSubmatch(said)
 	if found == nil {

@@ -45,7 +45,7 @@ readable by its owner only and must not exist yet. Without FILE the key goes to 
 	}
 }
 
-// writeNewSecret writes a file that only its owner can read, and none where there is one already.
+// writeNewSecret writes a file that only its owner can read, and none if there is one already.
 func writeNewSecret(path string, content []byte) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

@@ -140,7 +140,7 @@ func loadOcclumJSON(name string) (*occlumconf.Config, error) {
 	return conf, nil
 }
 
-// printFindings prints what was found, and fails where an error is among it.
+// printFindings prints what was found, and fails if an error is among it.
 func printFindings(w io.Writer, found occlumcheck.Findings, asJSON bool) error {
 	if asJSON {
 		enc := json.NewEncoder(w)

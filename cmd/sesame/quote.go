@@ -140,7 +140,7 @@ type verdict struct {
 	Step             string     `json:"step"`
 	EvaluationNumber uint32     `json:"evaluation_number"`
 	EarliestExpiry   *time.Time `json:"earliest_expiry"`
-	// Binding is the form in which a certificate binds its key, "" where there is none.
+	// Binding is the form in which a certificate binds its key, "" if there is none.
 	Binding attest.Binding `json:"binding,omitempty"`
 	Claims  *quoteClaims   `json:"claims"`
 

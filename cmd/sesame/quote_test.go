@@ -132,7 +132,7 @@ func softwarePlatform(env *testscript.Env) error {
 }
 
 // TestVerifyCommandAgreesWithIntelsLibrary runs "sesame quote verify" over the vectors beside attest/dcap's tests
-// and, where the machine has it, a sample of the larger set.
+// and, if the machine has it, a sample of the larger set.
 func TestVerifyCommandAgreesWithIntelsLibrary(t *testing.T) {
 	everyStatus := "UpToDate,SWHardeningNeeded,ConfigurationNeeded,ConfigurationAndSWHardeningNeeded,OutOfDate," +
 		"OutOfDateConfigurationNeeded,TDRelaunchAdvised"

@@ -29,7 +29,7 @@ func secretCommand() *cobra.Command {
 	return cmd
 }
 
-// valueFlags say where a value comes from. It never stands on the command line, which other users can read.
+// valueFlags name the source of a value. A value is never on the command line, which other users can read.
 type valueFlags struct {
 	file  string
 	stdin bool

@@ -105,7 +105,7 @@ SHA-256 of the runtime data that was attested. Exit status 0 is valid, 1 refused
 	return cmd
 }
 
-// readToken reads a file, or standard input where it is "-".
+// readToken reads a file, or standard input if it is "-".
 func readToken(stdin io.Reader, name string) ([]byte, error) {
 	if name != "-" {
 		return readBounded(name)

@@ -254,7 +254,7 @@ func volumeListCommand() *cobra.Command {
 	})
 }
 
-// printable is a name that cannot do anything to a terminal: quoted where it has other than printable characters.
+// printable is a name that cannot do anything to a terminal: quoted if it has other than printable characters.
 func printable(name string) string {
 	if q := strconv.Quote(name); q != `"`+name+`"` {
 		return q

@@ -42,7 +42,7 @@ type fileSystem struct {
 	reported map[uint32]struct{} // inodes whose failure has been logged
 }
 
-// place is where an inode was found.
+// place is a directory entry that led to an inode.
 type place struct {
 	dir  uint32
 	name string

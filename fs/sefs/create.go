@@ -419,8 +419,8 @@ func removeAll(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// syncFileSystem waits until everything written to the file system that path is on is on disk: one wait, while
-// syncing each of many small files would be many.
+// syncFileSystem waits until everything written to the file system of path is on disk: one wait, instead of one for
+// each of many small files.
 func syncFileSystem(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -16,12 +16,12 @@ type AECS struct {
 	// Servers are addresses host:port, tried in order. The usual port is 19527.
 	Servers []string `json:"servers"`
 	// Generation is the protocol: "a" (tag v2.0.0, what Occlum's own init speaks), "b" (master since 2023-11-29), or
-	// "auto": b and, where allow_downgrade is true and the server does not know it, a.
+	// "auto": b and, if allow_downgrade is true and the server does not know it, a.
 	Generation     string `json:"generation"`
 	AllowDowngrade bool   `json:"allow_downgrade,omitempty"`
 	// Service holds the secrets of which secrets says nothing else.
 	Service string `json:"service,omitempty"`
-	// Secrets says where single secrets stand in the AECS, by the name that root, volumes and secrets use.
+	// Secrets says which secrets of the AECS single ones are, by the name that root, volumes and secrets use.
 	Secrets map[string]AECSSecret `json:"secrets,omitempty"`
 
 	// TLS secures the connection. Without it Plaintext must be true: reports and envelopes then travel in the open, which

@@ -200,8 +200,8 @@ func TestRefusesAECSConfigsWithTheKeyAndWhatToWrite(t *testing.T) {
 	}
 }
 
-// Occlum's init copies ra_config to where nothing reads it. Here a field that says something counts, or is refused by its
-// name, or, where it has lost its meaning, is named in the log.
+// Occlum's init copies ra_config to a place that nothing reads. Here a field that says something counts, or is refused by its
+// name, or, if it has lost its meaning, is named in the log.
 func TestNoFieldOfOcclumsShapeIsDroppedSilently(t *testing.T) {
 	var template struct {
 		Peer map[string]string `json:"ra_config"`

@@ -19,7 +19,7 @@ type AppTLS struct {
 	Path string `json:"path"`
 	// KeyPath is the file of the private key (PKCS #8), for "pem" only.
 	KeyPath string `json:"key_path,omitempty"`
-	// Attested must be true: a self-signed certificate without evidence proves nothing to anybody. An identity that
+	// Attested must be true: a self-signed certificate without evidence proves nothing. An identity that
 	// all replicas share is a secret of the broker.
 	Attested bool `json:"attested"`
 	// Names are host names and IP addresses for clients that look at names. Default localhost.

@@ -79,7 +79,7 @@ func TestAppTLSBesideMAAToken(t *testing.T) {
 	}
 }
 
-// Where a protocol fixes how a server's evidence is bound, naming it is the word: configs from before there was a key for
+// If a protocol fixes how a server's evidence is bound, naming it is the word: configs from before there was a key for
 // it mean what they meant, and the key means nothing.
 func TestServersOfBackendsNeedNoBinding(t *testing.T) {
 	onLegacy := strings.Replace(ours, `"session"`, `"legacy"`, 1)

@@ -33,7 +33,7 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 )
 
-// Path is where the config stands in the initfs.
+// Path is that of the config in the initfs.
 const Path = "/etc/init_ra_conf.json"
 
 // MaxSize bounds the file, in bytes.
@@ -61,11 +61,11 @@ type Config struct {
 	Backend string `json:"backend"`
 	// Timeout bounds attesting and fetching together, retries included. Default 60 s.
 	Timeout Duration `json:"timeout,omitempty"`
-	// GRPCRATLS is needed where Backend is "grpc-ratls".
+	// GRPCRATLS is needed if Backend is "grpc-ratls".
 	GRPCRATLS *GRPCRATLS `json:"grpc_ratls,omitempty"`
-	// AECS is needed where Backend is "aecs".
+	// AECS is needed if Backend is "aecs".
 	AECS *AECS `json:"aecs,omitempty"`
-	// MAA is needed where Backend is "maa", MAAToken where it is "maa-token".
+	// MAA is needed if Backend is "maa", MAAToken if it is "maa-token".
 	MAA      *MAA      `json:"maa,omitempty"`
 	MAAToken *MAAToken `json:"maa_token,omitempty"`
 	Root     Root      `json:"root"`
@@ -75,13 +75,13 @@ type Config struct {
 	Secrets []SecretFile `json:"secrets,omitempty"`
 	// AppTLS asks for a TLS identity of the application, made inside this environment.
 	AppTLS *AppTLS `json:"app_tls,omitempty"`
-	// Collateral says where the collateral comes from that judges the peer's evidence.
+	// Collateral names the source of the collateral that judges the peer's evidence.
 	Collateral Collateral `json:"collateral"`
 	// TPM and Linux are about that attester and that platform.
 	TPM   *TPM   `json:"tpm,omitempty"`
 	Linux *Linux `json:"linux,omitempty"`
 
-	// Legacy is set where the file has Occlum's shape.
+	// Legacy is set if the file has Occlum's shape.
 	Legacy bool `json:"-"`
 
 	legacyPolicy *raconfig.Config
@@ -131,11 +131,11 @@ type Root struct {
 type App struct {
 	// Path is the real program, absolute in the root.
 	Path string `json:"path"`
-	// Args are its arguments without argv[0]. "{number}" and "{name}" in an argument are places where the
+	// Args are its arguments without argv[0]. "{number}" and "{name}" in an argument are places in which the
 	// host may fill in decimal digits, or a word of letters, digits, dot, dash and underscore that begins with neither
 	// dot nor dash.
 	Args []string `json:"args"`
-	// EntryPoint is the path that the host asks for, where the launcher stands (this very binary).
+	// EntryPoint is the path that the host asks for. The launcher (this very binary) is there.
 	EntryPoint string `json:"entry_point,omitempty"`
 }
 
@@ -171,7 +171,7 @@ func number(id *uint32) int {
 	return int(*id)
 }
 
-// Collateral says where collateral comes from and what it must at least be.
+// Collateral names the source of collateral and what it must at least be.
 type Collateral struct {
 	// PCCSURL is the base address, "https://host:8081/sgx/certification/v4/".
 	PCCSURL string `json:"pccs_url,omitempty"`
@@ -248,7 +248,7 @@ func (ps Problems) Error() string {
 	return strings.Join(lines, "; ")
 }
 
-// Parse reads a config of either shape. The error has code [attest.CodeConfig] and wraps [Problems] where the
+// Parse reads a config of either shape. The error has code [attest.CodeConfig] and wraps [Problems] if the
 // text is JSON at all.
 func Parse(text []byte) (*Config, error) {
 	c, problems := parse(text)
@@ -473,7 +473,7 @@ func (c *Config) checkSecretPath(key, path string, bad func(key, text, write str
 }
 
 // MemoryDirs are the directories that init keeps in memory only: LibOS's own /dev/shm, and a ramfs that init
-// mounts at /run/secrets where a secret stands below it.
+// mounts at /run/secrets if a secret is below it.
 var MemoryDirs = []string{"/dev/shm", "/run/secrets"}
 
 // InMemory reports whether a file at p stands in memory only.
@@ -543,7 +543,7 @@ func (c *Config) MatchImage(encrypted bool) error {
 	return nil
 }
 
-// Remarks are things that are allowed and that whoever reads the log should know, a line each.
+// Remarks are things that are allowed and that a reader of the log should know, a line each.
 func (c *Config) Remarks() []string {
 	lines := slices.Clone(c.remarks)
 	if c.Backend == "aecs" && c.AECS != nil {

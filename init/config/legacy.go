@@ -30,7 +30,7 @@ type legacyKey struct {
 // imageKeyName is the name under which Occlum's init asks for the image key.
 const imageKeyName = "image_key"
 
-// parseLegacyGRPCRATLS turns Occlum's shape into ours. What the shape leaves open, where collateral comes from and that
+// parseLegacyGRPCRATLS turns Occlum's shape into ours. What the shape leaves open, the source of collateral and that
 // secrets must not persist, is asked for by name.
 func parseLegacyGRPCRATLS(text []byte) (*Config, Problems) {
 	var l legacyConfig

@@ -40,7 +40,7 @@ type legacyAECSKey struct {
 	Encode  string `json:"encode"`
 }
 
-// legacyUA is ra_config. Occlum's init copies it to where nothing reads it; here every field counts, or is refused.
+// legacyUA is ra_config. Occlum's init copies it to a place that nothing reads; here every field counts, or is refused.
 type legacyUA struct {
 	IASURL       string `json:"ua_ias_url"`
 	IASSPID      string `json:"ua_ias_spid"`
@@ -164,7 +164,7 @@ func (l *legacyAECS) collateral(c *Collateral, bad func(key, text, write string)
 	}
 }
 
-// settings puts the policy into a and refuses what cannot be honoured. It returns what whoever reads the log should
+// settings puts the policy into a and refuses what cannot be honoured. It returns what a reader of the log should
 // know.
 func (u *legacyUA) settings(a *AECS, bad func(key, text, write string)) (remarks []string) {
 	refuse := func(value, key, why string) {

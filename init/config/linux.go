@@ -8,7 +8,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 )
 
-// A Platform is where init runs.
+// A Platform is the kind of environment that init runs in.
 type Platform string
 
 // The platforms.
@@ -45,7 +45,7 @@ type Linux struct {
 	// Mode is "exec": the application takes this very process; or "supervise", the default as process 1: init stays,
 	// reaps, forwards signals, passes the exit status on, and ends the application when a volume is lost.
 	Mode string `json:"mode,omitempty"`
-	// UID, GID and Groups are whom the application runs as, by number. Default 65532, 65532 (0 where UID is 0) and none.
+	// UID, GID and Groups are whom the application runs as, by number. Default 65532, 65532 (0 if UID is 0) and none.
 	UID    *uint32  `json:"uid,omitempty"`
 	GID    *uint32  `json:"gid,omitempty"`
 	Groups []uint32 `json:"groups,omitempty"`
@@ -53,7 +53,7 @@ type Linux struct {
 	Capabilities []string `json:"capabilities,omitempty"`
 	// Environment is that of the application: "NAME=value", or "NAME" for what the host gives. Default a PATH.
 	Environment []string `json:"environment,omitempty"`
-	// Directory is where the application starts. Default /.
+	// Directory is the application's working directory at its start. Default /.
 	Directory string `json:"directory,omitempty"`
 	// VolumeUID is the user, and group, that serves volumes; nothing else should run as it. Default 65533.
 	VolumeUID uint32 `json:"volume_uid,omitempty"`
@@ -71,7 +71,7 @@ const (
 	defaultPath      = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
-// notForConfig are registers that firmware uses or that anybody may reset (TCG PC Client Platform Firmware Profile).
+// notForConfig are registers that firmware uses or that anyone may reset (TCG PC Client Platform Firmware Profile).
 var notForConfig = []int{0, 1, 2, 3, 4, 5, 6, 7, 16, 23}
 
 func (c *Config) completePlatform(bad func(key, text, write string)) {

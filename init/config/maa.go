@@ -11,7 +11,7 @@ import (
 )
 
 // MAA configures Microsoft Azure Attestation with Azure Key Vault or Managed HSM (package attest/backend/maa says what
-// the flow protects). Instance, vault and keys are measured: whoever could choose them would choose the secrets.
+// the flow protects). Instance, vault and keys are measured: anyone who could choose them would choose the secrets.
 type MAA struct {
 	Endpoint string `json:"endpoint"` // of MAA, "https://name.region.attest.azure.net"
 	Vault    string `json:"vault"`    // "https://name.vault.azure.net" or "https://name.managedhsm.azure.net"
@@ -39,7 +39,7 @@ type MAAToken struct {
 	TLSRoots   string `json:"tls_roots"`             // as in [MAA]
 }
 
-// DefaultMAA is the instance that Occlum's maa_init asks where nobody names another.
+// DefaultMAA is the instance that Occlum's maa_init asks if no other is named.
 const DefaultMAA = "https://shareduks.uks.attest.azure.net"
 
 const defaultTokenDir = "/root"

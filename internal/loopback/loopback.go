@@ -2,7 +2,7 @@
 // config, or their own, names the port.
 //
 // To choose a free port and to let it go again is not enough: until the program listens, the system may give the port to
-// any other one. Here a socket is bound to it and does not listen, so that the system gives it to nobody, and who asks
+// any other one. Here a socket is bound to it and does not listen, so that the system gives it to no other, and a program that asks
 // for this very port with SO_REUSEADDR gets it: Go's servers, nginx and redis do.
 package loopback
 

@@ -1,4 +1,4 @@
-// Package rootfs finds files in a directory that is to become somebody's root: links in it lead to where they would
+// Package rootfs finds files in a directory that is to become a root: links in it lead to where they would
 // lead there, never out of the directory.
 package rootfs
 
@@ -14,7 +14,7 @@ import (
 const maxLinks = 40
 
 // Resolve is the file of this machine that stands at name in the file system below base, with every link followed
-// inside of it; "" where there is none.
+// inside of it; "" if there is none.
 func Resolve(base, name string) string {
 	if name == "" {
 		return ""

@@ -8,7 +8,7 @@
 // A server with a Verifier is strict: it takes passports only and verifies their quotes. One without is simulated,
 // like the upstream's when it is built for simulation: any quote of the right layout is good enough. A server with an
 // Attester shows evidence of its own enclave; one without shows what a simulated server shows, an EPID quote that
-// nobody signed.
+// has no signature.
 //
 // # Limits
 //

@@ -15,7 +15,7 @@ import (
 // ProgramOptions say what a program must be beside what the LibOS demands.
 type ProgramOptions struct {
 	// Interpreter is the loader that the file system holds, such as /lib/ld-musl-x86_64.so.1.
-	// Where it is empty any will do.
+	// If it is empty any will do.
 	Interpreter string
 	// MaxSize bounds the file in bytes; 0 is no bound.
 	MaxSize int64
@@ -124,7 +124,7 @@ func trimmed(info *buildinfo.BuildInfo) bool {
 	return false
 }
 
-// Interpreter is the loader that a program names in PT_INTERP, "" where it names none.
+// Interpreter is the loader that a program names in PT_INTERP, "" if it names none.
 func Interpreter(f *elf.File) string {
 	for _, p := range f.Progs {
 		if p.Type != elf.PT_INTERP || p.Filesz > 4096 {

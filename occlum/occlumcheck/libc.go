@@ -172,7 +172,7 @@ func (i *inspection) libraries() error {
 // maxHashes bounds a file of hashes, in bytes.
 const maxHashes = 1 << 20
 
-// knownLibraries are the hashes of Occlum's own files, nil where none were given: those of the files in a directory,
+// knownLibraries are the hashes of Occlum's own files, nil if none were given: those of the files in a directory,
 // or those that a file lists as sha256sum prints them.
 func (i *inspection) knownLibraries() (map[[32]byte]bool, error) {
 	if i.o.OcclumLibc == "" {

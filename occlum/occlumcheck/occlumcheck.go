@@ -2,7 +2,7 @@
 // is to run inside Occlum ([Program]), and in an instance directory of Occlum or of the simulator ([Instance]).
 //
 // A [Finding] names the setting and what to write there. An error is something that fails, or that gives the host
-// or anybody else what the enclave keeps from them; a warning is a choice that somebody should have made on purpose.
+// or anyone else what the enclave keeps from them; a warning is a choice that should have been made on purpose.
 //
 // # Limits
 //

@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 )
 
-// Copy copies a file to the name to, or all that is in a directory into the directory to, which is made where it is
+// Copy copies a file to the name to, or all that is in a directory into the directory to, which is made if it is
 // missing, with those above it. What else is there stays. Files keep their permissions, and the owner may write.
 func Copy(from, to string) error {
 	return filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {

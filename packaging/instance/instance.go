@@ -34,7 +34,7 @@ type Tool struct {
 	Program string
 	// Simulated is the simulator's, which builds the same instance from the same input.
 	Simulated bool
-	// Output takes what the command prints; nil drops it, except where the command fails.
+	// Output takes what the command prints; nil drops it, except if the command fails.
 	Output io.Writer
 }
 

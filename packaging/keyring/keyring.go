@@ -102,7 +102,7 @@ func files() []string {
 	return []string{BrokerSigner, WorkloadSigner, ImageKey, ModelKey, SSLConfig, Certificate, AdminKey, AdminCert}
 }
 
-// Make fills a folder that has no record of an earlier one, keeping files that somebody has put there, and reports
+// Make fills a folder that has no record of an earlier one, keeping files that a person has put there, and reports
 // which files it made. A folder with a record is only checked. A certificate and its key belong together: only one of
 // them is an error.
 func Make(dir string, o Options) (ring *Ring, made []string, err error) {
@@ -183,7 +183,7 @@ func writeRecord(dir string, made []string, now time.Time) error {
 	return write(dir, record, 0o600, []byte(text.String()))
 }
 
-// readRecord names the files that a folder once had; none where it was never filled.
+// readRecord names the files that a folder once had; none if it was never filled.
 func readRecord(dir string) ([]string, error) {
 	text, err := os.ReadFile(filepath.Join(dir, record))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -3,7 +3,7 @@
 //
 // # Promises
 //
-// The same files, modes and config give the same digest, whoever builds, wherever and whenever: entries stand in the
+// The same files, modes and config give the same digest for any builder, place and time: entries stand in the
 // order of their names, with one time and one owner, and nothing of this machine (times, owners, device numbers,
 // the order of a directory) gets into a layer.
 //
@@ -203,7 +203,7 @@ type Config struct {
 	Created         time.Time
 }
 
-// New puts layers on a base, which is nil for an image from scratch. What the base's config says stays where c says
+// New puts layers on a base, which is nil for an image from scratch. What the base's config says stays if c says
 // nothing; labels are added.
 func New(base v1.Image, c Config, layers ...v1.Layer) (v1.Image, error) {
 	if base == nil {

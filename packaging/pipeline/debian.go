@@ -19,7 +19,7 @@ func debianPython(ctx context.Context, dst string) error {
 	archive := dst + ".tar"
 	defer os.Remove(archive)
 	args := []string{"--quiet", "--variant=extract", "--include=python3-minimal", debianSuite, archive}
-	// Where the machine is a Debian its own archive is asked.
+	// If the machine is a Debian, its own archive is asked.
 	for _, sources := range []string{"/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"} {
 		if _, err := os.Stat(sources); err == nil {
 			args = append(args, sources)

@@ -35,7 +35,7 @@ func Images() []string { return []string{BrokerImage, WorkloadImage, ClientImage
 // Reference is the full name of an image.
 func (p *Pipeline) Reference(name string) string { return p.o.Registry + "/" + name + ":" + p.o.Tag }
 
-// user runs everything in the images that need no device: nobody in particular.
+// user runs everything in the images that need no device: no user in particular.
 const user = 65534
 
 // picture is what an image is made of.
@@ -63,7 +63,7 @@ func (p *Pipeline) programsLayer(simulator bool) ([]ociimage.Entry, error) {
 		}
 		layer = append(layer, e)
 	}
-	// What programs expect of any system; the mode of /tmp needs no sticky bit where one user runs.
+	// What programs expect of any system; the mode of /tmp needs no sticky bit if one user runs.
 	return append(layer, ociimage.Entry{Path: "/tmp", Mode: fs.ModeDir | 0o777}), nil
 }
 
@@ -196,7 +196,7 @@ func (p *Pipeline) clientPicture() (*picture, error) {
 	}, nil
 }
 
-// layout is where the OCI layout of an image is.
+// layout is the path of an image's OCI layout.
 func (p *Pipeline) layout(name string) string { return p.path("oci", name) }
 
 // images writes the three images.

@@ -11,7 +11,7 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// cpusArgument is where --cpus stands in the command of both deployments.
+// cpusArgument is the place of --cpus in the command of both deployments.
 const cpusArgument = "/spec/template/spec/containers/0/command/5"
 
 // kustomization is the part of Kustomize's file that is written here.

@@ -43,7 +43,7 @@ const (
 	Hardware  = "hw"  // Occlum's
 )
 
-// Where the inference server's TLS key comes from.
+// Sources of the inference server's TLS key.
 const (
 	// FromBroker: one key and certificate for all replicas, a secret of the broker's.
 	FromBroker = "broker"
@@ -101,7 +101,7 @@ const (
 	BrokerSVN     = 1
 )
 
-// Where things stand.
+// Paths.
 const (
 	// AdminPort is that of the broker's admin channel.
 	AdminPort = 5001
@@ -280,5 +280,5 @@ func (p *Pipeline) writeJSON(name string, v any) error {
 	return os.WriteFile(p.path(name), append(text, '\n'), 0o644)
 }
 
-// address is where init finds the broker.
+// address is the broker's, for init.
 func (p *Pipeline) address() string { return p.o.BrokerHost + ":" + strconv.Itoa(p.o.BrokerPort) }

@@ -193,7 +193,7 @@ func (p *Pipeline) policyText(a allowed) ([]byte, error) {
 	return text, nil
 }
 
-// forwarded is where the manuals forward the broker's admin channel to.
+// forwarded is the local address to which the manuals forward the broker's admin channel.
 const forwarded = "127.0.0.1:15001"
 
 // link writes what the operator's commands need to reach and to verify the broker: a context file and the policy that

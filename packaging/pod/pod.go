@@ -1,5 +1,5 @@
 // Package pod is what the containers of a deployment do around "occlum run": stage writable copies, keep threads
-// within the enclave's limit, tell the host's quote library where collateral is, and ask a server for its health.
+// within the enclave's limit, tell the host's quote library the address of collateral, and ask a server for its health.
 //
 // All of it runs outside of the enclave, on the host's side, so nothing here is trusted or needs to be: a host that
 // leaves it out gets an enclave that does not start, and nothing else.
@@ -27,8 +27,8 @@ import (
 	"github.com/sesame-init/sesame/packaging/copytree"
 )
 
-// Stage copies a directory of the image to a place where this pod alone writes. Occlum opens its volumes for writing
-// and locks them, so that two pods cannot share one. dst may exist, as where the pod's init containers run again after
+// Stage copies a directory of the image to a place that only this pod writes to. Occlum opens its volumes for writing
+// and locks them, so that two pods cannot share one. dst may exist, as it does if the pod's init containers run again after
 // its node was started anew; what is in it stays, except files of the same name.
 func Stage(src, dst string) error {
 	if err := copytree.Copy(src, dst); err != nil {

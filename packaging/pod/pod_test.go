@@ -24,7 +24,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 )
 
-// serve starts a gRPC server with a certificate that nobody knows.
+// serve starts a gRPC server with a certificate that no client knows.
 func serve(t *testing.T, register func(*grpc.Server)) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

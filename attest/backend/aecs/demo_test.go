@@ -19,7 +19,7 @@ import (
 )
 
 // TestTheDemonstrationServerGivesItsPassword asks a server that is set up as the upstream's demonstration: ours, or,
-// where SESAME_AECS has its host:port, any other. It proves that this client and that server understand each other.
+// if SESAME_AECS has its host:port, any other. It proves that this client and that server understand each other.
 func TestTheDemonstrationServerGivesItsPassword(t *testing.T) {
 	for _, generation := range []aecs.Generation{aecs.GenerationA, aecs.GenerationB} {
 		d := newDeployment(t, generation, io.Discard)

@@ -20,7 +20,7 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 )
 
-// Whoever is on the way may say at any time that the server does not know B. Once it has answered as B, that counts no more.
+// An attacker on the network path may say at any time that the server does not know B. Once it has answered as B, that counts no more.
 func TestAutoDoesNotFallToAOnceTheServerHasAnsweredAsB(t *testing.T) {
 	var log bytes.Buffer
 	d := newDeployment(t, aecs.GenerationB, &log)

@@ -61,7 +61,7 @@ func recordKey(t testing.TB, name string) *rsa.PrivateKey {
 	return key
 }
 
-// layoutOnly takes every quote for genuine. The recorded ones were made by nobody's hardware.
+// layoutOnly takes every quote for genuine. The recorded ones were made without hardware.
 type layoutOnly struct{}
 
 func (layoutOnly) Verify(_ context.Context, e attest.Evidence, _ time.Time) (attest.Claims, error) {

@@ -13,7 +13,7 @@ import (
 	"github.com/sesame-init/sesame/internal/boundedfile"
 )
 
-// AAD says how to get an access token for the vault. The token authorises, it does not protect: whoever steals it
+// AAD says how to get an access token for the vault. The token authorises, it does not protect: anyone who steals it
 // still needs the enclave's key and a token of MAA that satisfies the release policy. So all of this may come
 // from the host.
 type AAD struct {
@@ -31,7 +31,7 @@ type AAD struct {
 	// Metadata is the address of the instance metadata service, default http://169.254.169.254.
 	Metadata string `json:"metadata,omitempty"`
 
-	// Credential counts where File is empty: what the file would hold, for environments that see no files of the
+	// Credential counts if File is empty: what the file would hold, for environments that see no files of the
 	// host, such as Occlum's init.
 	Credential attest.Secret `json:"-"`
 }

@@ -37,7 +37,7 @@ type call struct {
 	// again names statuses beyond those of [transient] that are worth another try.
 	again  func(status int) bool
 	advise func(status int, e serviceError) (attest.Code, string)
-	// hide is what this request carries and no error may repeat, even where the service does.
+	// hide is what this request carries and no error may repeat, even if the service does.
 	hide []attest.Secret
 }
 
@@ -66,7 +66,7 @@ type refusedError struct {
 
 func (e *refusedError) Error() string { return e.text }
 
-// statusOf is the HTTP status that err stems from, 0 where it stems from none.
+// statusOf is the HTTP status that err stems from, 0 if it stems from none.
 func statusOf(err error) int {
 	var refused *refusedError
 	if errors.As(err, &refused) {

@@ -59,7 +59,7 @@ func ParseKeySet(text []byte) (*KeySet, error) {
 	return out, nil
 }
 
-// FetchKeySet gets the keys of an instance from where the instance keeps them, over TLS to n.Roots; addresses in a
+// FetchKeySet gets the keys of an instance from the instance itself, over TLS to n.Roots; addresses in a
 // token do not count.
 func FetchKeySet(ctx context.Context, n Network, issuer string) (*KeySet, error) {
 	u, err := serviceURL(issuer)
@@ -87,7 +87,7 @@ func parseCertificate(text string) (*x509.Certificate, error) {
 	return certificate, nil
 }
 
-// verify finds the key that the token names, all keys where it names none, and checks its certificate and the
+// verify finds the key that the token names, all keys if it names none, and checks its certificate and the
 // signature. The instance's own certificate is self-signed: it is trusted because it came over TLS from the
 // configured instance, and must name it.
 func (s *KeySet) verify(t *Token, issuer string, now time.Time) error {

@@ -44,7 +44,7 @@ type Key struct {
 	Name    string `json:"name"`
 	Version string `json:"version,omitempty"`
 	// Blob is the secret, wrapped with the key, in base64, as "sesame maa wrap" makes it. Under an oct key it is
-	// AES key wrap with padding (RFC 5649); under an RSA key it is RSA-OAEP with SHA-256, or, where it is longer
+	// AES key wrap with padding (RFC 5649); under an RSA key it is RSA-OAEP with SHA-256, or, if it is longer
 	// than the modulus, RSA_AES_KEY_WRAP_256. Without a blob the secret is the oct key itself.
 	Blob string `json:"blob,omitempty"`
 }

@@ -166,7 +166,7 @@ func TestRecordedQuotesBindTheirHeldData(t *testing.T) {
 	}
 }
 
-// A quote that names its certificate instead of carrying it, as Intel's default library makes it where it finds no
+// A quote that names its certificate instead of carrying it, as Intel's default library makes it if it finds no
 // collateral, is refused before MAA says OE_MISSING_CERTIFICATE_CHAIN.
 func TestQuoteWithoutChainIsRefusedHere(t *testing.T) {
 	raw := vector(t, "sdk-cpp-2022", "sgx_quote.bin")

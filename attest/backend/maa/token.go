@@ -42,7 +42,7 @@ type Header struct {
 }
 
 // Claims are those that Sesame uses. Only x-ms-sgx-* are read: their deprecated twins ("is-debuggable",
-// "sgx-mrenclave", …) disappear under a custom policy, and are not believed where they stand alone.
+// "sgx-mrenclave", …) disappear under a custom policy, and are not believed if they stand alone.
 type Claims struct {
 	Issuer     string   `json:"iss"`
 	IssuedAt   int64    `json:"iat"`
@@ -172,7 +172,7 @@ type Expectation struct {
 	Issuer string // the instance, "https://name.region.attest.azure.net"
 	Keys   *KeySet
 	Now    time.Time
-	// ReportData, MREnclave and MRSigner are compared where they are given; Debug accepts debug enclaves.
+	// ReportData, MREnclave and MRSigner are compared if they are given; Debug accepts debug enclaves.
 	ReportData, MREnclave, MRSigner []byte
 	ProductID, MinSVN               *uint16
 	Debug                           bool

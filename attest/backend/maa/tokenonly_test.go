@@ -277,7 +277,7 @@ func TestRelyingPartyRefusesForgedTokens(t *testing.T) {
 	}
 }
 
-// rawToken asks MAA as anybody can, without our own checks.
+// rawToken asks MAA as anyone can, without our own checks.
 func rawToken(t *testing.T, w *world) string {
 	t.Helper()
 	evidence, err := w.config.Attester.Evidence(t.Context(), attest.ReportData{})

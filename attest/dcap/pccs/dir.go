@@ -69,7 +69,7 @@ func (d dir) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error)
 	return c, nil
 }
 
-// WriteDir writes collateral to a directory that [Dir] reads. It makes the directory where needed. Each file is
+// WriteDir writes collateral to a directory that [Dir] reads. It makes the directory if needed. Each file is
 // replaced at once, so that a reader never sees half a file.
 func WriteDir(path string, c *dcap.Collateral) error {
 	if err := os.MkdirAll(path, 0o755); err != nil {

@@ -50,7 +50,7 @@ func retryAfter(err error) time.Duration {
 	return 0
 }
 
-// get tries to fetch a document, again where that may help and as long as ctx lasts.
+// get tries to fetch a document, again if that may help and as long as ctx lasts.
 func (c *Client) get(ctx context.Context, address string) ([]byte, http.Header, error) {
 	for n := 0; ; n++ {
 		body, header, err := c.exchange(ctx, address)

@@ -4,22 +4,22 @@
 //
 // # Promises of the client
 //
-//   - Collateral is cached in memory and, where a directory is configured, on disk, by kind of TEE, FMSPC and
+//   - Collateral is cached in memory and, if a directory is configured, on disk, by kind of TEE, FMSPC and
 //     CA. It is used until its first document expires, refreshed in the background once two thirds of that time
 //     (at most [Config.MaxAge]) have passed, and kept when the refresh fails.
-//   - Requests for the same collateral share one fetch. Every fetch has a deadline, whoever waits for it; every
+//   - Requests for the same collateral share one fetch. Every fetch has a deadline of its own; every
 //     answer has a bound on its size.
 //   - Failures that may pass (no connection, 429, 5xx) are tried again with growing, jittered delays, or after
 //     what Retry-After says. A failure is remembered for a short while, so that a service that is down or does
 //     not know a platform is not asked by every session.
 //   - Nothing is cached whose signatures do not lead to a trusted root, so neither a service nor, on plain HTTP,
-//     anybody on the way can spoil the cache. The verifier checks all of it again.
+//     anyone on the network path can spoil the cache. The verifier checks all of it again.
 //   - What a service once offered it may not take back: collateral with a lower tcbEvaluationDataNumber or CRL
 //     number than seen before is refused.
 //
 // # Limits
 //
-// A service can withhold what is new, as long as what it has is valid; without TLS so can anybody on the way.
+// A service can withhold what is new, as long as what it has is valid; without TLS so can anyone on the network path.
 // That is why plain HTTP is possible, and why it must be asked for with [Config.AllowHTTP].
 //
 // The client asks for collateral only: it gets no PCK certificates and needs no subscription key. It ignores the
@@ -52,7 +52,7 @@ import (
 // IntelURL is Intel's provisioning certification service.
 const IntelURL = "https://api.trustedservices.intel.com/sgx/certification/v4/"
 
-// intelRootCRL is where the root's own CRL distribution point says it is. PCS does not serve it.
+// intelRootCRL is the address in the root's own CRL distribution point. PCS does not serve it.
 const intelRootCRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 
 const (
@@ -341,7 +341,7 @@ func (c *Client) put(r dcap.Request, e entry) {
 }
 
 // fetch starts to fetch, or joins. The fetch belongs to the client, not to the caller: it ends by its own
-// deadline or with Close, whether or not somebody waits for its result.
+// deadline or with Close, whether or not anyone waits for its result.
 func (c *Client) fetch(r dcap.Request) <-chan singleflight.Result {
 	return c.flights.DoChan(name(r), func() (any, error) {
 		c.mu.Lock()
@@ -391,7 +391,7 @@ func (c *Client) download(ctx context.Context, r dcap.Request, seen marks, now t
 	}
 	e.refresh = now.Add(min(e.expires.Sub(now)*2/3, c.config.MaxAge))
 	if c.config.Directory != "" {
-		// The collateral is good even where it cannot be stored.
+		// The collateral is good even if it cannot be stored.
 		_ = c.save(r, collateral, now)
 	}
 	return e, nil
@@ -419,7 +419,7 @@ type marks struct {
 	pckCRL, rootCRL *big.Int // nil where nothing was seen
 }
 
-// notBefore fails where a mark is below that of seen.
+// notBefore fails if a mark is below that of seen.
 func (m marks) notBefore(seen marks) error {
 	switch {
 	case m.evaluation < seen.evaluation:

@@ -33,7 +33,7 @@ type Store struct {
 	get, put, del *sql.Stmt
 }
 
-// Open opens the file at path, or makes it. The error's code is [attest.CodeConfig] where another process has it open
+// Open opens the file at path, or makes it. The error's code is [attest.CodeConfig] if another process has it open
 // or a newer program has made it, and [attest.CodeInternal] otherwise.
 func Open(ctx context.Context, path string) (*Store, error) {
 	const step = "opening store"

@@ -13,9 +13,9 @@
 //
 // # Limits
 //
-// plain_hash is in the clear: whoever sees the envelope can test guesses of the plaintext. The signature covers
-// nothing but that hash, so it says that the sender once sent this plaintext to somebody, not that it is the answer
-// to a question; the additional data is authenticated by a key that anybody can make. Freshness and the answer's
+// plain_hash is in the clear: anyone who sees the envelope can test guesses of the plaintext. The signature covers
+// nothing but that hash, so it says that the sender once sent this plaintext to someone, not that it is the answer
+// to a question; the additional data is authenticated by a key that anyone can make. Freshness and the answer's
 // relation to its request are for the caller.
 package envelope
 
@@ -170,7 +170,7 @@ func Seal(random io.Reader, plain []byte, receiver *rsa.PublicKey, aad string,
 	return e, Sign(e, plain, sender)
 }
 
-// Sign sets the hash of a plaintext and, where sender is not nil, its signature. A server's status is such an envelope
+// Sign sets the hash of a plaintext and, if sender is not nil, its signature. A server's status is such an envelope
 // without ciphertext.
 func Sign(e *wire.DigitalEnvelopeEncrypted, plain []byte, sender *rsa.PrivateKey) error {
 	e.PlainHash = hash(plain)

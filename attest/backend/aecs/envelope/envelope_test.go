@@ -95,7 +95,7 @@ func TestWithGivenRandomnessTheRecordedCiphertextIsMade(t *testing.T) {
 	}
 }
 
-// FuzzOpen opens envelopes of anybody. Nobody but the sender can make one that opens, so the plaintext must be the
+// FuzzOpen opens envelopes of any origin. Only the sender can make one that opens, so the plaintext must be the
 // recorded one.
 func FuzzOpen(f *testing.F) {
 	receiver, sender := key(f, "gena_client_uak_private.pem"), key(f, "gena_server_uak_private.pem")

@@ -58,7 +58,7 @@ const (
 
 	blockType = "RSA PUBLIC KEY"
 
-	// Where the report data stands: in an SGX quote (EPID's has the same place), and in TDX quotes of version 4 and 5.
+	// Offset of the report data: in an SGX quote (EPID's has the same place), and in TDX quotes of version 4 and 5.
 	sgxData = 48 + 320
 	tdxData = 48 + 520
 	bodyV5  = 6
@@ -75,7 +75,7 @@ func Data(userData [UserDataSize]byte, publicKey string) attest.ReportData {
 	return attest.ReportData(append(userData[:], hash[:]...))
 }
 
-// Make writes a report that shows evidence of the key with this text: a passport where collateral is given.
+// Make writes a report that shows evidence of the key with this text: a passport if collateral is given.
 func Make(e attest.Evidence, publicKey string, collateral *wire.SgxQlQveCollateral) (*wire.UnifiedAttestationAuthReport,
 	error) {
 	dcapReport := &wire.DcapReport{B64Quote: base64.StdEncoding.EncodeToString(e.Raw)}
@@ -185,7 +185,7 @@ func Read(auth *wire.UnifiedAttestationAuthReport) (*Report, error) {
 	return r, nil
 }
 
-// reportData finds the report data in the quote, which nobody has verified yet.
+// reportData finds the report data in the quote, which is not verified yet.
 func (r *Report) reportData() ([]byte, error) {
 	at := sgxData
 	if r.Platform == wire.PlatformTDX {

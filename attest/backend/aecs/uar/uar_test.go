@@ -105,7 +105,7 @@ func TestCollateralOfATrustDomainSaysSo(t *testing.T) {
 	}
 }
 
-// TestATrustDomainsReportDataIsFound knows where the report data stands in quotes of versions 4 and 5.
+// TestATrustDomainsReportDataIsFound knows the place of the report data in quotes of versions 4 and 5.
 func TestATrustDomainsReportDataIsFound(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -155,7 +155,7 @@ func TestOnlyStrongRSAKeysAreTaken(t *testing.T) {
 	}
 }
 
-// FuzzRead reads reports of anybody: it must not crash, and what it takes must bind its key.
+// FuzzRead reads reports of any origin: it must not crash, and what it takes must bind its key.
 func FuzzRead(f *testing.F) {
 	for _, name := range []string{"gena_secret-my-password.res.pb", "gena_emptynonce.res.pb"} {
 		b, err := os.ReadFile(filepath.Join("../testdata", name))

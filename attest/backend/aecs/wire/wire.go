@@ -4,11 +4,11 @@
 //
 // The upstream puts JSON into strings of its protobuf messages, signs those strings and encrypts them, so the bytes
 // count. [JSON] writes what libprotobuf 3.21 writes (the version that both generations are built with): one line, no
-// spaces, fields in the order of their numbers, defaults left out, the same characters escaped. Whoever has received
+// spaces, fields in the order of their numbers, defaults left out, the same characters escaped. Anyone who has received
 // such a string must verify it as it came, never after writing it anew.
 //
 // [Parse] takes what the upstream's parser takes of what its writer writes: both spellings of a name, any white
-// space, both alphabets of base64; and no unknown field. It is stricter where libprotobuf is lenient beyond JSON: no
+// space, both alphabets of base64; and no unknown field. It is stricter than libprotobuf, which is lenient beyond JSON: no
 // name twice, no comma before a closing brace, no name or string in other than double quotes.
 package wire
 
@@ -94,7 +94,7 @@ func escaped(r rune) bool {
 }
 
 // Parse reads the JSON of a message. The caller bounds the text. The error never quotes the text, which may hold a
-// secret; it is [ErrUnknownField] where nothing else is wrong.
+// secret; it is [ErrUnknownField] if nothing else is wrong.
 func Parse(text string, m proto.Message) error {
 	b := []byte(text)
 	defer clear(b)

@@ -56,7 +56,7 @@ func threads() error {
 	return nil
 }
 
-// heap wants fresh memory to be clear, also where it was used and given back before.
+// heap wants fresh memory to be clear, also if it was used and given back before.
 func heap() error {
 	for round := range 20 {
 		b := make([]byte, 8<<20)
