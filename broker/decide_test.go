@@ -547,7 +547,7 @@ func TestWithoutTrueCollateralNothingIsReleasedAndReadinessSaysSo(t *testing.T) 
 			c.Identity, c.Quoter = brokertest.Identity(t, platform, brokertest.Broker()), brokertest.Quoter(platform, brokertest.Broker())
 			k.Keeper, c.Keeper = c.Keeper, k
 			root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: platform.RootCA().Raw})
-			trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, s)
+			trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, s, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -24,8 +24,8 @@ type Trust struct {
 }
 
 // NewTrust verifies evidence as a policy says: quotes of SGX and TDX with collateral of a source, reports of SEV-SNP
-// with the certificates that they bring, quotes of TPMs.
-func NewTrust(t policy.Trust, source dcap.Source) (*Trust, error) {
+// with the certificates that they bring, quotes of TPMs. vouched is that of [dcap.Config]; it may be nil.
+func NewTrust(t policy.Trust, source dcap.Source, vouched func(time.Time)) (*Trust, error) {
 	roots, err := t.RootCertificates()
 	if err != nil {
 		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading trust.roots", Err: err}
@@ -36,7 +36,7 @@ func NewTrust(t policy.Trust, source dcap.Source) (*Trust, error) {
 	}
 	verifier := func(s dcap.Source) attest.Verifier {
 		return dcap.NewVerifier(dcap.Config{
-			Roots: roots, Source: s, MinimumEvaluation: t.MinimumEvaluation,
+			Roots: roots, Source: s, Vouched: vouched, MinimumEvaluation: t.MinimumEvaluation,
 			MinimumRootCRLNumber: t.MinimumRootCRL, MinimumPCKCRLNumber: t.MinimumPCKCRL,
 		})
 	}

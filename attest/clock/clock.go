@@ -1,6 +1,6 @@
-// Package clock reads a clock that no one vouches for. An enclave's time is what its host says; what can be known is
-// that it is later than certain moments: when the program was built, when something that it verified was issued or
-// recorded. A [Bounded] clock gives the host's time, but never an earlier one than those.
+// Package clock reads a clock that nothing vouches for. An enclave's time is what its host says; what can be known is
+// that it is later than certain moments: the date of its sources, and when something that it verified was issued. A
+// [Bounded] clock gives the host's time, but never an earlier one than those.
 //
 // It cannot know that the host's clock is fast, or that it stands still at the bound. So periods of validity and
 // grace bind only an honest clock, and what must not be old is given a least version number besides.

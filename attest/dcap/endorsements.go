@@ -45,6 +45,22 @@ func (e *Endorsements) Expiry() time.Time { return e.periods.expiry() }
 // Issued is the newest moment at which one of the objects begins to be valid: no earlier than this is it now.
 func (e *Endorsements) Issued() time.Time { return e.periods.newest() }
 
+// Vouched is the newest issue date of TCB info, QE identity and revocation lists if the root built into this package stands
+// behind them: a moment that has passed for certain, whatever any clock says. It is zero under every other root, and no
+// certificate's date counts: other things than time decide those.
+func (e *Endorsements) Vouched() time.Time {
+	var newest time.Time
+	if !bytes.Equal(e.root.anchor.cert.RawSubjectPublicKeyInfo, IntelRoot().RawSubjectPublicKeyInfo) {
+		return newest
+	}
+	for _, issued := range []time.Time{e.tcb.issueDate, e.qe.issueDate, e.rootCRL.list.ThisUpdate, e.pckCRL.list.ThisUpdate} {
+		if issued.After(newest) {
+			newest = issued
+		}
+	}
+	return newest
+}
+
 // RootCRLNumber is the CRL number of the root CA's CRL.
 func (e *Endorsements) RootCRLNumber() *big.Int { return new(big.Int).Set(e.rootCRL.list.Number) }
 

@@ -48,6 +48,8 @@ type Config struct {
 	// PCKChain is the PCK certificate, its CA and the root in PEM, for quotes that do not carry them
 	// (certification data of types 1 to 4). Without it such quotes are refused.
 	PCKChain []byte
+	// Vouched is told what [Endorsements.Vouched] says of collateral that was verified, unless that is zero. Nil: nothing is.
+	Vouched func(time.Time)
 }
 
 // Bounds of what a Verifier remembers.
@@ -234,6 +236,9 @@ func (v *Verifier) fetch(ctx context.Context, r Request, p *platform) (*Endorsem
 	known = &loaded{collateral: c.clone()}
 	if known.endorsements, err = load(&known.collateral, v.trust, p.ca); err != nil {
 		return nil, err
+	}
+	if at := known.endorsements.Vouched(); v.config.Vouched != nil && !at.IsZero() {
+		v.config.Vouched(at)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()

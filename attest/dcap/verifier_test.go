@@ -374,3 +374,36 @@ func TestStepsAreGerundsAndDistinct(t *testing.T) {
 		seen[s] = true
 	}
 }
+
+func TestOnlyIntelsOwnRootVouchesForATime(t *testing.T) {
+	late, err := softsgx.New(softsgx.Options{Now: time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := dcap.Load(late.Collateral(), []*x509.Certificate{late.RootCA()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at := e.Vouched(); !at.IsZero() || e.Issued().Year() != 2100 {
+		t.Errorf("a configured root vouches for %s", at)
+	}
+	for _, v := range readVectors(t, "testdata", "vectors/*/*") {
+		if !v.accepted() || !v.root.Equal(dcap.IntelRoot()) {
+			continue
+		}
+		var told []time.Time
+		d := dcap.NewVerifier(dcap.Config{Source: v, PCKChain: v.pckChain, Vouched: func(at time.Time) { told = append(told, at) }})
+		if _, err := v.verify(d); err != nil {
+			t.Fatalf("%s: %v", v.name, err)
+		}
+		e, err := dcap.Load(&v.collateral, nil)
+		if err != nil {
+			continue // without a chain of the PCK CRL
+		}
+		if len(told) != 1 || told[0].IsZero() || !told[0].Equal(e.Vouched()) || told[0].After(e.Issued()) {
+			t.Errorf("%s: told %v, want %s, at most %s", v.name, told, e.Vouched(), e.Issued())
+		}
+		return
+	}
+	t.Error("no recorded quote is below Intel's root")
+}

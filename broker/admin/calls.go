@@ -175,6 +175,11 @@ func (s *Server) ReadLog(ctx context.Context, r *adminpb.ReadLogRequest) (*admin
 	return reply, nil
 }
 
+// MarkMistimed implements the service.
+func (s *Server) MarkMistimed(ctx context.Context, r *adminpb.MarkMistimedRequest) (*adminpb.Done, error) {
+	return &adminpb.Done{}, s.options.Keystore.Mistimed(ctx, from(ctx).by, r.GetIndex(), r.GetReason())
+}
+
 // ProveEntry implements the service.
 func (s *Server) ProveEntry(ctx context.Context, r *adminpb.ProveEntryRequest) (*sessionpb.Receipt, error) {
 	receipt, err := s.options.Keystore.Prove(ctx, r.GetIndex())

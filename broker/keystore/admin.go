@@ -5,10 +5,15 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker/releaselog"
@@ -97,9 +102,6 @@ func (s *state) note(at time.Time, by, action, detail string) (noted, error) {
 	if err != nil {
 		return noted{}, err
 	}
-	if at.After(s.head.Last) {
-		s.head.Last = at
-	}
 	index, err := s.log.Append(text)
 	return noted{index, text}, err
 }
@@ -107,6 +109,28 @@ func (s *state) note(at time.Time, by, action, detail string) (noted, error) {
 type noted struct {
 	index int64
 	text  []byte
+}
+
+// Mistimed records that an entry of the log has a time that a wrong clock gave it, and why that is known. The entry stays as
+// it is: nothing in a broker rests on its time.
+func (k *Keystore) Mistimed(ctx context.Context, by string, index int64, reason string) error {
+	const step = "marking entry"
+	if reason == "" || len(reason) > MaxName || strings.ContainsFunc(reason, unicode.IsControl) || !utf8.ValidString(reason) {
+		return attest.Errorf(attest.CodeConfig, step, "Say why the time is wrong.", "a reason has 1 to %d bytes, all printable", MaxName)
+	}
+	entries, _, err := k.Entries(ctx, index, 1)
+	if err != nil {
+		return err
+	}
+	if len(entries) == 0 {
+		return attest.Errorf(attest.CodeConfig, step, "See sesame log list.", "there is no entry %d", index)
+	}
+	var entry releaselog.Entry
+	if err := json.Unmarshal(entries[0], &entry); err != nil {
+		return attest.Errorf(attest.CodeInternal, step, "", "entry %d: %w", index, err)
+	}
+	return k.administer(ctx, by, "log.mistimed", fmt.Sprintf("entry %d of %s: %s", index, entry.Time, reason),
+		func(store.Writer, *state) error { return nil })
 }
 
 // Put stores the first version of a secret. Rotate stores a further one, which is released from then on. Earlier

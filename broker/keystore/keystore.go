@@ -80,7 +80,8 @@ type Keystore struct {
 
 	refusals   bucket
 	unrecorded atomic.Uint64
-	lag        atomic.Pointer[lag] // of [Keystore.Follow]; nil where it has none
+	vouched    atomic.Pointer[time.Time] // newest moment of [Keystore.Vouch]; nil before the first
+	lag        atomic.Pointer[lag]       // of [Keystore.Follow]; nil where it has none
 }
 
 var _ broker.Keeper = (*Keystore)(nil)

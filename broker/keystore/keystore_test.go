@@ -673,3 +673,33 @@ func TestCancelledCallerReleasesNothing(t *testing.T) {
 		t.Error("released")
 	}
 }
+
+func TestOnlyWhatIsVouchedForBoundsTheTimeAndItOutlivesARestart(t *testing.T) {
+	s := memory.New()
+	root := &rootkey.Process{}
+	same := func(o *keystore.Options) { o.Root = root }
+	k := open(t, s, same)
+	wrong := decision(1)
+	wrong.At, wrong.Code, wrong.Reason = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC), attest.CodeDenied, "no"
+	if _, err := k.Refuse(t.Context(), wrong); err != nil {
+		t.Fatal(err)
+	}
+	vouched := func(k *keystore.Keystore) time.Time {
+		t.Helper()
+		at, err := k.Vouched(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	if at := vouched(k); !at.IsZero() {
+		t.Errorf("an entry's time bounds the clock: %s", at)
+	}
+	k.Vouch(now.Add(time.Hour))
+	k.Vouch(now) // earlier
+	put(t, k, "image_key", "v")
+	k.Close()
+	if at := vouched(open(t, s, same)); !at.Equal(now.Add(time.Hour)) {
+		t.Errorf("after a restart the bound is %s", at)
+	}
+}

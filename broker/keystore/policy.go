@@ -95,12 +95,23 @@ func (s *state) policy(r store.Reader) ([]byte, error) {
 	return rows[0], nil
 }
 
-// Last is the time of the newest entry: a lower bound of the present that the host's clock cannot set back while the
-// store stands. Zero where there is none.
-func (k *Keystore) Last(ctx context.Context) (last time.Time, err error) {
+// Vouched is the newest moment that was given to [Keystore.Vouch] of this or another replica, and is authenticated by the
+// store: a lower bound of the present. Zero if there is none.
+func (k *Keystore) Vouched(ctx context.Context) (at time.Time, err error) {
 	err = k.readLog(ctx, func(_ store.Reader, s *state, _ *keys) error {
-		last = s.head.Last
+		at = s.head.Vouched
 		return nil
 	})
-	return last, err
+	return at, err
+}
+
+// Vouch remembers a moment that a signature vouches for, never the time of a clock or of an entry. It is written with the next
+// entry of the log, in one transaction. An earlier one changes nothing.
+func (k *Keystore) Vouch(at time.Time) {
+	for {
+		old := k.vouched.Load()
+		if old != nil && !at.After(*old) || k.vouched.CompareAndSwap(old, &at) {
+			return
+		}
+	}
 }

@@ -368,9 +368,6 @@ func (d *decider) record(j *job, entry releaselog.Entry, secrets []attest.Secret
 			d.state.head.Counts[u.Name]++
 		}
 	}
-	if j.decision.At.After(d.state.head.Last) {
-		d.state.head.Last = j.decision.At
-	}
 	if j.decision.Binder != [32]byte{} {
 		err = d.w.Put(binderSpace, store.Row{Key: j.decision.Binder[:], Value: binary.BigEndian.AppendUint64(nil, uint64(o.index))})
 	}

@@ -38,7 +38,9 @@ type head struct {
 	Log     releaselog.Head   `json:"log"`
 	Catalog string            `json:"catalog"`
 	Counts  map[string]uint64 `json:"counts,omitempty"` // releases of a secret
-	Last    time.Time         `json:"last"`             // time of the newest entry
+	// Vouched is the newest moment that a signature vouches for ([Keystore.Vouch]). Times of entries are the host's word, and
+	// bound nothing: brokers before version 0.2 kept the newest one here, as "last".
+	Vouched time.Time `json:"vouched,omitzero"`
 }
 
 // catalog says which secrets there are. It is never changed, but replaced.
@@ -145,6 +147,9 @@ func (k *Keystore) load(r store.Reader, ring *keys) (*state, error) {
 	s := &state{}
 	if err := ring.read("head", rows[0], &s.head); err != nil {
 		return nil, err
+	}
+	if at := k.vouched.Load(); at != nil && at.After(s.head.Vouched) {
+		s.head.Vouched = *at // which the next entry's transaction writes
 	}
 	if known := k.catalog.Load(); known != nil && known.digest == s.head.Catalog {
 		s.catalog = known

@@ -121,7 +121,7 @@ func (c *command) way(r policy.KeyFrom, own attester) (rootkey.Way, error) {
 }
 
 // unlocked waits until the keystore has its root key, from operators or from another replica.
-func (c *command) unlocked(ctx context.Context, keys *keystore.Keystore, first *begun, own attester, now func() time.Time,
+func (c *command) unlocked(ctx context.Context, keys *keystore.Keystore, first *begun, own attester, clock *timekeeper,
 	log *logrus.Logger) error {
 	tick := time.NewTicker(unlockInterval)
 	defer tick.Stop()
@@ -134,7 +134,7 @@ func (c *command) unlocked(ctx context.Context, keys *keystore.Keystore, first *
 			log.WithField("hint", attest.HintOf(err)).Warnf("locked, and nothing is released: %v", err)
 		}
 		if addresses := first.policy.Broker.RootKey.Replicas; len(addresses) > 0 && own != nil {
-			if err := c.askReplicas(ctx, keys, addresses, first.policy, own, now, log); err == nil {
+			if err := c.askReplicas(ctx, keys, addresses, first.policy, own, clock, log); err == nil {
 				log.Info("unlocked by another replica")
 				return nil
 			} else if !said {
@@ -152,16 +152,16 @@ func (c *command) unlocked(ctx context.Context, keys *keystore.Keystore, first *
 // askReplicas gets the root key from a running broker that the policy knows as a replica, as that one's policy must know
 // this one.
 func (c *command) askReplicas(ctx context.Context, keys *keystore.Keystore, addresses []string, p *policy.Policy, own attester,
-	now func() time.Time, log *logrus.Logger) error {
-	trust, err := c.trust(p.Trust, now, log)
+	clock *timekeeper, log *logrus.Logger) error {
+	trust, err := c.trust(p.Trust, clock, log)
 	if err != nil {
 		return err
 	}
 	defer trust.Close()
 	client, err := grpcratls.New(grpcratls.Config{
-		Servers: addresses, Protocol: grpcratls.SessionV1, Attester: own, Verifier: trust.Verifier, Policy: p.Replicas(), Now: now,
+		Servers: addresses, Protocol: grpcratls.SessionV1, Attester: own, Verifier: trust.Verifier, Policy: p.Replicas(), Now: clock.Now,
 		Staple: func(collateral *dcap.Collateral) attest.Verifier {
-			stapled, err := broker.NewTrust(p.Trust, pccs.Stapled(collateral))
+			stapled, err := broker.NewTrust(p.Trust, pccs.Stapled(collateral), clock.vouched)
 			if err != nil {
 				return trust.Verifier
 			}
@@ -279,13 +279,28 @@ func (c *command) fixedSecrets() (map[string]attest.Secret, error) {
 
 const maxSecrets = 16 << 20 // bytes of the file
 
-// boundClock lets the clock know the newest moment in the release log.
-func boundClock(ctx context.Context, keys *keystore.Keystore, c *clock.Bounded) error {
-	last, err := keys.Last(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the log: %w", err)
+// timekeeper is the broker's clock. The date of the sources bounds it, and what the vendor's own root vouches for, which the
+// keystore remembers beside the log.
+type timekeeper struct {
+	*clock.Bounded
+	keys *keystore.Keystore // nil without a store
+}
+
+// vouched takes the issue date of verified collateral.
+func (t *timekeeper) vouched(at time.Time) {
+	t.AtLeast(at)
+	if t.keys != nil {
+		t.keys.Vouch(at)
 	}
-	c.AtLeast(last)
+}
+
+// recall takes what the keystore remembers.
+func (t *timekeeper) recall(ctx context.Context) error {
+	at, err := t.keys.Vouched(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the store: %w", err)
+	}
+	t.AtLeast(at)
 	return nil
 }
 

@@ -92,10 +92,11 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	host, err := clock.Built(time.Now, buildTime)
+	built, err := clock.Built(time.Now, buildTime)
 	if err != nil {
 		return attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
 	}
+	host := &timekeeper{Bounded: built}
 	first, err := c.begin()
 	if err != nil {
 		return err
@@ -116,11 +117,12 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return err
 	}
 	defer closeKeeper()
+	host.keys = keys
 	late := &latePolicies{}
 	if own != nil {
 		silent := logrus.New()
 		silent.SetOutput(io.Discard) // it is said when the policies are opened
-		early, err := c.trust(first.policy.Trust, host.Now, silent)
+		early, err := c.trust(first.policy.Trust, host, silent)
 		if err != nil {
 			return err
 		}
@@ -151,10 +153,10 @@ func (c *command) serve(ctx context.Context, address string) error {
 		}
 		defer wait()
 		defer stop()
-		if err := c.unlocked(ctx, keys, first, own, host.Now, log); err != nil {
+		if err := c.unlocked(ctx, keys, first, own, host, log); err != nil {
 			return nil // it was stopped before anybody has unlocked it
 		}
-		if err := boundClock(ctx, keys, host); err != nil {
+		if err := host.recall(ctx); err != nil {
 			return err
 		}
 		key, err := keys.LogKey()
@@ -172,7 +174,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err := c.newest(ctx, first, keys, log); err != nil {
 		return err
 	}
-	if config.Policies, err = c.policies(ctx, first, keeper, host.Now, config.Metrics, log); err != nil {
+	if config.Policies, err = c.policies(ctx, first, keeper, host, config.Metrics, log); err != nil {
 		return err
 	}
 	defer func() { config.Policies.Trust().Close() }()
@@ -298,11 +300,11 @@ func listenOn(ctx context.Context, address string) (net.Listener, error) {
 }
 
 // policies puts the first policy in force.
-func (c *command) policies(ctx context.Context, first *begun, keeper broker.Keeper, now func() time.Time,
+func (c *command) policies(ctx context.Context, first *begun, keeper broker.Keeper, clock *timekeeper,
 	metrics *broker.Metrics, log *logrus.Logger) (*broker.Policies, error) {
 	config := broker.PoliciesConfig{
-		Trust:  func(t policy.Trust) (*broker.Trust, error) { return c.trust(t, now, log) },
-		Keeper: keeper, Pinned: c.place.enclave, Now: now, Metrics: metrics, Logger: log,
+		Trust:  func(t policy.Trust) (*broker.Trust, error) { return c.trust(t, clock, log) },
+		Keeper: keeper, Pinned: c.place.enclave, Now: clock.Now, Metrics: metrics, Logger: log,
 	}
 	key, err := policyKey(first.policy)
 	if err != nil {
@@ -342,7 +344,7 @@ func (c *command) follow(ctx context.Context, first *begun, policies *broker.Pol
 
 // trust makes what verifies evidence. Collateral is signed, so that a source that the host names can withhold it but not
 // forge it.
-func (c *command) trust(t policy.Trust, now func() time.Time, log *logrus.Logger) (*broker.Trust, error) {
+func (c *command) trust(t policy.Trust, clock *timekeeper, log *logrus.Logger) (*broker.Trust, error) {
 	if c.collateral != "" {
 		t.Collateral = policy.Collateral{Directory: c.collateral}
 		if strings.Contains(c.collateral, "://") {
@@ -359,11 +361,11 @@ func (c *command) trust(t policy.Trust, now func() time.Time, log *logrus.Logger
 	for _, root := range roots {
 		log.Warnf("trusting %s instead of Intel's root, because the policy says so: this is not for production", root.Subject)
 	}
-	source, err := broker.OpenSource(t, now)
+	source, err := broker.OpenSource(t, clock.Now)
 	if err != nil {
 		return nil, err
 	}
-	return broker.NewTrust(t, source)
+	return broker.NewTrust(t, source, clock.vouched)
 }
 
 // notify tells systemd, where it is there.

@@ -28,7 +28,7 @@ func logCommand() *cobra.Command {
 		Long:  "The log has an entry for every release, refusal and change: who got what, when, and why." + linkHelp,
 	}
 	link.flags(cmd)
-	cmd.AddCommand(logListCommand(link), logVerifyCommand(link), logProveCommand(link))
+	cmd.AddCommand(logListCommand(link), logVerifyCommand(link), logProveCommand(link), logMistimedCommand(link))
 	return cmd
 }
 
@@ -318,6 +318,31 @@ type proofReport struct {
 	Entry      string   `json:"entry"` // as it is hashed
 	Checkpoint string   `json:"checkpoint"`
 	Proof      []string `json:"proof"` // base64
+}
+
+func logMistimedCommand(link *brokerLink) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "mistimed INDEX --reason TEXT",
+		Short: "Record in the log that an entry has the time of a wrong clock",
+		Long: `The entry stays as it is, and a new one says that its time is wrong, who says so, and why. Entries have the time of the
+host's clock. No broker of this version lets such a time bound its own clock; the first entry that it writes removes the
+bound that older versions kept in the store.`,
+		Example: `  sesame log mistimed 17 --reason "node 3 ran with a clock of 2100"`,
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			index, err := strconv.ParseInt(args[0], 10, 64)
+			if err != nil || index < 0 {
+				return usage("", "%q is not the number of an entry", args[0])
+			}
+			return link.with(cmd, func(ctx context.Context, c *admin.Client) error {
+				_, err := c.MarkMistimed(ctx, &adminpb.MarkMistimedRequest{Index: index, Reason: reason})
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why the time is known to be wrong (required)")
+	return cmd
 }
 
 func logProveCommand(link *brokerLink) *cobra.Command {

@@ -236,7 +236,7 @@ func (o *explainOptions) trust(t policy.Trust, at time.Time) (*broker.Trust, err
 	if err != nil {
 		return nil, err
 	}
-	return broker.NewTrust(t, source)
+	return broker.NewTrust(t, source, nil)
 }
 
 func policyKeygenCommand() *cobra.Command {

@@ -129,7 +129,7 @@ func Secrets(values map[string][]byte) *broker.Memory {
 func Trust(t testing.TB, p *softsgx.Platform) *broker.Trust {
 	t.Helper()
 	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.RootCA().Raw})
-	trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, pccs.Stapled(p.Collateral()))
+	trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, pccs.Stapled(p.Collateral()), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,7 +118,7 @@ broker: {limits: {rate: 100000, burst: 100000, per_peer: 1024}}
 	policies, err := broker.NewPolicies(ctx, broker.PoliciesConfig{
 		Trust: func(t policy.Trust) (*broker.Trust, error) {
 			t.Roots = []string{root}
-			return broker.NewTrust(t, source)
+			return broker.NewTrust(t, source, nil)
 		},
 		Keeper: keeper, Now: time.Now, Logger: log,
 	}, p, "bench")

@@ -1258,6 +1258,58 @@ func (x *ReadLogReply) GetCheckpoint() []byte {
 	return nil
 }
 
+type MarkMistimedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         int64                  `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MarkMistimedRequest) Reset() {
+	*x = MarkMistimedRequest{}
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MarkMistimedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MarkMistimedRequest) ProtoMessage() {}
+
+func (x *MarkMistimedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MarkMistimedRequest.ProtoReflect.Descriptor instead.
+func (*MarkMistimedRequest) Descriptor() ([]byte, []int) {
+	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *MarkMistimedRequest) GetIndex() int64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *MarkMistimedRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type ProveEntryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         int64                  `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -1267,7 +1319,7 @@ type ProveEntryRequest struct {
 
 func (x *ProveEntryRequest) Reset() {
 	*x = ProveEntryRequest{}
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[22]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1331,7 @@ func (x *ProveEntryRequest) String() string {
 func (*ProveEntryRequest) ProtoMessage() {}
 
 func (x *ProveEntryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[22]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1344,7 @@ func (x *ProveEntryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEntryRequest.ProtoReflect.Descriptor instead.
 func (*ProveEntryRequest) Descriptor() ([]byte, []int) {
-	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{22}
+	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProveEntryRequest) GetIndex() int64 {
@@ -1311,7 +1363,7 @@ type ProveConsistencyRequest struct {
 
 func (x *ProveConsistencyRequest) Reset() {
 	*x = ProveConsistencyRequest{}
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[23]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1375,7 @@ func (x *ProveConsistencyRequest) String() string {
 func (*ProveConsistencyRequest) ProtoMessage() {}
 
 func (x *ProveConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[23]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1388,7 @@ func (x *ProveConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*ProveConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{23}
+	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProveConsistencyRequest) GetOld() int64 {
@@ -1356,7 +1408,7 @@ type ProveConsistencyReply struct {
 
 func (x *ProveConsistencyReply) Reset() {
 	*x = ProveConsistencyReply{}
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[24]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1420,7 @@ func (x *ProveConsistencyReply) String() string {
 func (*ProveConsistencyReply) ProtoMessage() {}
 
 func (x *ProveConsistencyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[24]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1433,7 @@ func (x *ProveConsistencyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveConsistencyReply.ProtoReflect.Descriptor instead.
 func (*ProveConsistencyReply) Descriptor() ([]byte, []int) {
-	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{24}
+	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProveConsistencyReply) GetProof() [][]byte {
@@ -1477,7 +1529,10 @@ const file_broker_admin_adminpb_admin_proto_rawDesc = "" +
 	"\aentries\x18\x01 \x03(\fR\aentries\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\fR\n" +
-	"checkpoint\")\n" +
+	"checkpoint\"C\n" +
+	"\x13MarkMistimedRequest\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\")\n" +
 	"\x11ProveEntryRequest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\"+\n" +
 	"\x17ProveConsistencyRequest\x12\x10\n" +
@@ -1486,7 +1541,7 @@ const file_broker_admin_adminpb_admin_proto_rawDesc = "" +
 	"\x05proof\x18\x01 \x03(\fR\x05proof\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\fR\n" +
-	"checkpoint2\x81\b\n" +
+	"checkpoint2\xce\b\n" +
 	"\x05Admin\x12D\n" +
 	"\x05Prove\x12\x18.sesame.session.v1.Hello\x1a!.sesame.session.v1.BrokerEvidence\x12F\n" +
 	"\x06Status\x12\x1e.sesame.admin.v1.StatusRequest\x1a\x1c.sesame.admin.v1.StatusReply\x12U\n" +
@@ -1500,7 +1555,8 @@ const file_broker_admin_adminpb_admin_proto_rawDesc = "" +
 	"\aProtect\x12\x1f.sesame.admin.v1.ProtectRequest\x1a\x1d.sesame.admin.v1.ProtectReply\x12G\n" +
 	"\n" +
 	"RemoveSlot\x12\".sesame.admin.v1.RemoveSlotRequest\x1a\x15.sesame.admin.v1.Done\x12I\n" +
-	"\aReadLog\x12\x1f.sesame.admin.v1.ReadLogRequest\x1a\x1d.sesame.admin.v1.ReadLogReply\x12L\n" +
+	"\aReadLog\x12\x1f.sesame.admin.v1.ReadLogRequest\x1a\x1d.sesame.admin.v1.ReadLogReply\x12K\n" +
+	"\fMarkMistimed\x12$.sesame.admin.v1.MarkMistimedRequest\x1a\x15.sesame.admin.v1.Done\x12L\n" +
 	"\n" +
 	"ProveEntry\x12\".sesame.admin.v1.ProveEntryRequest\x1a\x1a.sesame.session.v1.Receipt\x12d\n" +
 	"\x10ProveConsistency\x12(.sesame.admin.v1.ProveConsistencyRequest\x1a&.sesame.admin.v1.ProveConsistencyReplyB4Z2github.com/sesame-init/sesame/broker/admin/adminpbb\x06proto3"
@@ -1517,7 +1573,7 @@ func file_broker_admin_adminpb_admin_proto_rawDescGZIP() []byte {
 	return file_broker_admin_adminpb_admin_proto_rawDescData
 }
 
-var file_broker_admin_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_broker_admin_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_broker_admin_adminpb_admin_proto_goTypes = []any{
 	(*Done)(nil),                     // 0: sesame.admin.v1.Done
 	(*StatusRequest)(nil),            // 1: sesame.admin.v1.StatusRequest
@@ -1541,12 +1597,13 @@ var file_broker_admin_adminpb_admin_proto_goTypes = []any{
 	(*RemoveSlotRequest)(nil),        // 19: sesame.admin.v1.RemoveSlotRequest
 	(*ReadLogRequest)(nil),           // 20: sesame.admin.v1.ReadLogRequest
 	(*ReadLogReply)(nil),             // 21: sesame.admin.v1.ReadLogReply
-	(*ProveEntryRequest)(nil),        // 22: sesame.admin.v1.ProveEntryRequest
-	(*ProveConsistencyRequest)(nil),  // 23: sesame.admin.v1.ProveConsistencyRequest
-	(*ProveConsistencyReply)(nil),    // 24: sesame.admin.v1.ProveConsistencyReply
-	(*sessionpb.Hello)(nil),          // 25: sesame.session.v1.Hello
-	(*sessionpb.BrokerEvidence)(nil), // 26: sesame.session.v1.BrokerEvidence
-	(*sessionpb.Receipt)(nil),        // 27: sesame.session.v1.Receipt
+	(*MarkMistimedRequest)(nil),      // 22: sesame.admin.v1.MarkMistimedRequest
+	(*ProveEntryRequest)(nil),        // 23: sesame.admin.v1.ProveEntryRequest
+	(*ProveConsistencyRequest)(nil),  // 24: sesame.admin.v1.ProveConsistencyRequest
+	(*ProveConsistencyReply)(nil),    // 25: sesame.admin.v1.ProveConsistencyReply
+	(*sessionpb.Hello)(nil),          // 26: sesame.session.v1.Hello
+	(*sessionpb.BrokerEvidence)(nil), // 27: sesame.session.v1.BrokerEvidence
+	(*sessionpb.Receipt)(nil),        // 28: sesame.session.v1.Receipt
 }
 var file_broker_admin_adminpb_admin_proto_depIdxs = []int32{
 	3,  // 0: sesame.admin.v1.StatusReply.slots:type_name -> sesame.admin.v1.Slot
@@ -1555,7 +1612,7 @@ var file_broker_admin_adminpb_admin_proto_depIdxs = []int32{
 	9,  // 3: sesame.admin.v1.PutSecretRequest.recipe:type_name -> sesame.admin.v1.Recipe
 	17, // 4: sesame.admin.v1.ProtectRequest.split:type_name -> sesame.admin.v1.Split
 	3,  // 5: sesame.admin.v1.ProtectReply.slot:type_name -> sesame.admin.v1.Slot
-	25, // 6: sesame.admin.v1.Admin.Prove:input_type -> sesame.session.v1.Hello
+	26, // 6: sesame.admin.v1.Admin.Prove:input_type -> sesame.session.v1.Hello
 	1,  // 7: sesame.admin.v1.Admin.Status:input_type -> sesame.admin.v1.StatusRequest
 	4,  // 8: sesame.admin.v1.Admin.ListSecrets:input_type -> sesame.admin.v1.ListSecretsRequest
 	8,  // 9: sesame.admin.v1.Admin.PutSecret:input_type -> sesame.admin.v1.PutSecretRequest
@@ -1566,23 +1623,25 @@ var file_broker_admin_adminpb_admin_proto_depIdxs = []int32{
 	16, // 14: sesame.admin.v1.Admin.Protect:input_type -> sesame.admin.v1.ProtectRequest
 	19, // 15: sesame.admin.v1.Admin.RemoveSlot:input_type -> sesame.admin.v1.RemoveSlotRequest
 	20, // 16: sesame.admin.v1.Admin.ReadLog:input_type -> sesame.admin.v1.ReadLogRequest
-	22, // 17: sesame.admin.v1.Admin.ProveEntry:input_type -> sesame.admin.v1.ProveEntryRequest
-	23, // 18: sesame.admin.v1.Admin.ProveConsistency:input_type -> sesame.admin.v1.ProveConsistencyRequest
-	26, // 19: sesame.admin.v1.Admin.Prove:output_type -> sesame.session.v1.BrokerEvidence
-	2,  // 20: sesame.admin.v1.Admin.Status:output_type -> sesame.admin.v1.StatusReply
-	5,  // 21: sesame.admin.v1.Admin.ListSecrets:output_type -> sesame.admin.v1.ListSecretsReply
-	10, // 22: sesame.admin.v1.Admin.PutSecret:output_type -> sesame.admin.v1.PutSecretReply
-	0,  // 23: sesame.admin.v1.Admin.WithdrawVersion:output_type -> sesame.admin.v1.Done
-	0,  // 24: sesame.admin.v1.Admin.DeleteSecret:output_type -> sesame.admin.v1.Done
-	0,  // 25: sesame.admin.v1.Admin.PushPolicy:output_type -> sesame.admin.v1.Done
-	15, // 26: sesame.admin.v1.Admin.Unlock:output_type -> sesame.admin.v1.UnlockReply
-	18, // 27: sesame.admin.v1.Admin.Protect:output_type -> sesame.admin.v1.ProtectReply
-	0,  // 28: sesame.admin.v1.Admin.RemoveSlot:output_type -> sesame.admin.v1.Done
-	21, // 29: sesame.admin.v1.Admin.ReadLog:output_type -> sesame.admin.v1.ReadLogReply
-	27, // 30: sesame.admin.v1.Admin.ProveEntry:output_type -> sesame.session.v1.Receipt
-	24, // 31: sesame.admin.v1.Admin.ProveConsistency:output_type -> sesame.admin.v1.ProveConsistencyReply
-	19, // [19:32] is the sub-list for method output_type
-	6,  // [6:19] is the sub-list for method input_type
+	22, // 17: sesame.admin.v1.Admin.MarkMistimed:input_type -> sesame.admin.v1.MarkMistimedRequest
+	23, // 18: sesame.admin.v1.Admin.ProveEntry:input_type -> sesame.admin.v1.ProveEntryRequest
+	24, // 19: sesame.admin.v1.Admin.ProveConsistency:input_type -> sesame.admin.v1.ProveConsistencyRequest
+	27, // 20: sesame.admin.v1.Admin.Prove:output_type -> sesame.session.v1.BrokerEvidence
+	2,  // 21: sesame.admin.v1.Admin.Status:output_type -> sesame.admin.v1.StatusReply
+	5,  // 22: sesame.admin.v1.Admin.ListSecrets:output_type -> sesame.admin.v1.ListSecretsReply
+	10, // 23: sesame.admin.v1.Admin.PutSecret:output_type -> sesame.admin.v1.PutSecretReply
+	0,  // 24: sesame.admin.v1.Admin.WithdrawVersion:output_type -> sesame.admin.v1.Done
+	0,  // 25: sesame.admin.v1.Admin.DeleteSecret:output_type -> sesame.admin.v1.Done
+	0,  // 26: sesame.admin.v1.Admin.PushPolicy:output_type -> sesame.admin.v1.Done
+	15, // 27: sesame.admin.v1.Admin.Unlock:output_type -> sesame.admin.v1.UnlockReply
+	18, // 28: sesame.admin.v1.Admin.Protect:output_type -> sesame.admin.v1.ProtectReply
+	0,  // 29: sesame.admin.v1.Admin.RemoveSlot:output_type -> sesame.admin.v1.Done
+	21, // 30: sesame.admin.v1.Admin.ReadLog:output_type -> sesame.admin.v1.ReadLogReply
+	0,  // 31: sesame.admin.v1.Admin.MarkMistimed:output_type -> sesame.admin.v1.Done
+	28, // 32: sesame.admin.v1.Admin.ProveEntry:output_type -> sesame.session.v1.Receipt
+	25, // 33: sesame.admin.v1.Admin.ProveConsistency:output_type -> sesame.admin.v1.ProveConsistencyReply
+	20, // [20:34] is the sub-list for method output_type
+	6,  // [6:20] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1611,7 +1670,7 @@ func file_broker_admin_adminpb_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_admin_adminpb_admin_proto_rawDesc), len(file_broker_admin_adminpb_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

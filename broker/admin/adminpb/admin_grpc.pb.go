@@ -33,6 +33,7 @@ const (
 	Admin_Protect_FullMethodName          = "/sesame.admin.v1.Admin/Protect"
 	Admin_RemoveSlot_FullMethodName       = "/sesame.admin.v1.Admin/RemoveSlot"
 	Admin_ReadLog_FullMethodName          = "/sesame.admin.v1.Admin/ReadLog"
+	Admin_MarkMistimed_FullMethodName     = "/sesame.admin.v1.Admin/MarkMistimed"
 	Admin_ProveEntry_FullMethodName       = "/sesame.admin.v1.Admin/ProveEntry"
 	Admin_ProveConsistency_FullMethodName = "/sesame.admin.v1.Admin/ProveConsistency"
 )
@@ -54,6 +55,8 @@ type AdminClient interface {
 	Protect(ctx context.Context, in *ProtectRequest, opts ...grpc.CallOption) (*ProtectReply, error)
 	RemoveSlot(ctx context.Context, in *RemoveSlotRequest, opts ...grpc.CallOption) (*Done, error)
 	ReadLog(ctx context.Context, in *ReadLogRequest, opts ...grpc.CallOption) (*ReadLogReply, error)
+	// MarkMistimed records in the log that an entry has the time of a wrong clock.
+	MarkMistimed(ctx context.Context, in *MarkMistimedRequest, opts ...grpc.CallOption) (*Done, error)
 	ProveEntry(ctx context.Context, in *ProveEntryRequest, opts ...grpc.CallOption) (*sessionpb.Receipt, error)
 	ProveConsistency(ctx context.Context, in *ProveConsistencyRequest, opts ...grpc.CallOption) (*ProveConsistencyReply, error)
 }
@@ -176,6 +179,16 @@ func (c *adminClient) ReadLog(ctx context.Context, in *ReadLogRequest, opts ...g
 	return out, nil
 }
 
+func (c *adminClient) MarkMistimed(ctx context.Context, in *MarkMistimedRequest, opts ...grpc.CallOption) (*Done, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Done)
+	err := c.cc.Invoke(ctx, Admin_MarkMistimed_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) ProveEntry(ctx context.Context, in *ProveEntryRequest, opts ...grpc.CallOption) (*sessionpb.Receipt, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(sessionpb.Receipt)
@@ -213,6 +226,8 @@ type AdminServer interface {
 	Protect(context.Context, *ProtectRequest) (*ProtectReply, error)
 	RemoveSlot(context.Context, *RemoveSlotRequest) (*Done, error)
 	ReadLog(context.Context, *ReadLogRequest) (*ReadLogReply, error)
+	// MarkMistimed records in the log that an entry has the time of a wrong clock.
+	MarkMistimed(context.Context, *MarkMistimedRequest) (*Done, error)
 	ProveEntry(context.Context, *ProveEntryRequest) (*sessionpb.Receipt, error)
 	ProveConsistency(context.Context, *ProveConsistencyRequest) (*ProveConsistencyReply, error)
 	mustEmbedUnimplementedAdminServer()
@@ -257,6 +272,9 @@ func (UnimplementedAdminServer) RemoveSlot(context.Context, *RemoveSlotRequest) 
 }
 func (UnimplementedAdminServer) ReadLog(context.Context, *ReadLogRequest) (*ReadLogReply, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ReadLog not implemented")
+}
+func (UnimplementedAdminServer) MarkMistimed(context.Context, *MarkMistimedRequest) (*Done, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method MarkMistimed not implemented")
 }
 func (UnimplementedAdminServer) ProveEntry(context.Context, *ProveEntryRequest) (*sessionpb.Receipt, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ProveEntry not implemented")
@@ -483,6 +501,24 @@ func _Admin_ReadLog_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_MarkMistimed_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MarkMistimedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).MarkMistimed(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_MarkMistimed_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).MarkMistimed(ctx, req.(*MarkMistimedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_ProveEntry_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ProveEntryRequest)
 	if err := dec(in); err != nil {
@@ -569,6 +605,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReadLog",
 			Handler:    _Admin_ReadLog_Handler,
+		},
+		{
+			MethodName: "MarkMistimed",
+			Handler:    _Admin_MarkMistimed_Handler,
 		},
 		{
 			MethodName: "ProveEntry",
