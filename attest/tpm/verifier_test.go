@@ -15,6 +15,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/tpm"
+	"github.com/sesame-init/sesame/lab/attesttest"
 )
 
 // fresh makes evidence and returns it with the device that made it.
@@ -218,4 +219,25 @@ func FuzzLog(f *testing.F) {
 		zero = append(zero, register.PCR{Index: i, Digest: make([]byte, 32), DigestAlg: crypto.SHA256})
 	}
 	f.Fuzz(func(_ *testing.T, log []byte) { _, _ = tcg.ParseAndReplay(log, zero, tcg.ParseOpts{}) })
+}
+
+// A quote covers one meaning: report data of another use in its place is refused.
+func TestAQuoteCoversNoOtherReportData(t *testing.T) {
+	socket, _ := machine(t, 0)
+	_, good := fresh(t, tpm.Options{Path: socket})
+	if _, err := new(tpm.Verifier).Verify(t.Context(), good, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for name, other := range attesttest.OtherMeanings() {
+		changed, err := tpm.Change(good, func(e *tpm.Evidence) {
+			data := other(attest.ReportData(e.ReportData))
+			e.ReportData = data[:]
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := new(tpm.Verifier).Verify(t.Context(), changed, time.Now()); attest.CodeOf(err) != attest.CodeEvidence {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
