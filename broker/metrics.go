@@ -27,6 +27,7 @@ type Metrics struct {
 	version     prometheus.Gauge
 	expiry      prometheus.Gauge
 	ready       *prometheus.GaugeVec
+	rolledBack  prometheus.Gauge
 }
 
 // NewMetrics makes the metrics in a registry of their own.
@@ -55,11 +56,12 @@ func NewMetrics() *Metrics {
 		reloads:     counter("policy_reloads_total", "Attempts to replace the policy.", "outcome"),
 		version:     gauge("policy_version", "Version of the policy in force."),
 		expiry:      gauge("collateral_expiry_timestamp_seconds", "When the collateral in use expires; 0 where none is."),
+		rolledBack:  gauge("log_rolled_back", "1 while the release log in the store is not the one that this process has seen."),
 		ready: prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "ready",
 			Help: "1 where a condition of readiness holds."}, []string{"condition"}),
 	}
 	m.registry.MustRegister(m.releases, m.secrets, m.refusals, m.overloads, m.open, m.shakes, m.sessionTime, m.keeper, m.reloads,
-		m.version, m.expiry, m.ready, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		m.version, m.expiry, m.ready, m.rolledBack, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -77,6 +79,15 @@ func (m *Metrics) show(r Readiness) {
 		}
 		m.ready.WithLabelValues(name).Set(holds)
 	}
+}
+
+// RolledBack says whether the release log in the store is not the one that this process has seen.
+func (m *Metrics) RolledBack(is bool) {
+	value := 0.0
+	if is {
+		value = 1
+	}
+	m.rolledBack.Set(value)
 }
 
 func outcome(err error) string {

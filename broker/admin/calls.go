@@ -194,3 +194,8 @@ func (s *Server) ProveConsistency(ctx context.Context, r *adminpb.ProveConsisten
 	proof, checkpoint, err := s.options.Keystore.ProveConsistency(ctx, r.GetOld())
 	return &adminpb.ProveConsistencyReply{Proof: proof, Checkpoint: checkpoint}, err
 }
+
+// AcceptRollback implements the service.
+func (s *Server) AcceptRollback(ctx context.Context, r *adminpb.AcceptRollbackRequest) (*adminpb.Done, error) {
+	return &adminpb.Done{}, s.options.Keystore.AcceptRollback(ctx, from(ctx).by, r.GetAccepted())
+}

@@ -89,6 +89,7 @@ func (k *Keystore) administer(ctx context.Context, by, action, detail string, ch
 		return s.write(w, ring)
 	})
 	if err == nil {
+		k.committed(s)
 		k.catalog.Store(s.catalog)
 	}
 	return err

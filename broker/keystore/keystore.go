@@ -9,8 +9,9 @@
 //   - a value in the store is encrypted under a key of its own version, which is encrypted under the root key; both are
 //     bound to store, name, version and kind, so that no value can stand in another's place;
 //   - names, versions, counts, policies and the log's head are authenticated under the root key, with one number over
-//     all of them. Who can write to the store can only put back an older state of all of it together, which a witness
-//     of the log notices (package releaselog), or make it unusable.
+//     all of them. Who can write to the store can only put back an older state of all of it together, or make it
+//     unusable. The first is noticed by a keystore that is open, which then releases and signs nothing until an
+//     administrator accepts it, and over a restart by a witness of the log (package releaselog).
 //
 // Names of secrets, kinds, times, counts and the log's entries are in the store in plain text.
 //
@@ -53,6 +54,9 @@ type Options struct {
 	// Gather is for how long a decision waits for others, to share a commit with them, where decisions come several at a
 	// time. One that comes alone does not wait. Default 5 ms; negative: none waits.
 	Gather time.Duration
+	// RolledBack, if it is set, is told once that the log in the store is no longer the one that it was, or does not
+	// continue it, and with nil once it does again. While that lasts, nothing is released and nothing signed.
+	RolledBack func(error)
 }
 
 // Budget bounds a rate: Burst at once, and one more every Every.
@@ -78,6 +82,7 @@ type Keystore struct {
 	sharing sync.Mutex
 	shares  rootkey.Shares // that were brought so far
 
+	watermark  watermark
 	refusals   bucket
 	unrecorded atomic.Uint64
 	vouched    atomic.Pointer[time.Time] // newest moment of [Keystore.Vouch]; nil before the first
@@ -269,7 +274,11 @@ func (k *Keystore) patiently(ctx context.Context, f func() error) error {
 
 // Checkpoint is the log's head, signed.
 func (k *Keystore) Checkpoint(ctx context.Context) (signed []byte, err error) {
-	err = k.readLog(ctx, func(_ store.Reader, s *state, ring *keys) (err error) {
+	return k.checkpoint(ctx, k.load)
+}
+
+func (k *Keystore) checkpoint(ctx context.Context, load loader) (signed []byte, err error) {
+	err = k.readLogBy(ctx, load, func(_ store.Reader, s *state, ring *keys) (err error) {
 		signed, err = ring.signer.Checkpoint(s.head.Log)
 		return err
 	})
@@ -299,7 +308,11 @@ func (k *Keystore) Prove(ctx context.Context, index int64) (receipt broker.Recei
 
 // ProveConsistency proves that a checkpoint continues the log as it was with old entries.
 func (k *Keystore) ProveConsistency(ctx context.Context, old int64) (proof [][]byte, checkpoint []byte, err error) {
-	err = k.readLog(ctx, func(r store.Reader, s *state, ring *keys) error {
+	return k.proveConsistency(ctx, old, k.load)
+}
+
+func (k *Keystore) proveConsistency(ctx context.Context, old int64, load loader) (proof [][]byte, checkpoint []byte, err error) {
+	err = k.readLogBy(ctx, load, func(r store.Reader, s *state, ring *keys) error {
 		hashes, err := releaselog.ProveConsistency(r, s.head.Log, old)
 		if err != nil {
 			return attest.Errorf(attest.CodeConfig, "proving consistency", "", "%w", err)
@@ -315,12 +328,19 @@ func (k *Keystore) ProveConsistency(ctx context.Context, old int64) (proof [][]b
 }
 
 func (k *Keystore) readLog(ctx context.Context, f func(store.Reader, *state, *keys) error) error {
+	return k.readLogBy(ctx, k.load, f)
+}
+
+// loader reads the state at the beginning of a transaction.
+type loader func(store.Reader, *keys) (*state, error)
+
+func (k *Keystore) readLogBy(ctx context.Context, load loader, f func(store.Reader, *state, *keys) error) error {
 	ring, err := k.ring()
 	if err != nil {
 		return err
 	}
 	return k.view(ctx, func(r store.Reader) error {
-		s, err := k.load(r, ring)
+		s, err := load(r, ring)
 		if err != nil {
 			return err
 		}

@@ -62,6 +62,7 @@ func (k *Keystore) Adopt(ctx context.Context, a broker.Adoption) (receipt broker
 		return err
 	})
 	if err == nil {
+		k.committed(s)
 		k.catalog.Store(s.catalog)
 	}
 	return receipt, err

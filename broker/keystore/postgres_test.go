@@ -15,6 +15,7 @@ import (
 	"github.com/sesame-init/sesame/broker/keystore"
 	"github.com/sesame-init/sesame/broker/releaselog"
 	"github.com/sesame-init/sesame/broker/rootkey"
+	"github.com/sesame-init/sesame/broker/store"
 	"github.com/sesame-init/sesame/broker/store/postgres"
 	"github.com/sesame-init/sesame/lab/postgrestest"
 )
@@ -22,12 +23,17 @@ import (
 // replica opens a keystore on a server.
 func replica(t *testing.T, server *postgrestest.Server, root rootkey.Way) *keystore.Keystore {
 	t.Helper()
+	return open(t, replicaStore(t, server), func(o *keystore.Options) { o.Root = root })
+}
+
+func replicaStore(t *testing.T, server *postgrestest.Server) store.Store {
+	t.Helper()
 	s, err := postgres.Open(t.Context(), server.URL())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	return open(t, s, func(o *keystore.Options) { o.Root = root })
+	return s
 }
 
 // TestDatabaseRestartedUnderLoad: three replicas release one secret through five restarts, crashes among them. Nothing

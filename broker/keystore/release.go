@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"sync"
 	"time"
@@ -185,13 +186,15 @@ func (k *Keystore) commitBatch(ctx context.Context, batch []*job) (later []*job)
 	outcomes := make([]outcome, len(now))
 	ring, err := k.ring()
 	var told uint64
+	var s *state
 	if err == nil {
 		err = k.update(ctx, func(w store.Writer) (err error) {
-			told, err = k.decideAll(w, ring, now, outcomes)
+			s, told, err = k.decideAll(w, ring, now, outcomes)
 			return err
 		})
 	}
 	if err == nil {
+		k.committed(s)
 		k.unrecorded.Add(-told)
 	}
 	for i, j := range now {
@@ -204,15 +207,15 @@ func (k *Keystore) commitBatch(ctx context.Context, batch []*job) (later []*job)
 	return later
 }
 
-// decideAll is the body of the transaction. It may run again. told is the number of refusals that are not recorded and
+// decideAll is the body of the transaction. It may run again. Each job is decided on the state that those before it have
+// left, and one that fails leaves the state as it was. told is the number of refusals that are not recorded and
 // that an entry tells of now.
-func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes []outcome) (told uint64, err error) {
-	s, err := k.load(w, ring)
-	if err != nil {
-		return 0, err
+func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes []outcome) (s *state, told uint64, err error) {
+	if s, err = k.load(w, ring); err != nil {
+		return nil, 0, err
 	}
 	if err := s.begin(w); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	s.head.Counts = maps.Clone(s.head.Counts)
 	if s.head.Counts == nil {
@@ -224,7 +227,7 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 	}
 	known, err := w.Get(binderSpace, binders...)
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	unrecorded := k.unrecorded.Load()
 	missing := unrecorded
@@ -238,16 +241,19 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 		} else {
 			outcomes[i], err = d.decide(j)
 		}
-		if err != nil {
-			return 0, err
+		var ours *attest.Error
+		if errors.As(err, &ours) { // of this decision alone, which has changed nothing
+			outcomes[i] = outcome{err: err, index: -1}
+		} else if err != nil {
+			return nil, 0, err
 		}
 	}
 	if err := s.write(w, ring); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	signed, err := ring.signer.Checkpoint(s.head.Log) // one for all of the batch
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	for i := range outcomes {
 		if outcomes[i].index < 0 {
@@ -255,11 +261,11 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 		}
 		proof, err := s.log.Prove(outcomes[i].index)
 		if err != nil {
-			return 0, err
+			return nil, 0, err
 		}
 		outcomes[i].receipt = newReceipt(signed, outcomes[i].index, outcomes[i].entry, proof)
 	}
-	return unrecorded - missing, nil
+	return s, unrecorded - missing, nil
 }
 
 // decider decides one job in a transaction. Its errors are of the store: they end the transaction. Others are outcomes.

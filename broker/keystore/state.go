@@ -41,6 +41,7 @@ type head struct {
 	// Vouched is the newest moment that a signature vouches for ([Keystore.Vouch]). Times of entries are the host's word, and
 	// bound nothing: brokers before version 0.2 kept the newest one here, as "last".
 	Vouched time.Time `json:"vouched,omitzero"`
+	Epoch   uint64    `json:"epoch,omitempty"` // rollbacks that administrators have accepted
 }
 
 // catalog says which secrets there are. It is never changed, but replaced.
@@ -138,8 +139,27 @@ type state struct {
 	log     *releaselog.Appender
 }
 
-// load reads the state and makes sure that it is authentic and of one moment.
+// load reads the state and makes sure that it is authentic, of one moment and not rolled back. It is the first that a
+// transaction reads.
 func (k *Keystore) load(r store.Reader, ring *keys) (*state, error) {
+	if err := k.watermark.dispute(); err != nil {
+		return nil, err
+	}
+	return k.loadUndisputed(r, ring)
+}
+
+// loadUndisputed is load without the witnesses' word.
+func (k *Keystore) loadUndisputed(r store.Reader, ring *keys) (*state, error) {
+	before := k.watermark.read() // before the store shows its state, which is then at least as new
+	s, err := k.read(r, ring)
+	if err != nil {
+		return nil, err
+	}
+	return s, k.compare(r, before, &s.head)
+}
+
+// read reads the state and makes sure that it is authentic and of one moment.
+func (k *Keystore) read(r store.Reader, ring *keys) (*state, error) {
 	rows, err := r.Get(stateSpace, headKey)
 	if err != nil {
 		return nil, err

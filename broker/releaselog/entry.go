@@ -5,8 +5,9 @@
 // it covers the same entries in the same places, and more behind them. Anyone who changes, removes or inserts an entry
 // cannot make such a head without the broker's key, and the broker's code makes none.
 //
-// What it does not promise: an owner of the machine can put back an older state of the whole store. The broker then
-// goes on from there, and only someone who has seen a later checkpoint notices. That is what a [Witness] is for.
+// What it does not promise: an owner of the machine can put back an older state of the whole store. A broker
+// that runs on and has seen a later one notices (package keystore); over a restart only someone who has seen a later
+// checkpoint does. That is what a [Witness] is for.
 //
 // The log has no secrets and nothing computed from their values. It does have names of secrets, workloads, peers'
 // addresses and their measurements.

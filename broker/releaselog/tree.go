@@ -183,6 +183,26 @@ func ProveConsistency(r store.Reader, head Head, old int64) (tlog.TreeProof, err
 	return proof, nil
 }
 
+// Continues reports whether the first old entries of the tree of head are those of the tree with this root. A store whose
+// hashes do not belong to head continues nothing.
+func Continues(r store.Reader, head Head, old int64, root tlog.Hash) (bool, error) {
+	now, err := head.Root()
+	if err != nil || old > head.Size || old < 0 {
+		return false, err
+	}
+	if old == 0 || old == head.Size {
+		return old == 0 || root == now, nil
+	}
+	proof, err := tlog.ProveTree(head.Size, old, reader(r, nil))
+	if errors.Is(err, errDamaged) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return tlog.CheckTree(proof, head.Size, now, old, root) == nil, nil
+}
+
 var errDamaged = errors.New("the log in the store is not the one whose head is signed: its hashes were changed")
 
 // Entries reads at most limit entries from an index on.

@@ -41,19 +41,30 @@ type Prover interface {
 	ProveConsistency(ctx context.Context, old int64) (proof [][]byte, checkpoint []byte, err error)
 }
 
-// Push brings a witness up to date.
+// errRolledBack says that a witness knows a log that the broker's does not continue.
+var errRolledBack = errors.New("the witness knows a log that this one does not continue: an older state of the store was put back")
+
+// RolledBack reports whether a push has failed because the witness knows a log that the broker's does not continue.
+func RolledBack(err error) bool { return errors.Is(err, errRolledBack) }
+
+// Push brings a witness up to date. [RolledBack] tells whether it has failed because the broker's log is not the one that
+// the witness knows.
 func Push(ctx context.Context, p Prover, w Witness) error {
 	old, err := w.Size(ctx)
 	for try := 0; err == nil && try < 3; try++ {
 		var proof [][]byte
 		var checkpoint []byte
-		if old == 0 {
-			checkpoint, err = p.Checkpoint(ctx)
-		} else {
-			proof, checkpoint, err = p.ProveConsistency(ctx, old)
-		}
-		if err != nil {
+		if checkpoint, err = p.Checkpoint(ctx); err != nil { // made after the witness has spoken: no replica can have told it more
 			break
+		}
+		if size := sizeOf(checkpoint); old > size {
+			err = fmt.Errorf("%w (it knows %d entries, the store has %d)", errRolledBack, old, size)
+			break
+		}
+		if old > 0 {
+			if proof, checkpoint, err = p.ProveConsistency(ctx, old); err != nil {
+				break
+			}
 		}
 		err = w.Add(ctx, old, proof, checkpoint)
 		var behind *BehindError
@@ -142,6 +153,8 @@ func (w *httpWitness) Add(ctx context.Context, old int64, proof [][]byte, checkp
 	case http.StatusOK:
 		w.size = sizeOf(checkpoint)
 		return nil
+	case http.StatusUnprocessableEntity: // the proof does not hold for the tree that it knows
+		return fmt.Errorf("%w (%s: %s)", errRolledBack, answer.Status, printable(string(text), 200))
 	case http.StatusConflict:
 		size, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
 		if err != nil || size < 0 {
@@ -185,7 +198,7 @@ func (w *dirWitness) Size(context.Context) (int64, error) {
 }
 
 // Add implements [Witness].
-func (w *dirWitness) Add(_ context.Context, _ int64, proof [][]byte, checkpoint []byte) error {
+func (w *dirWitness) Add(_ context.Context, old int64, proof [][]byte, checkpoint []byte) error {
 	known, err := w.latest()
 	if err != nil {
 		return err
@@ -198,9 +211,12 @@ func (w *dirWitness) Add(_ context.Context, _ int64, proof [][]byte, checkpoint 
 	if err != nil {
 		return err
 	}
+	if known.Size != old {
+		return &BehindError{Size: known.Size}
+	}
 	if known.Origin != "" {
 		if err := next.CheckConsistency(known, hashes); err != nil {
-			return err
+			return fmt.Errorf("%w (%w)", errRolledBack, err)
 		}
 	}
 	if next.Size == known.Size && known.Origin != "" {

@@ -69,8 +69,8 @@ func openStore(ctx context.Context, s policy.StoreAt) (store.Store, error) {
 }
 
 // keeper opens the keeper of secrets and log. close is never nil.
-func (c *command) keeper(ctx context.Context, first *begun, own attester, now func() time.Time, log *logrus.Logger) (
-	k broker.Keeper, keys *keystore.Keystore, close func(), err error) {
+func (c *command) keeper(ctx context.Context, first *begun, own attester, now func() time.Time, metrics *broker.Metrics,
+	log *logrus.Logger) (k broker.Keeper, keys *keystore.Keystore, close func(), err error) {
 	settings := first.policy.Broker
 	kept, err := openStore(ctx, settings.Store)
 	if err != nil {
@@ -87,7 +87,15 @@ func (c *command) keeper(ctx context.Context, first *begun, own attester, now fu
 	}
 	way, err := c.way(settings.RootKey, own)
 	if err == nil {
-		keys, err = keystore.Open(ctx, keystore.Options{Store: kept, Root: way, Fixed: first.secrets, Now: now})
+		keys, err = keystore.Open(ctx, keystore.Options{Store: kept, Root: way, Fixed: first.secrets, Now: now,
+			RolledBack: func(err error) {
+				metrics.RolledBack(err != nil)
+				if err == nil {
+					log.Warn("the release log is the one that it was, or its rollback was accepted: releases go on")
+					return
+				}
+				log.WithField("hint", attest.HintOf(err)).Errorf("ROLLED BACK, and nothing is released or signed: %v", err)
+			}})
 	}
 	if err != nil {
 		return nil, nil, func() {}, errors.Join(err, kept.Close())
@@ -304,6 +312,30 @@ func (t *timekeeper) recall(ctx context.Context) error {
 	return nil
 }
 
+// witnessed waits until every witness has taken the log, and says what it waits for. False: ctx has ended before.
+func witnessed(ctx context.Context, keys *keystore.Keystore, log *logrus.Logger) bool {
+	tick := time.NewTicker(witnessLook)
+	defer tick.Stop()
+	said := ""
+	for {
+		err := keys.Disputed()
+		if err == nil {
+			return ctx.Err() == nil
+		}
+		if text := err.Error(); text != said {
+			said = text
+			log.WithField("hint", attest.HintOf(err)).Warnf("nothing is released: %v", err)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+}
+
+const witnessLook = 50 * time.Millisecond
+
 // witness pushes the log's head to the witnesses that the policy names, until ctx ends. It returns a function that
 // waits for its end.
 func witness(ctx context.Context, w policy.Witnesses, keys *keystore.Keystore, log *logrus.Logger) (wait func(), err error) {
@@ -311,6 +343,7 @@ func witness(ctx context.Context, w policy.Witnesses, keys *keystore.Keystore, l
 	if err != nil {
 		return nil, err
 	}
+	keys.Expect(w.At...)
 	client := &http.Client{Timeout: 30 * time.Second}
 	var all []releaselog.Witness
 	for _, at := range w.At {
@@ -325,7 +358,8 @@ func witness(ctx context.Context, w policy.Witnesses, keys *keystore.Keystore, l
 		log := log.WithField("witness", w.At[i])
 		running.Go(func() {
 			good := true
-			releaselog.Run(ctx, keys, one, time.Duration(w.Interval), func(err error) {
+			releaselog.Run(ctx, keys.Prover(), one, time.Duration(w.Interval), func(err error) {
+				keys.Witnessed(w.At[i], err)
 				switch {
 				case err != nil:
 					log.WithField("hint", attest.HintOf(err)).Errorf("%v", err)

@@ -112,7 +112,8 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if own != nil {
 		defer own.Close()
 	}
-	keeper, keys, closeKeeper, err := c.keeper(ctx, first, own, host.Now, log)
+	metrics := broker.NewMetrics()
+	keeper, keys, closeKeeper, err := c.keeper(ctx, first, own, host.Now, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -131,7 +132,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 			return early.Collateral(ctx, own, host.Now())
 		}
 	}
-	config := broker.Config{Identity: identity, Keeper: keeper, Now: host.Now, Metrics: broker.NewMetrics(), Logger: log}
+	config := broker.Config{Identity: identity, Keeper: keeper, Now: host.Now, Metrics: metrics, Logger: log}
 	if own != nil {
 		quotes := first.policy.Broker.Quotes
 		config.Quoter = session.NewQuoter(session.QuoterOptions{
@@ -156,9 +157,6 @@ func (c *command) serve(ctx context.Context, address string) error {
 		if err := c.unlocked(ctx, keys, first, own, host, log); err != nil {
 			return nil // it was stopped before anybody has unlocked it
 		}
-		if err := host.recall(ctx); err != nil {
-			return err
-		}
 		key, err := keys.LogKey()
 		if err != nil {
 			return err
@@ -169,6 +167,12 @@ func (c *command) serve(ctx context.Context, address string) error {
 		}
 		defer waitWitness()
 		defer stop()
+		if !witnessed(ctx, keys, log) {
+			return nil // it was stopped before the witnesses have taken the log
+		}
+		if err := host.recall(ctx); err != nil {
+			return err
+		}
 		log.Infof("clients check receipts of the release log by \"log_key\": %q", key)
 	}
 	if err := c.newest(ctx, first, keys, log); err != nil {

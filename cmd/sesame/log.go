@@ -28,7 +28,7 @@ func logCommand() *cobra.Command {
 		Long:  "The log has an entry for every release, refusal and change: who got what, when, and why." + linkHelp,
 	}
 	link.flags(cmd)
-	cmd.AddCommand(logListCommand(link), logVerifyCommand(link), logProveCommand(link), logMistimedCommand(link))
+	cmd.AddCommand(logListCommand(link), logVerifyCommand(link), logProveCommand(link), logMistimedCommand(link), logAcceptRollbackCommand(link))
 	return cmd
 }
 
@@ -383,6 +383,36 @@ leaf INDEX of the tree (RFC 9162, 2.1.3.2) whose root the checkpoint signs.`,
 					report.Proof = append(report.Proof, base64.StdEncoding.EncodeToString(h))
 				}
 				return writeIndented(cmd.OutOrStdout(), report)
+			})
+		},
+	}
+}
+
+func logAcceptRollbackCommand(link *brokerLink) *cobra.Command {
+	return &cobra.Command{
+		Use:   "accept-rollback CHECKPOINT",
+		Short: "Let the broker go on from an older state of its store, which was restored on purpose",
+		Long: `A broker whose store is older than what it has seen stops. If the store was restored on purpose, this command lets it go
+on. CHECKPOINT is SIZE:ROOT of the restored log, as the broker's refusal names it, or a file with a signed checkpoint
+that the restored log continues. The acceptance is the first new entry of the log. Releases, counts and changes of the
+entries that are lost are lost with them.`,
+		Example: "  sesame log accept-rollback 1204:5Wl9…=\n  sesame log accept-rollback saturday.checkpoint",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			accepted := args[0]
+			if size, _, ok := strings.Cut(accepted, ":"); !ok || strings.Trim(size, "0123456789") != "" {
+				text, err := readBounded(accepted)
+				if err != nil {
+					return usage("", "%w", err)
+				}
+				accepted = string(text)
+			}
+			return link.with(cmd, func(ctx context.Context, c *admin.Client) error {
+				if _, err := c.AcceptRollback(ctx, &adminpb.AcceptRollbackRequest{Accepted: accepted}); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), "the broker goes on from the restored log; the acceptance is its newest entry")
+				return err
 			})
 		},
 	}

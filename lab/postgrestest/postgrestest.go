@@ -119,6 +119,15 @@ func (s *Server) Stop(signal syscall.Signal) {
 	s.cmd = nil
 }
 
+// Query runs statements on the server's first database.
+func (s *Server) Query(statements string) {
+	s.t.Helper()
+	out, err := s.command("psql", "-h", s.dir, "-U", "sesame", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-1", "-c", statements).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("psql: %v\n%s", err, out)
+	}
+}
+
 // Database makes another database of the server and returns its URL.
 func (s *Server) Database(name string) string {
 	s.t.Helper()

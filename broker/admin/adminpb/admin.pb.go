@@ -1354,6 +1354,51 @@ func (x *ProveEntryRequest) GetIndex() int64 {
 	return 0
 }
 
+// What is accepted: SIZE:ROOT of the state in the store, or a signed checkpoint that it continues.
+type AcceptRollbackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Accepted      string                 `protobuf:"bytes,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptRollbackRequest) Reset() {
+	*x = AcceptRollbackRequest{}
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptRollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptRollbackRequest) ProtoMessage() {}
+
+func (x *AcceptRollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptRollbackRequest.ProtoReflect.Descriptor instead.
+func (*AcceptRollbackRequest) Descriptor() ([]byte, []int) {
+	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AcceptRollbackRequest) GetAccepted() string {
+	if x != nil {
+		return x.Accepted
+	}
+	return ""
+}
+
 type ProveConsistencyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Old           int64                  `protobuf:"varint,1,opt,name=old,proto3" json:"old,omitempty"`
@@ -1363,7 +1408,7 @@ type ProveConsistencyRequest struct {
 
 func (x *ProveConsistencyRequest) Reset() {
 	*x = ProveConsistencyRequest{}
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[24]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1420,7 @@ func (x *ProveConsistencyRequest) String() string {
 func (*ProveConsistencyRequest) ProtoMessage() {}
 
 func (x *ProveConsistencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[24]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1433,7 @@ func (x *ProveConsistencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveConsistencyRequest.ProtoReflect.Descriptor instead.
 func (*ProveConsistencyRequest) Descriptor() ([]byte, []int) {
-	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{24}
+	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProveConsistencyRequest) GetOld() int64 {
@@ -1408,7 +1453,7 @@ type ProveConsistencyReply struct {
 
 func (x *ProveConsistencyReply) Reset() {
 	*x = ProveConsistencyReply{}
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[25]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1465,7 @@ func (x *ProveConsistencyReply) String() string {
 func (*ProveConsistencyReply) ProtoMessage() {}
 
 func (x *ProveConsistencyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[25]
+	mi := &file_broker_admin_adminpb_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1478,7 @@ func (x *ProveConsistencyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveConsistencyReply.ProtoReflect.Descriptor instead.
 func (*ProveConsistencyReply) Descriptor() ([]byte, []int) {
-	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{25}
+	return file_broker_admin_adminpb_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProveConsistencyReply) GetProof() [][]byte {
@@ -1534,14 +1579,16 @@ const file_broker_admin_adminpb_admin_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\")\n" +
 	"\x11ProveEntryRequest\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x03R\x05index\"+\n" +
+	"\x05index\x18\x01 \x01(\x03R\x05index\"3\n" +
+	"\x15AcceptRollbackRequest\x12\x1a\n" +
+	"\baccepted\x18\x01 \x01(\tR\baccepted\"+\n" +
 	"\x17ProveConsistencyRequest\x12\x10\n" +
 	"\x03old\x18\x01 \x01(\x03R\x03old\"M\n" +
 	"\x15ProveConsistencyReply\x12\x14\n" +
 	"\x05proof\x18\x01 \x03(\fR\x05proof\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\fR\n" +
-	"checkpoint2\xce\b\n" +
+	"checkpoint2\x9f\t\n" +
 	"\x05Admin\x12D\n" +
 	"\x05Prove\x12\x18.sesame.session.v1.Hello\x1a!.sesame.session.v1.BrokerEvidence\x12F\n" +
 	"\x06Status\x12\x1e.sesame.admin.v1.StatusRequest\x1a\x1c.sesame.admin.v1.StatusReply\x12U\n" +
@@ -1559,7 +1606,8 @@ const file_broker_admin_adminpb_admin_proto_rawDesc = "" +
 	"\fMarkMistimed\x12$.sesame.admin.v1.MarkMistimedRequest\x1a\x15.sesame.admin.v1.Done\x12L\n" +
 	"\n" +
 	"ProveEntry\x12\".sesame.admin.v1.ProveEntryRequest\x1a\x1a.sesame.session.v1.Receipt\x12d\n" +
-	"\x10ProveConsistency\x12(.sesame.admin.v1.ProveConsistencyRequest\x1a&.sesame.admin.v1.ProveConsistencyReplyB4Z2github.com/sesame-init/sesame/broker/admin/adminpbb\x06proto3"
+	"\x10ProveConsistency\x12(.sesame.admin.v1.ProveConsistencyRequest\x1a&.sesame.admin.v1.ProveConsistencyReply\x12O\n" +
+	"\x0eAcceptRollback\x12&.sesame.admin.v1.AcceptRollbackRequest\x1a\x15.sesame.admin.v1.DoneB4Z2github.com/sesame-init/sesame/broker/admin/adminpbb\x06proto3"
 
 var (
 	file_broker_admin_adminpb_admin_proto_rawDescOnce sync.Once
@@ -1573,7 +1621,7 @@ func file_broker_admin_adminpb_admin_proto_rawDescGZIP() []byte {
 	return file_broker_admin_adminpb_admin_proto_rawDescData
 }
 
-var file_broker_admin_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_broker_admin_adminpb_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_broker_admin_adminpb_admin_proto_goTypes = []any{
 	(*Done)(nil),                     // 0: sesame.admin.v1.Done
 	(*StatusRequest)(nil),            // 1: sesame.admin.v1.StatusRequest
@@ -1599,11 +1647,12 @@ var file_broker_admin_adminpb_admin_proto_goTypes = []any{
 	(*ReadLogReply)(nil),             // 21: sesame.admin.v1.ReadLogReply
 	(*MarkMistimedRequest)(nil),      // 22: sesame.admin.v1.MarkMistimedRequest
 	(*ProveEntryRequest)(nil),        // 23: sesame.admin.v1.ProveEntryRequest
-	(*ProveConsistencyRequest)(nil),  // 24: sesame.admin.v1.ProveConsistencyRequest
-	(*ProveConsistencyReply)(nil),    // 25: sesame.admin.v1.ProveConsistencyReply
-	(*sessionpb.Hello)(nil),          // 26: sesame.session.v1.Hello
-	(*sessionpb.BrokerEvidence)(nil), // 27: sesame.session.v1.BrokerEvidence
-	(*sessionpb.Receipt)(nil),        // 28: sesame.session.v1.Receipt
+	(*AcceptRollbackRequest)(nil),    // 24: sesame.admin.v1.AcceptRollbackRequest
+	(*ProveConsistencyRequest)(nil),  // 25: sesame.admin.v1.ProveConsistencyRequest
+	(*ProveConsistencyReply)(nil),    // 26: sesame.admin.v1.ProveConsistencyReply
+	(*sessionpb.Hello)(nil),          // 27: sesame.session.v1.Hello
+	(*sessionpb.BrokerEvidence)(nil), // 28: sesame.session.v1.BrokerEvidence
+	(*sessionpb.Receipt)(nil),        // 29: sesame.session.v1.Receipt
 }
 var file_broker_admin_adminpb_admin_proto_depIdxs = []int32{
 	3,  // 0: sesame.admin.v1.StatusReply.slots:type_name -> sesame.admin.v1.Slot
@@ -1612,7 +1661,7 @@ var file_broker_admin_adminpb_admin_proto_depIdxs = []int32{
 	9,  // 3: sesame.admin.v1.PutSecretRequest.recipe:type_name -> sesame.admin.v1.Recipe
 	17, // 4: sesame.admin.v1.ProtectRequest.split:type_name -> sesame.admin.v1.Split
 	3,  // 5: sesame.admin.v1.ProtectReply.slot:type_name -> sesame.admin.v1.Slot
-	26, // 6: sesame.admin.v1.Admin.Prove:input_type -> sesame.session.v1.Hello
+	27, // 6: sesame.admin.v1.Admin.Prove:input_type -> sesame.session.v1.Hello
 	1,  // 7: sesame.admin.v1.Admin.Status:input_type -> sesame.admin.v1.StatusRequest
 	4,  // 8: sesame.admin.v1.Admin.ListSecrets:input_type -> sesame.admin.v1.ListSecretsRequest
 	8,  // 9: sesame.admin.v1.Admin.PutSecret:input_type -> sesame.admin.v1.PutSecretRequest
@@ -1625,23 +1674,25 @@ var file_broker_admin_adminpb_admin_proto_depIdxs = []int32{
 	20, // 16: sesame.admin.v1.Admin.ReadLog:input_type -> sesame.admin.v1.ReadLogRequest
 	22, // 17: sesame.admin.v1.Admin.MarkMistimed:input_type -> sesame.admin.v1.MarkMistimedRequest
 	23, // 18: sesame.admin.v1.Admin.ProveEntry:input_type -> sesame.admin.v1.ProveEntryRequest
-	24, // 19: sesame.admin.v1.Admin.ProveConsistency:input_type -> sesame.admin.v1.ProveConsistencyRequest
-	27, // 20: sesame.admin.v1.Admin.Prove:output_type -> sesame.session.v1.BrokerEvidence
-	2,  // 21: sesame.admin.v1.Admin.Status:output_type -> sesame.admin.v1.StatusReply
-	5,  // 22: sesame.admin.v1.Admin.ListSecrets:output_type -> sesame.admin.v1.ListSecretsReply
-	10, // 23: sesame.admin.v1.Admin.PutSecret:output_type -> sesame.admin.v1.PutSecretReply
-	0,  // 24: sesame.admin.v1.Admin.WithdrawVersion:output_type -> sesame.admin.v1.Done
-	0,  // 25: sesame.admin.v1.Admin.DeleteSecret:output_type -> sesame.admin.v1.Done
-	0,  // 26: sesame.admin.v1.Admin.PushPolicy:output_type -> sesame.admin.v1.Done
-	15, // 27: sesame.admin.v1.Admin.Unlock:output_type -> sesame.admin.v1.UnlockReply
-	18, // 28: sesame.admin.v1.Admin.Protect:output_type -> sesame.admin.v1.ProtectReply
-	0,  // 29: sesame.admin.v1.Admin.RemoveSlot:output_type -> sesame.admin.v1.Done
-	21, // 30: sesame.admin.v1.Admin.ReadLog:output_type -> sesame.admin.v1.ReadLogReply
-	0,  // 31: sesame.admin.v1.Admin.MarkMistimed:output_type -> sesame.admin.v1.Done
-	28, // 32: sesame.admin.v1.Admin.ProveEntry:output_type -> sesame.session.v1.Receipt
-	25, // 33: sesame.admin.v1.Admin.ProveConsistency:output_type -> sesame.admin.v1.ProveConsistencyReply
-	20, // [20:34] is the sub-list for method output_type
-	6,  // [6:20] is the sub-list for method input_type
+	25, // 19: sesame.admin.v1.Admin.ProveConsistency:input_type -> sesame.admin.v1.ProveConsistencyRequest
+	24, // 20: sesame.admin.v1.Admin.AcceptRollback:input_type -> sesame.admin.v1.AcceptRollbackRequest
+	28, // 21: sesame.admin.v1.Admin.Prove:output_type -> sesame.session.v1.BrokerEvidence
+	2,  // 22: sesame.admin.v1.Admin.Status:output_type -> sesame.admin.v1.StatusReply
+	5,  // 23: sesame.admin.v1.Admin.ListSecrets:output_type -> sesame.admin.v1.ListSecretsReply
+	10, // 24: sesame.admin.v1.Admin.PutSecret:output_type -> sesame.admin.v1.PutSecretReply
+	0,  // 25: sesame.admin.v1.Admin.WithdrawVersion:output_type -> sesame.admin.v1.Done
+	0,  // 26: sesame.admin.v1.Admin.DeleteSecret:output_type -> sesame.admin.v1.Done
+	0,  // 27: sesame.admin.v1.Admin.PushPolicy:output_type -> sesame.admin.v1.Done
+	15, // 28: sesame.admin.v1.Admin.Unlock:output_type -> sesame.admin.v1.UnlockReply
+	18, // 29: sesame.admin.v1.Admin.Protect:output_type -> sesame.admin.v1.ProtectReply
+	0,  // 30: sesame.admin.v1.Admin.RemoveSlot:output_type -> sesame.admin.v1.Done
+	21, // 31: sesame.admin.v1.Admin.ReadLog:output_type -> sesame.admin.v1.ReadLogReply
+	0,  // 32: sesame.admin.v1.Admin.MarkMistimed:output_type -> sesame.admin.v1.Done
+	29, // 33: sesame.admin.v1.Admin.ProveEntry:output_type -> sesame.session.v1.Receipt
+	26, // 34: sesame.admin.v1.Admin.ProveConsistency:output_type -> sesame.admin.v1.ProveConsistencyReply
+	0,  // 35: sesame.admin.v1.Admin.AcceptRollback:output_type -> sesame.admin.v1.Done
+	21, // [21:36] is the sub-list for method output_type
+	6,  // [6:21] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1670,7 +1721,7 @@ func file_broker_admin_adminpb_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_admin_adminpb_admin_proto_rawDesc), len(file_broker_admin_adminpb_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

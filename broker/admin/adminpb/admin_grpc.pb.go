@@ -36,6 +36,7 @@ const (
 	Admin_MarkMistimed_FullMethodName     = "/sesame.admin.v1.Admin/MarkMistimed"
 	Admin_ProveEntry_FullMethodName       = "/sesame.admin.v1.Admin/ProveEntry"
 	Admin_ProveConsistency_FullMethodName = "/sesame.admin.v1.Admin/ProveConsistency"
+	Admin_AcceptRollback_FullMethodName   = "/sesame.admin.v1.Admin/AcceptRollback"
 )
 
 // AdminClient is the client API for Admin service.
@@ -59,6 +60,8 @@ type AdminClient interface {
 	MarkMistimed(ctx context.Context, in *MarkMistimedRequest, opts ...grpc.CallOption) (*Done, error)
 	ProveEntry(ctx context.Context, in *ProveEntryRequest, opts ...grpc.CallOption) (*sessionpb.Receipt, error)
 	ProveConsistency(ctx context.Context, in *ProveConsistencyRequest, opts ...grpc.CallOption) (*ProveConsistencyReply, error)
+	// AcceptRollback lets the broker go on from an older state of its store, which was restored on purpose.
+	AcceptRollback(ctx context.Context, in *AcceptRollbackRequest, opts ...grpc.CallOption) (*Done, error)
 }
 
 type adminClient struct {
@@ -209,6 +212,16 @@ func (c *adminClient) ProveConsistency(ctx context.Context, in *ProveConsistency
 	return out, nil
 }
 
+func (c *adminClient) AcceptRollback(ctx context.Context, in *AcceptRollbackRequest, opts ...grpc.CallOption) (*Done, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Done)
+	err := c.cc.Invoke(ctx, Admin_AcceptRollback_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -230,6 +243,8 @@ type AdminServer interface {
 	MarkMistimed(context.Context, *MarkMistimedRequest) (*Done, error)
 	ProveEntry(context.Context, *ProveEntryRequest) (*sessionpb.Receipt, error)
 	ProveConsistency(context.Context, *ProveConsistencyRequest) (*ProveConsistencyReply, error)
+	// AcceptRollback lets the broker go on from an older state of its store, which was restored on purpose.
+	AcceptRollback(context.Context, *AcceptRollbackRequest) (*Done, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -281,6 +296,9 @@ func (UnimplementedAdminServer) ProveEntry(context.Context, *ProveEntryRequest) 
 }
 func (UnimplementedAdminServer) ProveConsistency(context.Context, *ProveConsistencyRequest) (*ProveConsistencyReply, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ProveConsistency not implemented")
+}
+func (UnimplementedAdminServer) AcceptRollback(context.Context, *AcceptRollbackRequest) (*Done, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method AcceptRollback not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -555,6 +573,24 @@ func _Admin_ProveConsistency_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_AcceptRollback_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptRollbackRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).AcceptRollback(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_AcceptRollback_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).AcceptRollback(ctx, req.(*AcceptRollbackRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -617,6 +653,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ProveConsistency",
 			Handler:    _Admin_ProveConsistency_Handler,
+		},
+		{
+			MethodName: "AcceptRollback",
+			Handler:    _Admin_AcceptRollback_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -68,12 +68,33 @@ func Open(ctx context.Context, url string) (*Store, error) {
 		return nil, attest.Errorf(attest.CodeConfig, step, "", "%w", err)
 	}
 	s := &Store{pool: pool, self: rand.Text()}
+	if err := s.durable(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
 	if err := s.migrate(ctx); err != nil {
 		pool.Close()
 		return nil, attest.Errorf(attest.CodeConfig, step,
 			"Check that the database runs, and that its user may make tables in it.", "%w", explain(err))
 	}
 	return s, nil
+}
+
+// durable makes sure that the server keeps what it has acknowledged, and that a session has the setting it asks for.
+func (s *Store) durable(ctx context.Context) error {
+	const step = "opening database"
+	for _, setting := range []string{"fsync", "full_page_writes", "synchronous_commit"} {
+		var value string
+		if err := s.pool.QueryRow(ctx, "SELECT current_setting($1)", setting).Scan(&value); err != nil {
+			return attest.Errorf(attest.CodeConfig, step,
+				"Check that the database runs, and that its user may make tables in it.", "%w", explain(err))
+		}
+		if value != "on" {
+			return attest.Errorf(attest.CodeConfig, step, "Set "+setting+" = on in postgresql.conf, and nothing else in the URL.",
+				"the database has %s = %.20s: it may forget releases that it has acknowledged", setting, value)
+		}
+	}
+	return nil
 }
 
 // migrate runs the migrations that the database has not seen. A database that a newer program has changed is refused.
@@ -148,7 +169,8 @@ func (s *Store) View(ctx context.Context, read func(store.Reader) error) error {
 // Update implements [store.Store].
 func (s *Store) Update(ctx context.Context, change func(store.Writer) error) error {
 	return s.transaction(ctx, pgx.TxOptions{}, func(t *transaction) error {
-		if _, err := t.tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(lock)); err != nil {
+		// Per transaction, too: a pooler between here and the server may drop what the connection asked for.
+		if _, err := t.tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1), set_config('synchronous_commit', 'on', true)", int64(lock)); err != nil {
 			return t.fail("waiting for the lock of writers", err)
 		}
 		if err := change(t); err != nil {

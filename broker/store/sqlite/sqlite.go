@@ -5,18 +5,23 @@
 // its journal's end, before Update returns (synchronous=FULL, journal_mode=TRUNCATE). After the end of a process in the
 // middle of a commit the next Open rolls back what was not committed.
 //
+// The connection keeps pages in memory. So each transaction looks first whether another program has changed or replaced
+// the file since the last one, as a restore does, and then begins with a new connection and what is in the file.
+//
 // The file's permissions are 0600. What is in it is as public as its file system.
 package sqlite
 
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"modernc.org/sqlite" // registers the driver, too
 	lib "modernc.org/sqlite/lib"
@@ -30,7 +35,9 @@ const version = 1 // of the tables, PRAGMA user_version
 // Store is an open file. Make it with [Open].
 type Store struct {
 	db            *sql.DB
+	path          string
 	get, put, del *sql.Stmt
+	left          os.FileInfo // the file as the last transaction has left it; the connection's owner has it
 }
 
 // Open opens the file at path, or makes it. The error's code is [attest.CodeConfig] if another process has it open
@@ -45,7 +52,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeConfig, step, "Name a file in a folder that the broker can write to.", "%w", err)
 	}
-	if err := f.Close(); err != nil {
+	if err := errors.Join(f.Close(), syncDir(filepath.Dir(absolute))); err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
 	options := url.Values{"_txlock": {"immediate"}, "_pragma": {
@@ -57,11 +64,20 @@ func Open(ctx context.Context, path string) (*Store, error) {
 		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
 	db.SetMaxOpenConns(1) // the file's lock belongs to a connection
-	s := &Store{db: db}
+	s := &Store{db: db, path: absolute}
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
+}
+
+// syncDir makes the name of a new file survive a power cut.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // prepare takes the lock and makes the table.
@@ -128,12 +144,41 @@ func (s *Store) Update(ctx context.Context, change func(store.Writer) error) err
 	return s.transaction(ctx, nil, func(t *transaction) error { return change(t) })
 }
 
-func (s *Store) transaction(ctx context.Context, options *sql.TxOptions, f func(*transaction) error) error {
-	conn, err := s.db.Conn(ctx) // waits for its turn
+// connect waits for its turn and gives the connection, a new one if the file is not as the last transaction has left it.
+func (s *Store) connect(ctx context.Context) (*sql.Conn, error) {
+	conn, err := s.db.Conn(ctx)
 	if err != nil {
-		return fmt.Errorf("beginning transaction: %w", explain(err))
+		return nil, explain(err)
+	}
+	found, err := os.Stat(s.path)
+	switch {
+	case err != nil:
+		return nil, errors.Join(fmt.Errorf("the store's file is gone: %w", err), conn.Close())
+	case s.left == nil || same(found, s.left):
+		return conn, nil
+	}
+	s.left = nil
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // closes it
+	if conn, err = s.db.Conn(ctx); err != nil {
+		return nil, explain(err)
+	}
+	return conn, nil
+}
+
+// same reports whether a file was not changed between two looks.
+func same(a, b os.FileInfo) bool {
+	x, ok1 := a.Sys().(*syscall.Stat_t)
+	y, ok2 := b.Sys().(*syscall.Stat_t)
+	return ok1 && ok2 && x.Dev == y.Dev && x.Ino == y.Ino && x.Size == y.Size && x.Mtim == y.Mtim && x.Ctim == y.Ctim
+}
+
+func (s *Store) transaction(ctx context.Context, options *sql.TxOptions, f func(*transaction) error) error {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return fmt.Errorf("beginning transaction: %w", err)
 	}
 	defer conn.Close()
+	defer func() { s.left, _ = os.Stat(s.path) }() // after the commit or the end
 	// The driver starts a goroutine for every statement that can be cancelled, which takes longer than the statement. So
 	// ctx is looked at between the statements.
 	running := context.WithoutCancel(ctx)
