@@ -24,6 +24,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -32,7 +33,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -40,17 +40,8 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
+	"github.com/sesame-init/sesame/broker/admission"
 	"github.com/sesame-init/sesame/broker/policy"
-)
-
-const (
-	maxRequest = 96 << 10 // bytes of a message: evidence and the names of secrets
-	maxStreams = 16       // calls at once on one connection
-	maxHeaders = 8 << 10  // bytes of a call's headers
-	preface    = 5 * time.Second
-
-	// retryAfter is what a session is told that comes when there are too many.
-	retryAfter = 500 * time.Millisecond
 )
 
 // Identity is what a broker shows in the TLS handshake: a [ratls.Identity] in an enclave, a [BareIdentity] elsewhere.
@@ -75,11 +66,11 @@ type Config struct {
 type Server struct {
 	config     Config
 	settings   policy.Settings
-	rpc        *grpc.Server
+	door       *admission.Door
 	health     *health.Server
 	metrics    *Metrics
 	handshakes chan struct{} // places for those whose evidence is verified
-	sessions   chan struct{}
+	sessions   chan struct{} // places for those of the session protocol
 	wire.UnimplementedGrSecretServer
 }
 
@@ -105,58 +96,55 @@ func New(c Config) (*Server, error) {
 		config: c, settings: settings, health: health.NewServer(), metrics: c.Metrics,
 		handshakes: make(chan struct{}, limits.Handshakes), sessions: make(chan struct{}, limits.Sessions),
 	}
-	s.rpc = grpc.NewServer(
-		grpc.Creds(&gate{server: s}),
-		grpc.ConnectionTimeout(time.Duration(limits.Handshake)+preface),
-		grpc.MaxRecvMsgSize(maxRequest),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.MaxHeaderListSize(maxHeaders),
-		grpc.WaitForHandlers(true), // they hold secrets, which are wiped after the server has stopped
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: time.Duration(limits.Idle)}),
-	)
-	wire.RegisterGrSecretServer(s.rpc, s)
-	sessionpb.RegisterKeyBrokerServer(s.rpc, &sessionService{server: s})
-	grpc_health_v1.RegisterHealthServer(s.rpc, s.health)
+	s.door = &admission.Door{Options: admission.Options{
+		Pool:   admission.NewPool(admission.PoolOptions{Common: limits.Connections, Proved: limits.Proved}),
+		Shake:  s.shake,
+		Server: s.serverOf,
+		Begin:  time.Duration(limits.Begin),
+		Idle:   time.Duration(limits.Idle),
+		Drain:  time.Duration(limits.Drain),
+		Now:    c.Now,
+		Opened: s.metrics.connections, Evicted: func() { s.metrics.overload("connections") },
+	}}
 	return s, nil
+}
+
+// serverOf is the gRPC server of one connection.
+func (s *Server) serverOf(info credentials.AuthInfo, shaken grpc.ServerOption) *grpc.Server {
+	streams := uint32(1)
+	if info.(*connection).evidence.Raw != nil {
+		streams = maxStreams
+	}
+	rpc := grpc.NewServer(append(thrift(),
+		shaken,
+		grpc.MaxConcurrentStreams(streams),
+		grpc.ConnectionTimeout(time.Duration(s.settings.Limits.Begin)),
+		grpc.WaitForHandlers(true), // they hold secrets, which are wiped after the server has stopped
+	)...)
+	wire.RegisterGrSecretServer(rpc, s)
+	sessionpb.RegisterKeyBrokerServer(rpc, &sessionService{server: s})
+	grpc_health_v1.RegisterHealthServer(rpc, s.health)
+	return rpc
 }
 
 // Serve answers on a listener, which it closes, until ctx ends. Then it takes no more connections, and lets calls in
 // flight finish within the time to drain.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	failed := make(chan error, 1)
-	go func() { failed <- s.rpc.Serve(newAdmission(l, s.settings.Limits, s.metrics)) }()
-	watched := make(chan struct{})
+	var watched sync.WaitGroup
 	watch, stop := context.WithCancel(ctx)
-	go func() {
-		defer close(watched)
+	watched.Go(func() {
 		s.watch(watch)
-	}()
-	defer func() {
-		stop()
-		<-watched
-	}()
-	select {
-	case err := <-failed:
-		s.rpc.Stop()
+		s.health.Shutdown()
+	})
+	drained, err := s.door.Serve(ctx, l)
+	stop()
+	watched.Wait()
+	switch {
+	case err != nil:
 		return attest.Errorf(attest.CodeInternal, "serving", "", "%w", err)
-	case <-ctx.Done():
-	}
-	s.health.Shutdown()
-	drained := make(chan struct{})
-	go func() {
-		s.rpc.GracefulStop()
-		close(drained)
-	}()
-	timer := time.NewTimer(time.Duration(s.settings.Limits.Drain))
-	defer timer.Stop()
-	select {
-	case <-drained:
-	case <-timer.C:
+	case !drained:
 		s.config.Logger.Warn("calls in flight are cut off: the time to drain is over")
 	}
-	s.rpc.Stop()
-	<-drained
-	<-failed
 	return nil
 }
 
@@ -166,13 +154,23 @@ func (s *Server) GetSecret(ctx context.Context, asked *wire.SecretRequest) (*wir
 	if from == nil || from.evidence.Raw == nil {
 		return nil, status.Error(codes.PermissionDenied, "")
 	}
+	defer from.life.Call()()
+	if from.life.Ended(s.config.Now()) {
+		from.life.Leave()
+		return nil, status.Error(codes.Unavailable, "the connection has reached its end")
+	}
 	r := s.newRequest(from.remote, policy.WireLegacy)
 	r.shown(from.binder(), from.digest)
-	r.read(s.read())
-	claims, matched, err := s.peer(ctx, from, r.reading)
+	leave, err := s.verifying(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, "too many peers at once")
+	}
+	claims, matched, err := s.judge(ctx, from, r)
+	leave()
 	r.claim(claims)
 	if err != nil {
 		s.refuse(ctx, r, err)
+		from.life.Leave()
 		return nil, status.Error(codes.PermissionDenied, "")
 	}
 	secrets, _, err := s.release(ctx, r, matched, []string{asked.GetName()})
@@ -203,7 +201,3 @@ func connectionOf(ctx context.Context) *connection {
 	c, _ := p.AuthInfo.(*connection)
 	return c
 }
-
-var errNotAClient = errors.New("these are credentials of a server")
-
-var _ credentials.TransportCredentials = (*gate)(nil)

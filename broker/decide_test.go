@@ -153,7 +153,7 @@ func badEnclaves(t testing.TB, f *fixture) map[string]attest.Attester {
 }
 
 func TestNoSecretLeavesToThousandsOfBadPeersOnBothWires(t *testing.T) {
-	f, keeper := startCounted(t, twoWorkloads+"broker: {limits: {rate: 100000, burst: 100000}}", nil)
+	f, keeper := startCounted(t, twoWorkloads, nil)
 	rounds := 120 // of 9 sessions and 11 connections
 	if testing.Short() {
 		rounds = 5

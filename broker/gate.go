@@ -16,6 +16,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/broker/admission"
 	"github.com/sesame-init/sesame/broker/policy"
 )
 
@@ -23,6 +24,7 @@ import (
 // peer, and it can do no more than begin a session.
 type connection struct {
 	credentials.TLSInfo
+	life   *admission.Conn
 	remote string
 	own    *x509.Certificate // that the broker has shown
 
@@ -31,35 +33,38 @@ type connection struct {
 	digest   [32]byte
 	seed     [32]byte // names the connection; binders of its calls come from it
 
-	mu        sync.Mutex
-	calls     uint64
-	force     *inForce // under which claims and workloads were found
-	claims    attest.Claims
-	workloads []*policy.Workload
+	mu    sync.Mutex
+	calls uint64
 }
 
-// gate is the handshake in front of gRPC. A peer that shows evidence in its certificate gets past it if the evidence
-// is genuine and accepted for a workload of the legacy wire. One that shows none gets past it to begin a session.
-type gate struct{ server *Server }
+// proved says that the evidence of the peer has matched the strongest identity of an entry of the policy. Nothing less
+// gives a place that strangers cannot take.
+func (c *connection) proved() { c.life.Prove() }
 
-// ServerHandshake implements [credentials.TransportCredentials].
-func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	s := g.server
-	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.settings.Limits.Handshake))
-	defer cancel()
+// shake is the handshake in front of gRPC. A peer that shows evidence in its certificate gets past it if the evidence
+// is genuine and accepted for a workload of the legacy wire. One that shows none gets past it to begin a session.
+func (s *Server) shake(life *admission.Conn) (net.Conn, credentials.AuthInfo, error) {
+	limit := time.Duration(s.settings.Limits.Handshake)
 	start := time.Now()
-	who := &connection{remote: raw.RemoteAddr().String()}
+	who := &connection{life: life, remote: life.RemoteAddr().String()}
+	// The broker's own time does not count against the peer, but has a bound, too.
 	certificate := func(ctx context.Context) (*tls.Certificate, error) {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
 		c, err := s.config.Identity.Certificate(ctx)
 		if err == nil {
 			who.own = c.Leaf
 		}
 		return c, err
 	}
-	conn := tls.Server(raw, ratls.ServerConfig(certificate, func(cs tls.ConnectionState) error {
+	conn := tls.Server(life, ratls.ServerConfig(certificate, func(cs tls.ConnectionState) error {
+		ctx, cancel := context.WithTimeout(context.Background(), min(limit, ratls.DefaultTimeout))
+		defer cancel()
 		return s.admit(ctx, cs, who)
 	}))
-	err := conn.HandshakeContext(ctx)
+	life.Pace(limit)
+	err := conn.Handshake()
+	life.Unpace()
 	s.metrics.handshake(time.Since(start), err)
 	if err != nil {
 		s.logHandshake(who, err)
@@ -69,16 +74,12 @@ func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 		State:          conn.ConnectionState(),
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 	}
-	if len(who.workloads) > 0 {
-		s.config.Logger.WithFields(claimFields(who.claims)).WithField("peer", who.remote).Info("peer accepted on the legacy wire")
-	}
+	life.Until(s.config.Now().Add(maxLife))
 	return conn, who, nil
 }
 
 // admit decides whether a connection may carry requests, and which.
 func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connection) error {
-	ctx, cancel := context.WithTimeout(ctx, ratls.DefaultTimeout)
-	defer cancel()
 	if cs.NegotiatedProtocol != "h2" {
 		return errors.New("the peer does not speak HTTP/2")
 	}
@@ -87,15 +88,12 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 		return err
 	}
 	// A place is taken here and not before: peers that say nothing must not hold places.
-	select {
-	case s.handshakes <- struct{}{}:
-		defer func() { <-s.handshakes }()
-	case <-ctx.Done():
-		s.metrics.overload("handshakes")
-		return ctx.Err()
+	leave, err := s.verifying(ctx)
+	if err != nil {
+		return err
 	}
+	defer leave()
 	var claims attest.Claims
-	var err error
 	if len(cs.PeerCertificates) > 0 {
 		who.evidence, err = ratls.Evidence(cs.PeerCertificates[0].Raw)
 	}
@@ -112,10 +110,10 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 	}
 	who.digest = sha256.Sum256(who.evidence.Raw)
 	if err == nil {
-		who.force, who.claims = force, claims
 		var matched policy.Matched
-		matched, err = force.policy.Match(claims, r.at, policy.WireLegacy)
-		who.workloads = matched.Workloads
+		if matched, err = force.policy.Match(claims, r.at, policy.WireLegacy); matched.Proved {
+			who.proved()
+		}
 	}
 	if err != nil {
 		r.shown(sha256.Sum256(append(who.seed[:], "handshake"...)), who.digest)
@@ -123,7 +121,21 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 		s.refuse(ctx, r, err)
 		return &refusedError{err}
 	}
+	who.life.Until(cs.PeerCertificates[0].NotAfter)
+	who.life.Until(claims.TCB.EarliestExpiry)
+	s.config.Logger.WithFields(claimFields(claims)).WithField("peer", who.remote).Info("peer accepted on the legacy wire")
 	return nil
+}
+
+// verifying takes a place for the verification of a peer of the legacy wire.
+func (s *Server) verifying(ctx context.Context) (leave func(), err error) {
+	select {
+	case s.handshakes <- struct{}{}:
+		return func() { <-s.handshakes }, nil
+	case <-ctx.Done():
+		s.metrics.overload("handshakes")
+		return nil, ctx.Err()
+	}
 }
 
 // refusedError is a refusal that was recorded and logged.
@@ -131,23 +143,18 @@ type refusedError struct{ error }
 
 func (e *refusedError) Unwrap() error { return e.error }
 
-// peer is what a connection's peer is by a reading: what the handshake found, or, where the policy was replaced since, what
-// its evidence says now.
-func (s *Server) peer(ctx context.Context, c *connection, read reading) (attest.Claims, policy.Matched, error) {
-	force, at := read.force, read.at
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.force.trust != force.trust {
-		claims, err := force.trust.Verifier.Verify(ctx, c.evidence, at)
-		if err != nil {
-			return c.claims, policy.Matched{}, err
-		}
-		c.claims, c.force = claims, nil
+// judge judges a peer of the legacy wire by the evidence that it has shown in the handshake, under the policy, the
+// collateral and the clock of this moment. What the evidence rests on is cached by its verifier, the verdict is not.
+func (s *Server) judge(ctx context.Context, c *connection, r *request) (attest.Claims, policy.Matched, error) {
+	ctx, cancel := context.WithTimeout(ctx, ratls.DefaultTimeout)
+	defer cancel()
+	r.read(s.read())
+	claims, err := ratls.Genuine(ctx, r.force.trust.Verifier, c.State, r.at)
+	if err != nil {
+		return claims, policy.Matched{}, err
 	}
-	// Spans of time in the policy may have ended, too.
-	matched, err := force.policy.Match(c.claims, at, policy.WireLegacy)
-	c.force, c.workloads = force, matched.Workloads
-	return c.claims, matched, err
+	matched, err := r.force.policy.Match(claims, r.at, policy.WireLegacy)
+	return claims, matched, err
 }
 
 // binder names the next call of a connection.
@@ -169,19 +176,3 @@ func (s *Server) logHandshake(who *connection, err error) {
 		log.Infof("handshake failed: %.200s", err.Error())
 	}
 }
-
-// ClientHandshake implements [credentials.TransportCredentials].
-func (*gate) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errNotAClient
-}
-
-// Info implements [credentials.TransportCredentials].
-func (*gate) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-}
-
-// Clone implements [credentials.TransportCredentials].
-func (g *gate) Clone() credentials.TransportCredentials { return g }
-
-// OverrideServerName implements [credentials.TransportCredentials].
-func (*gate) OverrideServerName(string) error { return errNotAClient }

@@ -1,138 +1,165 @@
 package broker
 
 import (
-	"container/list"
-	"net"
-	"sync"
+	"context"
+	"errors"
 	"time"
 
-	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
 
-	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/attest/session/sessionpb"
 )
 
-// maxPeers bounds the addresses that are remembered. The one that was seen longest ago is forgotten first, unless it
-// has connections.
-const maxPeers = 1 << 14
+const (
+	maxRequest = 96 << 10  // bytes of a message: evidence and the names of secrets
+	maxStreams = 16        // calls at once on a connection of the legacy wire; on one that begins with a session 1
+	maxHeaders = 8 << 10   // bytes of a call's headers
+	buffer     = 4 << 10   // bytes of a connection's buffers for reading and for writing
+	window     = 65535     // bytes that a peer may send before they are read: the least that HTTP/2 has
+	maxLife    = time.Hour // of a connection
 
-// admission is a listener that bounds connections: all of them, by waiting, and those of one address, by closing the
-// ones that are too many or come too fast. It tells addresses apart by IP: behind a gateway all peers are one.
-type admission struct {
-	net.Listener
-	limits  policy.Limits
-	metrics *Metrics
-	places  chan struct{}
-	done    chan struct{}
-	once    sync.Once
+	// patience is for how long a session waits for its evidence to be verified before it is told to come later.
+	patience = 2 * time.Second
+	// retryAfter is what it is told then.
+	retryAfter = 500 * time.Millisecond
+)
 
-	mu    sync.Mutex
-	peers map[string]*list.Element // of *visitor
-	seen  *list.List               // the latest first
-}
-
-type visitor struct {
-	address string
-	open    int
-	rate    *rate.Limiter
-}
-
-func newAdmission(l net.Listener, limits policy.Limits, m *Metrics) *admission {
-	return &admission{
-		Listener: l, limits: limits, metrics: m, places: make(chan struct{}, limits.Connections),
-		done: make(chan struct{}), peers: map[string]*list.Element{}, seen: list.New(),
+// thrift are the options that bound what a connection can make the broker keep.
+func thrift() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.ReadBufferSize(buffer),
+		grpc.WriteBufferSize(buffer),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 	}
 }
 
-// Accept implements [net.Listener].
-func (a *admission) Accept() (net.Conn, error) {
-	select {
-	case a.places <- struct{}{}:
-	case <-a.done:
-		return nil, net.ErrClosed
-	}
-	for {
-		conn, err := a.Listener.Accept()
-		if err != nil {
-			<-a.places
-			return nil, err
-		}
-		address, _, err := net.SplitHostPort(conn.RemoteAddr().String())
-		if err != nil {
-			address = conn.RemoteAddr().String()
-		}
-		if limit := a.enter(address, time.Now()); limit != "" {
-			a.metrics.overload(limit)
-			_ = conn.Close()
-			continue
-		}
-		a.metrics.connections(1)
-		return &admitted{Conn: conn, leave: func() {
-			a.leave(address)
-			a.metrics.connections(-1)
-			<-a.places
-		}}, nil
-	}
+var (
+	errSilent = errors.New("the peer takes too long")
+	errSlow   = errors.New("the broker takes too long")
+	errBusy   = errors.New("too many sessions at once")
+)
+
+// clocked is the stream of a session with two clocks, as in chess. One runs while the broker waits for its peer, the
+// other one while the broker works: what one takes does not count against the other. While the broker verifies and
+// decides, the session has one of the places for that.
+type clocked struct {
+	session.Stream
+	server *Server
+	from   *connection
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	peer   time.Duration // that the peer has left
+	own    time.Duration // that the broker has left
+	turn   *time.Timer   // ends the broker's time
+	began  time.Time     // the broker's turn
+
+	call   func() // ends what lets the connection live; nil before the greeting
+	placed bool
+	busy   bool // no place was free
 }
 
-// enter counts a connection of an address, or says which limit it exceeds.
-func (a *admission) enter(address string, now time.Time) string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	e := a.peers[address]
-	if e == nil {
-		a.forget()
-		e = a.seen.PushFront(&visitor{
-			address: address, rate: rate.NewLimiter(rate.Limit(a.limits.Rate), a.limits.Burst),
-		})
-		a.peers[address] = e
-	} else {
-		a.seen.MoveToFront(e)
-	}
-	v := e.Value.(*visitor)
-	switch {
-	case v.open >= a.limits.PerPeer:
-		return "per_peer"
-	case !v.rate.AllowN(now, 1):
-		return "rate"
-	}
-	v.open++
-	return ""
+func (s *Server) clocked(raw session.Stream, from *connection) *clocked {
+	most := time.Duration(s.settings.Limits.Session)
+	c := &clocked{Stream: raw, server: s, from: from, peer: most, own: most, began: time.Now()}
+	c.ctx, c.cancel = context.WithCancelCause(raw.Context())
+	c.turn = time.AfterFunc(c.own, func() { c.cancel(errSlow) })
+	return c
 }
 
-// forget makes room for an address.
-func (a *admission) forget() {
-	for e := a.seen.Back(); e != nil && a.seen.Len() >= maxPeers; {
-		v, before := e.Value.(*visitor), e.Prev()
-		if v.open == 0 {
-			a.seen.Remove(e)
-			delete(a.peers, v.address)
-		}
-		e = before
+// end ends the clocks.
+func (c *clocked) end() {
+	c.turn.Stop()
+	c.yield()
+	c.cancel(context.Canceled)
+	if c.call != nil {
+		c.call()
 	}
 }
 
-func (a *admission) leave(address string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.peers[address].Value.(*visitor).open--
-}
+// Context implements [grpc.ServerStream].
+func (c *clocked) Context() context.Context { return c.ctx }
 
-// Close implements [net.Listener].
-func (a *admission) Close() error {
-	a.once.Do(func() { close(a.done) })
-	return a.Listener.Close()
-}
-
-// admitted is a connection that has a place.
-type admitted struct {
-	net.Conn
-	once  sync.Once
-	leave func()
-}
-
-// Close implements [net.Conn].
-func (c *admitted) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(c.leave)
+// theirs runs what waits for the peer, within the time that the peer has left.
+func (c *clocked) theirs(wait func(left time.Duration) error) error {
+	c.turn.Stop()
+	start := time.Now()
+	c.own -= start.Sub(c.began)
+	err := wait(c.peer)
+	c.began = time.Now()
+	c.peer -= c.began.Sub(start)
+	c.turn.Reset(c.own)
 	return err
+}
+
+// Recv implements [session.Stream]. A read that is given up ends when the call's handler has returned.
+func (c *clocked) Recv() (*sessionpb.ClientMessage, error) {
+	type result struct {
+		message *sessionpb.ClientMessage
+		err     error
+	}
+	c.yield()
+	var r result
+	err := c.theirs(func(left time.Duration) error {
+		read := make(chan result, 1)
+		go func() {
+			message, err := c.Stream.Recv()
+			read <- result{message, err}
+		}()
+		timer := time.NewTimer(left)
+		defer timer.Stop()
+		select {
+		case r = <-read:
+			return r.err
+		case <-timer.C:
+			return errSilent
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		}
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case c.call == nil:
+		c.call = c.from.life.Call()
+		return r.message, nil
+	}
+	return r.message, c.place()
+}
+
+// Send implements [session.Stream]. A peer that does not take what it is sent loses its connection.
+func (c *clocked) Send(m *sessionpb.BrokerMessage) error {
+	return c.theirs(func(left time.Duration) error {
+		timer := time.AfterFunc(left, func() { _ = c.from.life.Close() })
+		defer timer.Stop()
+		return c.Stream.Send(m)
+	})
+}
+
+// within bounds the time that the peer has left.
+func (c *clocked) within(most time.Duration) { c.peer = min(c.peer, most) }
+
+// place waits for a place to verify and decide.
+func (c *clocked) place() error {
+	ctx, cancel := context.WithTimeout(c.ctx, patience)
+	defer cancel()
+	select {
+	case c.server.sessions <- struct{}{}:
+		c.placed = true
+		return nil
+	case <-ctx.Done():
+		c.busy = c.ctx.Err() == nil
+		return errBusy
+	}
+}
+
+// yield gives the place back.
+func (c *clocked) yield() {
+	if c.placed {
+		<-c.server.sessions
+		c.placed = false
+	}
 }

@@ -3,9 +3,6 @@ package broker_test
 import (
 	"context"
 	"errors"
-	"io"
-	"net"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -116,39 +113,6 @@ func TestAConnectionWithoutCallsIsClosed(t *testing.T) {
 	for state := conn.GetState(); state == connectivity.Ready; state = conn.GetState() {
 		if !conn.WaitForStateChange(ctx, state) {
 			t.Fatal("it stays open")
-		}
-	}
-}
-
-func TestConnectionsOfOneAddressBeyondItsShareAreClosed(t *testing.T) {
-	f := start(t, func(f *fixture, c *broker.Config) {
-		decide(t, f, c, nil, twoWorkloads+"broker: {limits: {per_peer: 3, handshake: 10m}}")
-	})
-	var open []net.Conn
-	for range 4 {
-		conn, err := net.Dial("tcp", f.address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		open = append(open, conn)
-	}
-	_ = open[3].SetReadDeadline(time.Now().Add(60 * time.Second)) // a handshake may take longer
-	if _, err := open[3].Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !strings.Contains(err.Error(), "reset") {
-		t.Errorf("the fourth: %v", err)
-	}
-	for _, conn := range open[:3] {
-		_ = conn.Close()
-	}
-	// There is room again, as soon as the broker has seen that they are closed.
-	late := time.Now().Add(30 * time.Second)
-	for {
-		got, err := get(t, f.dial(t, f.workload(t)), "image_key")
-		if err == nil && got != "" {
-			break
-		}
-		if time.Now().After(late) {
-			t.Fatal(err)
 		}
 	}
 }

@@ -29,24 +29,21 @@ func (svc *sessionService) Release(raw session.Stream) error {
 	if from == nil {
 		return status.Error(codes.PermissionDenied, "")
 	}
-	select {
-	case s.sessions <- struct{}{}:
-		defer func() { <-s.sessions }()
-	default:
+	stream := s.clocked(raw, from)
+	defer stream.end()
+	start := time.Now()
+	err := s.session(stream, from)
+	s.metrics.session(time.Since(start), err)
+	if stream.busy {
 		s.metrics.overload("sessions")
 		return session.Later(raw, retryAfter)
 	}
-	ctx, cancel := context.WithTimeout(raw.Context(), time.Duration(s.settings.Limits.Session))
-	defer cancel()
-	start := time.Now()
-	err := s.session(&boundedStream{Stream: raw, ctx: ctx}, from)
-	s.metrics.session(time.Since(start), err)
 	return err
 }
 
 // session runs one session. Its decision is made from one reading, which is taken when the last message that it needs is
 // there.
-func (s *Server) session(stream session.Stream, from *connection) error {
+func (s *Server) session(stream *clocked, from *connection) error {
 	ctx := stream.Context()
 	r := s.newRequest(from.remote, policy.WireSession)
 	accept := session.BrokerConfig{Quoter: s.config.Quoter}
@@ -71,7 +68,7 @@ func (s *Server) session(stream session.Stream, from *connection) error {
 var errAgain = errors.New("to be decided again")
 
 // answer decides on a request from a reading of its own and answers it. With [errAgain] it has answered nothing.
-func (s *Server) answer(ctx context.Context, r *request, stream session.Stream, from *connection, peer session.Peer) error {
+func (s *Server) answer(ctx context.Context, r *request, stream *clocked, from *connection, peer session.Peer) error {
 	r.read(s.read())
 	claims, err := peer.Verify(ctx, r.force.trust.Verifier, r.at)
 	if err != nil {
@@ -136,16 +133,15 @@ const challengeTimeout = 30 * time.Second
 
 // challenge asks the peer, once in a session, to prove that the endorsement key in its evidence is its own. What it was
 // asked for counts in the decision that follows, and so does an answer that proves nothing.
-func (s *Server) challenge(stream session.Stream, r *request, peer session.Peer, claims attest.Claims) error {
+func (s *Server) challenge(stream *clocked, r *request, peer session.Peer, claims attest.Claims) error {
 	r.challenged = true
 	c, secret, err := tpm.NewCredential(claims.TPM)
 	if err != nil {
 		r.refusal = err
 		return errAgain
 	}
-	ctx, cancel := context.WithTimeout(stream.Context(), challengeTimeout)
-	defer cancel()
-	err = session.Challenge(&boundedStream{Stream: stream, ctx: ctx}, peer, c.Blob, c.Seed, secret)
+	stream.within(challengeTimeout)
+	err = session.Challenge(stream, peer, c.Blob, c.Seed, secret)
 	switch {
 	case errors.Is(err, session.ErrAnswer):
 		r.refusal = err
@@ -155,9 +151,6 @@ func (s *Server) challenge(stream session.Stream, r *request, peer session.Peer,
 	}
 	return errAgain
 }
-
-// proved notes that the peer of a connection has the strongest identity of an entry of the policy.
-func (*connection) proved() {}
 
 // failed deals with a session that ended before the client was known. It is a refusal where the client has shown
 // evidence; else it went away, or the broker could not show its own.
@@ -171,33 +164,5 @@ func (s *Server) failed(ctx context.Context, r *request, err error) {
 		r.log.WithField("hint", attest.HintOf(err)).Errorf("no session without own evidence: %v", err)
 	default:
 		r.log.Infof("session failed: %v", err)
-	}
-}
-
-// boundedStream is a stream whose reads end with a context of the broker's.
-type boundedStream struct {
-	session.Stream
-	ctx context.Context
-}
-
-// Context implements [grpc.ServerStream].
-func (b *boundedStream) Context() context.Context { return b.ctx }
-
-// Recv implements [session.Stream]. A read that is given up ends when the call's handler has returned.
-func (b *boundedStream) Recv() (*sessionpb.ClientMessage, error) {
-	type result struct {
-		message *sessionpb.ClientMessage
-		err     error
-	}
-	read := make(chan result, 1)
-	go func() {
-		message, err := b.Stream.Recv()
-		read <- result{message, err}
-	}()
-	select {
-	case r := <-read:
-		return r.message, r.err
-	case <-b.ctx.Done():
-		return nil, b.ctx.Err()
 	}
 }

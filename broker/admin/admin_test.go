@@ -7,8 +7,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,6 +85,12 @@ func enclave() sgx.ReportBody {
 
 func newWorld(t *testing.T, bare bool, s store.Store, root rootkey.Way) *world {
 	t.Helper()
+	return newWorldAt(t, bare, s, root, clock)
+}
+
+// newWorldAt has another clock at the channel.
+func newWorldAt(t *testing.T, bare bool, s store.Store, root rootkey.Way, channel func() time.Time) *world {
+	t.Helper()
 	w := &world{identity: admintest.NewKey(t), admin: admintest.Administrator(t, "alice"), policies: &policies{}, log: &syncBuffer{}}
 	var err error
 	if w.platform, err = softsgx.New(softsgx.Options{Now: now.Add(-24 * time.Hour)}); err != nil {
@@ -101,7 +109,7 @@ func newWorld(t *testing.T, bare bool, s store.Store, root rootkey.Way) *world {
 	log.SetOutput(w.log)
 	log.SetLevel(logrus.DebugLevel)
 	w.address = admintest.Listen(t, admin.Options{Keystore: w.keystore, Policies: w.policies, Identity: w.identity,
-		Session: proof, Roots: admintest.Roots(w.admin), Now: clock, Logger: log})
+		Session: proof, Roots: admintest.Roots(w.admin), Now: channel, Logger: log})
 	return w
 }
 
@@ -341,4 +349,64 @@ func TestStoreMovesToAnotherMachine(t *testing.T) {
 			t.Errorf("%v %v", list, err)
 		}
 	})
+}
+
+// TestIdleConnectionsDoNotShutAdministratorsOut: they give way.
+func TestIdleConnectionsDoNotShutAdministratorsOut(t *testing.T) {
+	w := newWorld(t, false, memory.New(), &rootkey.Process{})
+	for range 200 {
+		conn, err := net.Dial("tcp", w.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	// The attackers have the administrator's address: he comes through by another try at the latest.
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	c, err := admin.Dial(ctx, w.options())
+	for err != nil && ctx.Err() == nil {
+		c, err = admin.Dial(ctx, w.options())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 200 { // he has a place that they cannot take
+		conn, err := net.Dial("tcp", w.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	if _, err := c.ListSecrets(ctx, &adminpb.ListSecretsRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAnOpenConnectionEndsAfterAnHour, and with the certificate.
+func TestAnOpenConnectionEndsAfterAnHourAndWithItsCertificate(t *testing.T) {
+	var past atomic.Int64
+	w := newWorldAt(t, false, memory.New(), &rootkey.Process{}, func() time.Time { return now.Add(time.Duration(past.Load())) })
+	c := w.dial(t)
+	past.Store(int64(59 * time.Minute))
+	if _, err := c.ListSecrets(t.Context(), &adminpb.ListSecretsRequest{}); err != nil {
+		t.Errorf("within the hour: %v", err)
+	}
+	past.Store(int64(time.Hour))
+	if _, err := c.ListSecrets(t.Context(), &adminpb.ListSecretsRequest{}); attest.CodeOf(err) != attest.CodeUnreachable {
+		t.Errorf("after an hour: %v", err)
+	}
+	past.Store(0)
+	if _, err := c.ListSecrets(t.Context(), &adminpb.ListSecretsRequest{}); err == nil {
+		t.Error("the connection that has ended is used again")
+	}
+
+	// The certificate ends in 2100.
+	past.Store(int64(w.admin.Leaf.NotAfter.Sub(now) - time.Minute))
+	c = w.dial(t)
+	past.Store(int64(w.admin.Leaf.NotAfter.Sub(now)))
+	if _, err := c.ListSecrets(t.Context(), &adminpb.ListSecretsRequest{}); attest.CodeOf(err) != attest.CodeUnreachable {
+		t.Errorf("with an expired certificate: %v", err)
+	}
 }

@@ -23,11 +23,9 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -35,16 +33,21 @@ import (
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
 	"github.com/sesame-init/sesame/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/broker/admission"
 	"github.com/sesame-init/sesame/broker/keystore"
 )
 
-// Bounds.
+// Bounds. The administrators' port has places of its own, and strangers cannot take those of administrators.
 const (
-	maxConnections = 64
+	strangers      = 64 // connections at once that have not shown an administrator's certificate
+	administrators = 64 // connections at once that have
 	maxMessage     = keystore.MaxValue + 64<<10
-	handshake      = 20 * time.Second
-	idle           = 5 * time.Minute
+	handshake      = 20 * time.Second // that the TLS handshake may wait for the peer
+	preface        = 5 * time.Second  // for HTTP/2's greeting
+	idle           = 5 * time.Minute  // without a call
+	maxAge         = time.Hour        // of a connection
 	drain          = 10 * time.Second
+	buffer         = 4 << 10 // bytes of a connection's buffers for reading and for writing
 )
 
 // An Identity gives the certificate that the broker shows.
@@ -73,7 +76,7 @@ type Options struct {
 // Server is the broker's side of the channel. Make it with [New].
 type Server struct {
 	options Options
-	rpc     *grpc.Server
+	door    *admission.Door
 	adminpb.UnimplementedAdminServer
 }
 
@@ -83,60 +86,59 @@ func New(o Options) (*Server, error) {
 		return nil, attest.Errorf(attest.CodeConfig, "configuring admin channel", "", "keystore, identity, roots, clock and logger are needed")
 	}
 	s := &Server{options: o}
-	s.rpc = grpc.NewServer(
-		grpc.Creds(&gate{server: s}),
-		grpc.ConnectionTimeout(handshake),
+	s.door = &admission.Door{Options: admission.Options{
+		Pool:  admission.NewPool(admission.PoolOptions{Common: strangers, Proved: administrators}),
+		Shake: s.shake, Server: s.serverOf, Begin: preface, Idle: idle, Drain: drain, Now: o.Now,
+	}}
+	return s, nil
+}
+
+// serverOf is the gRPC server of one connection.
+func (s *Server) serverOf(_ credentials.AuthInfo, shaken grpc.ServerOption) *grpc.Server {
+	rpc := grpc.NewServer(
+		shaken,
+		grpc.ConnectionTimeout(preface),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(16),
 		grpc.MaxHeaderListSize(8<<10),
+		grpc.ReadBufferSize(buffer),
+		grpc.WriteBufferSize(buffer),
 		grpc.WaitForHandlers(true),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idle}),
 		grpc.UnaryInterceptor(s.intercept),
 	)
-	adminpb.RegisterAdminServer(s.rpc, s)
-	return s, nil
+	adminpb.RegisterAdminServer(rpc, s)
+	return rpc
 }
 
 // Serve answers on a listener, which it closes, until ctx ends. Then it lets calls in flight finish for ten seconds.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	failed := make(chan error, 1)
-	go func() { failed <- s.rpc.Serve(netutil.LimitListener(l, maxConnections)) }()
-	select {
-	case err := <-failed:
-		s.rpc.Stop()
+	if _, err := s.door.Serve(ctx, l); err != nil {
 		return attest.Errorf(attest.CodeInternal, "serving administrators", "", "%w", err)
-	case <-ctx.Done():
 	}
-	timer := time.AfterFunc(drain, s.rpc.Stop)
-	defer timer.Stop()
-	s.rpc.GracefulStop()
-	<-failed
 	return nil
 }
 
 // connection is what the handshake of one connection has established.
 type connection struct {
 	credentials.TLSInfo
-	own *x509.Certificate
-	by  string
+	life *admission.Conn
+	own  *x509.Certificate
+	by   string
 }
 
-// gate is the handshake in front of gRPC.
-type gate struct{ server *Server }
-
-// ServerHandshake implements [credentials.TransportCredentials].
-func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	o := &g.server.options
-	ctx, cancel := context.WithTimeout(context.Background(), handshake)
-	defer cancel()
-	who := &connection{}
-	conn := tls.Server(raw, &tls.Config{
+// shake is the handshake in front of gRPC.
+func (s *Server) shake(life *admission.Conn) (net.Conn, credentials.AuthInfo, error) {
+	o := &s.options
+	who := &connection{life: life}
+	conn := tls.Server(life, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{"h2"},
 		ClientAuth: tls.RequireAndVerifyClientCert,
 		ClientCAs:  o.Roots,
 		Time:       o.Now,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			ctx, cancel := context.WithTimeout(hello.Context(), handshake)
+			defer cancel()
 			c, err := o.Identity.Certificate(ctx)
 			if err == nil {
 				who.own = c.Leaf
@@ -145,8 +147,11 @@ func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 		},
 		SessionTicketsDisabled: true,
 	})
-	if err := conn.HandshakeContext(ctx); err != nil {
-		o.Logger.WithField("peer", raw.RemoteAddr().String()).Infof("administrator refused: %.200s", err.Error())
+	life.Pace(handshake)
+	err := conn.Handshake()
+	life.Unpace()
+	if err != nil {
+		o.Logger.WithField("peer", life.RemoteAddr().String()).Infof("administrator refused: %.200s", err.Error())
 		return nil, nil, err
 	}
 	state := conn.ConnectionState()
@@ -157,26 +162,13 @@ func (g *gate) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 	who.by = fmt.Sprintf("%.200s, certificate %x", leaf.Subject.String(), sha256.Sum256(leaf.Raw))
 	who.TLSInfo = credentials.TLSInfo{State: state,
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}
+	life.Prove()
+	life.Until(o.Now().Add(maxAge))
+	for _, c := range state.VerifiedChains[0] {
+		life.Until(c.NotAfter)
+	}
 	return conn, who, nil
 }
-
-var errNotAClient = errors.New("these are credentials of a server")
-
-// ClientHandshake implements [credentials.TransportCredentials].
-func (*gate) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errNotAClient
-}
-
-// Info implements [credentials.TransportCredentials].
-func (*gate) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-}
-
-// Clone implements [credentials.TransportCredentials].
-func (g *gate) Clone() credentials.TransportCredentials { return g }
-
-// OverrideServerName implements [credentials.TransportCredentials].
-func (*gate) OverrideServerName(string) error { return errNotAClient }
 
 func from(ctx context.Context) *connection {
 	if p, ok := peer.FromContext(ctx); ok {
@@ -192,6 +184,11 @@ func (s *Server) intercept(ctx context.Context, request any, info *grpc.UnarySer
 	who := from(ctx)
 	if who == nil {
 		return nil, status.Error(codes.PermissionDenied, "")
+	}
+	defer who.life.Call()()
+	if who.life.Ended(s.options.Now()) {
+		who.life.Leave()
+		return nil, status.Error(codes.Unavailable, "the connection has reached its end; connect again")
 	}
 	answer, err := handle(ctx, request)
 	log := s.options.Logger.WithFields(logrus.Fields{"by": who.by, "call": info.FullMethod})

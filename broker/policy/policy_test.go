@@ -294,7 +294,7 @@ func TestWhatCannotBeMeantDoesNotLoad(t *testing.T) {
 
 func TestChangesNameWhatDiffers(t *testing.T) {
 	old := parse(t, read(t))
-	text := strings.NewReplacer("releases: 1000", "releases: 999", "  dataset_key:", "  other_key:", "rate: 200", "rate: 201").Replace(read(t))
+	text := strings.NewReplacer("releases: 1000", "releases: 999", "  dataset_key:", "  other_key:", "sessions: 256", "sessions: 255").Replace(read(t))
 	got := parse(t, text).Changes(old)
 	want := []string{"secrets.dataset_key removed", "secrets.model_key changed", "secrets.other_key added", "broker changed"}
 	if !slices.Equal(got, want) {

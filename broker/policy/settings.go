@@ -108,14 +108,13 @@ func (s *Settings) check(fault func(key, format string, args ...any)) {
 
 // Limits bound what peers can make the broker do.
 type Limits struct {
-	Connections int                `yaml:"connections"` // at once, those in the handshake included; further ones wait
-	PerPeer     int                `yaml:"per_peer"`    // connections of one address at once; further ones are closed
-	Rate        int                `yaml:"rate"`        // new connections per second of one address
-	Burst       int                `yaml:"burst"`       // that may come at once
-	Sessions    int                `yaml:"sessions"`    // at once; further ones are told to come later
+	Connections int                `yaml:"connections"` // at once, of peers that have proved nothing; see package admission
+	Proved      int                `yaml:"proved"`      // at once, of peers whose evidence the policy has accepted, besides
+	Sessions    int                `yaml:"sessions"`    // whose evidence is judged at once; further ones wait, and are told to come later
 	Handshakes  int                `yaml:"handshakes"`  // of the legacy wire, whose evidence is verified at once; further ones wait
-	Handshake   appraisal.Duration `yaml:"handshake"`   // TLS handshake with verification
-	Session     appraisal.Duration `yaml:"session"`     // from its greeting to its secrets
+	Handshake   appraisal.Duration `yaml:"handshake"`   // that the TLS handshake may wait for the peer
+	Begin       appraisal.Duration `yaml:"begin"`       // from the handshake to the greeting of a session
+	Session     appraisal.Duration `yaml:"session"`     // that a session may wait for the peer
 	Idle        appraisal.Duration `yaml:"idle"`        // without a call in flight
 	Drain       appraisal.Duration `yaml:"drain"`       // for calls in flight when the broker stops
 }
@@ -129,9 +128,10 @@ type Quotes struct {
 // DefaultLimits are those of a policy that names none.
 func DefaultLimits() Limits {
 	return Limits{
-		Connections: 1024, PerPeer: 512, Rate: 200, Burst: 1000, Sessions: 256, Handshakes: 64,
+		Connections: 1024, Proved: 1024, Sessions: 256, Handshakes: 64,
 		Handshake: appraisal.Duration(20 * time.Second), // after which C++ peers give up
-		Session:   appraisal.Duration(30 * time.Second),
+		Begin:     appraisal.Duration(5 * time.Second),
+		Session:   appraisal.Duration(time.Minute), // a hardware TPM takes half of it
 		Idle:      appraisal.Duration(2 * time.Minute),
 		Drain:     appraisal.Duration(10 * time.Second),
 	}
@@ -157,18 +157,16 @@ func (s *Settings) complete(fault func(key, format string, args ...any)) {
 		}
 	}
 	number("connections", &l.Connections, d.Connections)
-	number("per_peer", &l.PerPeer, min(d.PerPeer, l.Connections))
+	number("proved", &l.Proved, d.Proved)
 	number("sessions", &l.Sessions, d.Sessions)
 	number("handshakes", &l.Handshakes, d.Handshakes)
-	number("rate", &l.Rate, d.Rate)
-	number("burst", &l.Burst, max(l.Rate, min(d.Burst, 5*l.Rate)))
 	for _, span := range []struct {
 		name      string
 		value     *appraisal.Duration
 		otherwise appraisal.Duration
 	}{
-		{"handshake", &l.Handshake, d.Handshake}, {"session", &l.Session, d.Session}, {"idle", &l.Idle, d.Idle},
-		{"drain", &l.Drain, d.Drain},
+		{"handshake", &l.Handshake, d.Handshake}, {"begin", &l.Begin, d.Begin}, {"session", &l.Session, d.Session},
+		{"idle", &l.Idle, d.Idle}, {"drain", &l.Drain, d.Drain},
 	} {
 		if *span.value == 0 {
 			*span.value = span.otherwise

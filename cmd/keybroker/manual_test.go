@@ -122,7 +122,7 @@ func keys(of reflect.Type, found map[string]bool) {
 func TestTheManualHasEveryKeyOfAPolicy(t *testing.T) {
 	known := map[string]bool{}
 	keys(reflect.TypeFor[policy.Policy](), known)
-	if len(known) < 60 || !known["min_config_svn"] || !known["burst"] {
+	if len(known) < 60 || !known["min_config_svn"] || !known["begin"] {
 		t.Fatalf("keys are %v", known)
 	}
 	text := section(t, "## The policy", "## Occlum's two files")

@@ -78,7 +78,6 @@ func serveBroker(ctx context.Context, dir, stored string) (err error) {
 trust: {collateral: {directory: none}}
 workloads: {demo: {wire: legacy, versions: [{sgx: [{mr_enclave: ` + strings.Repeat("aa", 32) + `}]}]}}
 secrets: {` + secretName + `: {workloads: [demo]}}
-broker: {limits: {rate: 100000, burst: 100000, per_peer: 1024}}
 `
 	p, err := policy.Parse([]byte(text))
 	if err != nil {

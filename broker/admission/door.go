@@ -1,0 +1,160 @@
+package admission
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+)
+
+// Door serves gRPC on the connections of a listener. Each connection has a server of its own, so that each can be
+// told to go (GOAWAY) on its own. It serves one listener.
+type Door struct{ Options }
+
+// Options of a [Door]. All are needed, except Opened, Evicted and Looks.
+type Options struct {
+	Pool *Pool
+	// Shake is the handshake of a connection. What it finds goes to Server, and to the calls as
+	// [google.golang.org/grpc/peer.Peer]'s AuthInfo.
+	Shake func(c *Conn) (net.Conn, credentials.AuthInfo, error)
+	// Server makes the server of one connection. It must be made with the credentials that are given.
+	Server func(info credentials.AuthInfo, shaken grpc.ServerOption) *grpc.Server
+	Begin  time.Duration // from the handshake, or the end of a call, to the next call of a peer that has proved nothing
+	Idle   time.Duration // from the handshake, or the end of a call, to the next call of a peer that has proved itself
+	Drain  time.Duration // for calls in flight on a connection that is told to go
+	// Now is the clock for what [Conn.Until] says. It need not run as the system's does.
+	Now     func() time.Time
+	Opened  func(n float64) // is told of connections that come (1) and go (-1)
+	Evicted func()          // is told of a connection that has lost its place
+	// Looks are the moments at which the door looks which connections have reached their end. Default: every 10 s.
+	Looks <-chan time.Time
+}
+
+const lookInterval = 10 * time.Second
+
+// Serve answers until ctx ends, and closes the listener. Then calls in flight may finish within the time to drain; it
+// reports whether they did. It returns when all handlers have.
+func (d *Door) Serve(ctx context.Context, l net.Listener) (drained bool, err error) {
+	s := &serving{door: d, open: map[*Conn]struct{}{}}
+	failed := make(chan error, 1)
+	go func() { failed <- s.accept(l) }()
+	looks := d.Looks
+	if looks == nil {
+		tick := time.NewTicker(lookInterval)
+		defer tick.Stop()
+		looks = tick.C
+	}
+	for err == nil && ctx.Err() == nil {
+		select {
+		case err = <-failed:
+		case <-ctx.Done():
+		case <-looks:
+			s.sweep()
+		}
+	}
+	_ = l.Close()
+	if err != nil {
+		s.each((*Conn).cut)
+		s.served.Wait()
+		return false, err
+	}
+	<-failed
+	s.each((*Conn).Leave)
+	var cut atomic.Bool
+	timer := time.AfterFunc(d.Drain, func() {
+		cut.Store(true)
+		s.each((*Conn).cut)
+	})
+	defer timer.Stop()
+	s.served.Wait()
+	return !cut.Load(), nil
+}
+
+// serving is one run of a door.
+type serving struct {
+	door   *Door
+	served sync.WaitGroup
+
+	mu   sync.Mutex
+	open map[*Conn]struct{}
+}
+
+func (s *serving) accept(l net.Listener) error {
+	const most = time.Second
+	pause := 5 * time.Millisecond
+	for {
+		raw, err := l.Accept()
+		switch {
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED),
+			errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.ENOBUFS):
+			time.Sleep(pause)
+			pause = min(2*pause, most)
+			continue
+		case err != nil:
+			return err
+		}
+		pause = 5 * time.Millisecond
+		c := &Conn{Conn: raw, door: s.door, closed: make(chan struct{})}
+		s.mu.Lock()
+		s.open[c] = struct{}{}
+		s.mu.Unlock()
+		s.served.Add(1)
+		c.place = s.door.Pool.Enter(addressOf(raw.RemoteAddr()), func() {
+			if s.door.Evicted != nil {
+				s.door.Evicted()
+			}
+			c.cut()
+		})
+		go s.serve(c)
+	}
+}
+
+func (s *serving) serve(c *Conn) {
+	defer s.served.Done()
+	if s.door.Opened != nil {
+		s.door.Opened(1)
+		defer s.door.Opened(-1)
+	}
+	defer func() {
+		c.cut()
+		c.place.Leave()
+		s.mu.Lock()
+		delete(s.open, c)
+		s.mu.Unlock()
+	}()
+	shaken, info, err := s.door.Shake(c)
+	if err != nil {
+		return
+	}
+	rpc := s.door.Server(info, grpc.Creds(&passed{conn: shaken, info: info}))
+	if !c.start(rpc) {
+		rpc.Stop()
+		return
+	}
+	_ = rpc.Serve(&single{conn: c, done: make(chan struct{})})
+	<-c.closed
+	rpc.Stop()
+}
+
+func (s *serving) each(do func(*Conn)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.open {
+		do(c)
+	}
+}
+
+func (s *serving) sweep() {
+	now := s.door.Now()
+	s.each(func(c *Conn) {
+		if c.Ended(now) {
+			c.Leave()
+		}
+	})
+}
