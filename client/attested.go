@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 )
 
@@ -21,7 +22,12 @@ import (
 //
 // The evidence is as old as the server's start; it says what the server was then. The certificate's dates bound its
 // age.
-func Attested(v *ratls.PeerVerifier) credentials.TransportCredentials {
+//
+// A policy that demands what a server cannot prove is an error of code [attest.CodeConfig].
+func Attested(v *ratls.PeerVerifier) (credentials.TransportCredentials, error) {
+	if err := policy.CheckServer(v.Policy); err != nil {
+		return nil, err
+	}
 	a := &attested{last: new(atomic.Pointer[attest.Error])}
 	config := ratls.ClientConfig(nil, "", func(cs tls.ConnectionState) error {
 		err := v.VerifyConnection(cs)
@@ -36,7 +42,7 @@ func Attested(v *ratls.PeerVerifier) credentials.TransportCredentials {
 	config.MinVersion = tls.VersionTLS13
 	config.CurvePreferences = nil
 	a.TransportCredentials = credentials.NewTLS(config)
-	return a
+	return a, nil
 }
 
 // attested remembers why the last server was refused: gRPC makes a string of a handshake's error.

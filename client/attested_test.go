@@ -61,9 +61,13 @@ func TestAttestedServersAreVerifiedBeforeAnythingIsSent(t *testing.T) {
 			served := new(pod)
 			server := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{test.server}})))
 			tf.RegisterPredictionServiceServer(server, served)
-			c, err := client.Dial(standintest.Serve(t, server), client.Attested(&ratls.PeerVerifier{
+			attested, err := client.Attested(&ratls.PeerVerifier{
 				Verifier: brokertest.Verifier(platform), Policy: test.policy, Now: func() time.Time { return test.at },
-			}), client.Options{})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := client.Dial(standintest.Serve(t, server), attested, client.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,5 +80,12 @@ func TestAttestedServersAreVerifiedBeforeAnythingIsSent(t *testing.T) {
 				t.Errorf("a request was sent: %v", sent)
 			}
 		})
+	}
+}
+
+func TestAPolicyThatNoServerCanProveIsRefused(t *testing.T) {
+	challenged := &policy.Policy{TPM: []policy.TPM{{EK: make([]byte, 32), Wrap: true, PCRs: policy.PCRs{7: make([]byte, 32)}}}}
+	if _, err := client.Attested(&ratls.PeerVerifier{Policy: challenged}); attest.CodeOf(err) != attest.CodeConfig {
+		t.Error(err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/goccy/go-yaml"
 
@@ -94,6 +95,77 @@ func TestRulesOfSNP(t *testing.T) {
 		got := judged(guest, wantedGuest, func(e policy.SNP) policy.Policy { return policy.Policy{SNP: []policy.SNP{e}} }, test.change)
 		if got != test.failed {
 			t.Errorf("%s: failed are %q, want %q", test.name, got, test.failed)
+		}
+	}
+}
+
+func TestAServerProvesNoEndorsementKey(t *testing.T) {
+	entry := func(change func(*policy.TPM)) policy.Policy {
+		e := policy.TPM{AK: repeat(1, 32), PCRs: policy.PCRs{7: repeat(7, 32)}}
+		change(&e)
+		return policy.Policy{TPM: []policy.TPM{e}}
+	}
+	for name, c := range map[string]struct {
+		policy policy.Policy
+		says   string
+	}{
+		"ak":       {entry(func(*policy.TPM) {}), ""},
+		"ek":       {entry(func(e *policy.TPM) { e.AK, e.EK, e.Wrap = nil, repeat(2, 32), true }), "tpm[0].ak is missing: a server is not challenged"},
+		"ek_roots": {entry(func(e *policy.TPM) { e.AK, e.EKRoots, e.Wrap = nil, []policy.Hex{repeat(2, 32)}, true }), "tpm[0].ak is missing: a server is not challenged"},
+		"wrap":     {entry(func(e *policy.TPM) { e.EK, e.Wrap = repeat(2, 32), true }), "tpm[0].wrap says how secrets are released"},
+		"nothing":  {policy.Policy{}, "neither sgx"},
+	} {
+		if err := c.policy.Validate(); (err == nil) != (name != "nothing") {
+			t.Errorf("%s: %v", name, err)
+		}
+		err := policy.CheckServer(&c.policy)
+		if (err == nil) != (c.says == "") || err != nil && (attest.CodeOf(err) != attest.CodeConfig || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
+	}
+}
+
+// TestOnlyTheEntryThatAPeerHasProvedIsTold has three entries, of which the claims have the identity of one at most.
+func TestOnlyTheEntryThatAPeerHasProvedIsTold(t *testing.T) {
+	sgx := policy.Policy{SGX: []policy.SGX{{MREnclave: repeat(9, 32), MRSigner: repeat(9, 32)}, {MREnclave: repeat(1, 32), MRSigner: repeat(9, 32)}}}
+	byKey := policy.Policy{TPM: []policy.TPM{
+		{AK: repeat(9, 32), PCRs: policy.PCRs{7: repeat(9, 32)}}, {AK: repeat(1, 32), PCRs: policy.PCRs{7: repeat(9, 32)}},
+	}}
+	byEK := policy.Policy{TPM: []policy.TPM{{EK: repeat(2, 32), Wrap: true, PCRs: policy.PCRs{7: repeat(9, 32)}}}}
+	claim := func(change func(*attest.Claims)) attest.Claims {
+		c := attest.Claims{Type: attest.TPM, TPM: &attest.TPMClaims{EK: [32]byte(repeat(2, 32)), EKPublic: []byte{1}, PCRs: map[int][32]byte{7: {}}}}
+		change(&c)
+		return c
+	}
+	for name, test := range map[string]struct {
+		policy policy.Policy
+		claims attest.Claims
+		told   string
+	}{
+		"measurement": {sgx, claim(func(c *attest.Claims) {
+			c.Type, c.SGX = attest.SGX, &attest.SGXClaims{MREnclave: [32]byte(repeat(1, 32))}
+		}), "sgx[1].mr_signer"},
+		"debug mode": {sgx, claim(func(c *attest.Claims) {
+			c.Type, c.SGX = attest.SGX, &attest.SGXClaims{MREnclave: [32]byte(repeat(1, 32)), Attributes: attest.AttributeDebug}
+		}), ""},
+		"signer alone": {sgx, claim(func(c *attest.Claims) {
+			c.Type, c.SGX = attest.SGX, &attest.SGXClaims{MRSigner: [32]byte(repeat(9, 32))}
+		}), ""},
+		"attestation key":    {byKey, claim(func(c *attest.Claims) { c.TPM.AK = [32]byte(repeat(1, 32)) }), "tpm[1].pcrs.7"},
+		"other key":          {byKey, claim(func(*attest.Claims) {}), ""},
+		"endorsement key":    {byEK, claim(func(*attest.Claims) {}), ""},
+		"proved":             {byEK, claim(func(c *attest.Claims) { c.TPM.EKProved = true }), "tpm[0].pcrs.7"},
+		"proved, another EK": {byEK, claim(func(c *attest.Claims) { c.TPM.EKProved, c.TPM.EK = true, [32]byte{} }), ""},
+	} {
+		a := test.policy.Appraise(test.claims, time.Now())
+		var told []string
+		for _, r := range a.Told {
+			if !strings.HasPrefix(r.Rule, "tcb.") {
+				told = append(told, r.Rule)
+			}
+		}
+		if got := strings.Join(told, " "); a.Accepted || got != test.told || a.Proved != (test.told != "") {
+			t.Errorf("%s: told are %q, want %q; %+v", name, got, test.told, a)
 		}
 	}
 }

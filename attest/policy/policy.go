@@ -235,6 +235,35 @@ func (p *Policy) LegacyBindings() []string {
 	return keys
 }
 
+// ValidateServer is [Policy.Validate] for a policy that judges a server: it has no entry that only a client of a broker can
+// prove, by the answer to a challenge, or that says how secrets are released to it. Evidence alone would make anyone such a
+// server who names the endorsement key of another machine.
+func (p *Policy) ValidateServer() error {
+	faults := p.Faults()
+	for i := range p.TPM {
+		switch t := &p.TPM[i]; {
+		case t.Challenged():
+			faults = append(faults, fmt.Sprintf("tpm[%d].ak is missing: a server is not challenged, so ek and ek_roots prove nothing of it", i))
+		case t.Wrap:
+			faults = append(faults, fmt.Sprintf("tpm[%d].wrap says how secrets are released, and nothing is released to a server", i))
+		}
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return attest.Errorf(attest.CodeConfig, stepValidate, hintServer, "%s", strings.Join(faults, "; "))
+}
+
+const hintServer = HintMinimum + " A policy for a server knows a TPM by ak alone."
+
+// CheckServer is [Policy.ValidateServer] for what judges a server, whatever it is: policies say themselves whether they can.
+func CheckServer(judge any) error {
+	if p, ok := judge.(interface{ ValidateServer() error }); ok {
+		return p.ValidateServer()
+	}
+	return nil
+}
+
 type faultFunc func(format string, args ...any)
 
 func (f faultFunc) size(name string, h Hex, want int) {

@@ -14,8 +14,8 @@
 // attributes: that it is restricted to data of the TPM's own and cannot leave it. An ephemeral AK is new every time
 // and can be accepted only together with an endorsement key.
 //
-// That AK and endorsement key (EK) are in one TPM evidence alone cannot prove. Therefore [Wrap]: a released secret is
-// encrypted to the EK and to PCR values by TPM2_Import's protection, so that only that TPM in that state opens it. An
+// That AK and endorsement key (EK) are in one TPM evidence alone cannot prove. Therefore a session challenges the TPM
+// ([NewCredential], [Device.Activate]), and [Wrap]: a released secret is encrypted to the EK and to PCR values by TPM2_Import's protection, so that only that TPM in that state opens it. An
 // AK that is to be pinned has to be read from the machine over a way that its owner trusts ("sesame tpm enroll").
 //
 // # Encoding

@@ -202,6 +202,14 @@ func TestUnwantedBrokerGetsNothing(t *testing.T) {
 	}
 }
 
+func TestAPolicyThatNoBrokerCanProveIsRefused(t *testing.T) {
+	o := admin.DialOptions{Address: "127.0.0.1:1"}
+	o.Broker.Policy = &policy.Policy{TPM: []policy.TPM{{EK: make([]byte, 32), Wrap: true, PCRs: policy.PCRs{7: make([]byte, 32)}}}}
+	if _, err := admin.Dial(t.Context(), o); attest.CodeOf(err) != attest.CodeConfig {
+		t.Error(err)
+	}
+}
+
 // TestEvidenceOfAnotherConnectionIsRefused puts a machine in the middle that has the administrator's trust in TLS: it
 // forwards Prove to the genuine broker on a connection of its own.
 func TestEvidenceOfAnotherConnectionIsRefused(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
 	"github.com/sesame-init/sesame/broker/admin/adminpb"
@@ -40,6 +41,9 @@ const stepDial = "connecting to the broker"
 // Dial connects, and verifies the broker with evidence made for this connection. Nothing is sent before that but the
 // administrator's certificate. The caller closes it.
 func Dial(ctx context.Context, o DialOptions) (_ *Client, err error) {
+	if err := policy.CheckServer(o.Broker.Policy); err != nil {
+		return nil, err
+	}
 	var dialer net.Dialer
 	raw, err := dialer.DialContext(ctx, "tcp", o.Address)
 	if err != nil {

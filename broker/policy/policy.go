@@ -14,6 +14,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/url"
 	"reflect"
@@ -238,7 +239,20 @@ func (w *Workload) complete(name string, tcb appraisal.TCB, fault func(key, form
 		for _, entry := range v.LegacyBindings() {
 			fault(at+"."+entry, "is for policies of an application's clients; the word here is wire: legacy")
 		}
+		if w.Broker {
+			v.checkReplica(at, fault)
+		}
 		checkSpan(at, v.From, v.Until, fault)
+	}
+}
+
+// checkReplica reports what a replica cannot prove: a broker that starts judges those that run as servers.
+func (v *Version) checkReplica(at string, fault func(key, format string, args ...any)) {
+	if len(v.Faults()) > 0 {
+		return // said before
+	}
+	if err := v.ValidateServer(); err != nil {
+		fault(at+".tpm", "is of a workload with broker: true, which others judge as a server: %v", errors.Unwrap(err))
 	}
 }
 

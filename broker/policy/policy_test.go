@@ -255,10 +255,12 @@ broker: {limits: {handshake: 20}}
 func TestWhatCannotBeMeantDoesNotLoad(t *testing.T) {
 	good := read(t)
 	for name, c := range map[string]struct{ from, to, says string }{
-		"signer alone":         {"            product_id: 200\n            min_svn: 4\n", "", "versions[0].sgx[0].product_id: is missing"},
-		"no svn":               {"            min_svn: 4\n", "", "versions[0].sgx[0].min_svn: is missing"},
-		"no measurement":       {"      - tdx:\n          - mr_td: " + strings.Repeat("4", 96), "      - tdx:\n          - debug: true", "tdx[0].mr_td: is missing"},
-		"legacy broker":        {"    wire: legacy\n", "    wire: legacy\n    broker: true\n", `workloads.old-resnet.wire: is "legacy" and broker is true`},
+		"signer alone":   {"            product_id: 200\n            min_svn: 4\n", "", "versions[0].sgx[0].product_id: is missing"},
+		"no svn":         {"            min_svn: 4\n", "", "versions[0].sgx[0].min_svn: is missing"},
+		"no measurement": {"      - tdx:\n          - mr_td: " + strings.Repeat("4", 96), "      - tdx:\n          - debug: true", "tdx[0].mr_td: is missing"},
+		"legacy broker":  {"    wire: legacy\n", "    wire: legacy\n    broker: true\n", `workloads.old-resnet.wire: is "legacy" and broker is true`},
+		"a replica by its EK": {"  trust-domain:\n", "  replica:\n    broker: true\n    versions: [{tpm: [{ek: '" + strings.Repeat("07", 32) +
+			"', wrap: true, pcrs: {7: '" + strings.Repeat("07", 32) + "'}}]}]\n  trust-domain:\n", "a server is not challenged"},
 		"a client's binding":   {"            min_svn: 4\n", "            min_svn: 4\n            binding: legacy\n", "versions[0].sgx[0].binding: is for policies"},
 		"short measurement":    {strings.Repeat("1", 64), "11", "has 1 bytes"},
 		"empty measurement":    {strings.Repeat("1", 64), "", "mr_enclave: has no value"},

@@ -135,7 +135,7 @@ func (l *brokerLink) options() (o admin.DialOptions, err error) {
 		}
 		return o, nil
 	}
-	p, err := readPolicy(l.Policy)
+	p, err := readServerPolicy(l.Policy)
 	if err != nil {
 		return o, err
 	}

@@ -84,14 +84,14 @@ func (o *inference) attest(warnings io.Writer) (credentials.TransportCredentials
 	if err != nil {
 		return nil, err
 	}
-	wanted, err := readPolicy(o.attested.policy)
+	wanted, err := readServerPolicy(o.attested.policy)
 	if err != nil {
 		return nil, err
 	}
 	for _, key := range wanted.LegacyBindings() {
 		fmt.Fprintf(warnings, "sesame: %s: %s: a certificate of this entry does not say that its key is an application's\n", o.attested.policy, key)
 	}
-	return client.Attested(&ratls.PeerVerifier{Verifier: dcap.NewVerifier(config), Policy: wanted}), nil
+	return client.Attested(&ratls.PeerVerifier{Verifier: dcap.NewVerifier(config), Policy: wanted})
 }
 
 func predictCommand() *cobra.Command {

@@ -335,6 +335,18 @@ func (o *verifyOptions) appraiser() (func(attest.Claims, time.Time) policy.Appra
 	return func(c attest.Claims, at time.Time) policy.Appraisal { return asItIs(c).Appraise(c, at) }, nil
 }
 
+// readServerPolicy reads a policy that judges a server.
+func readServerPolicy(file string) (*policy.Policy, error) {
+	p, err := readPolicy(file)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.ValidateServer(); err != nil {
+		return nil, usage(attest.HintOf(err), "policy %s: %v", file, err)
+	}
+	return p, nil
+}
+
 func readPolicy(file string) (*policy.Policy, error) {
 	text, err := readBounded(file)
 	if err != nil {

@@ -173,7 +173,7 @@ func (c *Config) completeAECSServer(bad func(key, text, write string)) {
 		bad("aecs.server_policy", "is missing: nobody would know what the server is",
 			`{"sgx": [{"mr_signer": …, "product_id": …, "min_svn": …}]}`)
 	case a.ServerPolicy != nil && !c.Legacy:
-		if err := a.ServerPolicy.Validate(); err != nil {
+		if err := a.ServerPolicy.ValidateServer(); err != nil {
 			bad("aecs.server_policy", err.Error(), attest.HintOf(err))
 		}
 		checkBindings("aecs.server_policy", a.ServerPolicy, bad)

@@ -144,6 +144,7 @@ func TestRefusesAECSConfigsWithTheKeyAndWhatToWrite(t *testing.T) {
 		"user data too long":        {oursAECS, `"7465"`, `"` + signer + `00"`, "aecs.user_data"},
 		"short server key":          {oursAECS, `"server_key": "bb`, `"server_key": "`, "aecs.server_key"},
 		"no policy":                 {oursAECS, `"server_policy": {"sgx": [{"mr_signer": "` + signer + `", "product_id": 100, "min_svn": 3}]}`, `"server_evidence": ""`, "aecs.server_policy: is missing"},
+		"a server by its EK":        {oursAECS, `"sgx": [{"mr_signer": "` + signer + `", "product_id": 100, "min_svn": 3}]`, ekEntry, "a server is not challenged"},
 		"weak policy":               {oursAECS, `, "min_svn": 3`, ``, "aecs.server_policy"},
 		"policy of no evidence":     {oursAECS, `"user_data"`, `"server_evidence": "none", "user_data"`, "nothing to judge"},
 		"no evidence and no key": {oursAECS, `"server_key": "` + signer + `",
@@ -186,6 +187,7 @@ func TestRefusesAECSConfigsWithTheKeyAndWhatToWrite(t *testing.T) {
 		"Occlum's, no service": {occlumAECS, `"service": "service"`, `"service": ""`, "kms_keys[0].service"},
 		"Occlum's, two PCCS": {occlumAECS, `"ua_env_pccs_url": ""`,
 			`"ua_env_pccs_url": "https://other/sgx/certification/v3/"`, "another address"},
+		"Occlum's, by EK": {occlumAECS, `{"plaintext": true}`, `{"plaintext": true, "server_policy": {` + ekEntry + `}}`, "a server is not challenged"},
 		"Occlum's, two policies": {occlumAECS, `{"plaintext": true}`,
 			`{"plaintext": true, "server_policy": {"sgx": []}}`, "one of them"},
 	} {

@@ -397,7 +397,7 @@ func (c *Config) completeGRPCRATLS(bad func(key, text, write string)) {
 	case g.BrokerKey != nil && len(g.BrokerKey) != 32:
 		bad("grpc_ratls.broker_key", fmt.Sprintf("has %d bytes", len(g.BrokerKey)), "64 hexadecimal digits")
 	case g.BrokerKey == nil:
-		if err := g.BrokerPolicy.Validate(); err != nil {
+		if err := g.BrokerPolicy.ValidateServer(); err != nil {
 			bad("grpc_ratls.broker_policy", err.Error(), attest.HintOf(err))
 		}
 		checkBindings("grpc_ratls.broker_policy", &g.BrokerPolicy, bad)

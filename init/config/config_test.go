@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +97,12 @@ func TestABrokerOutsideAnEnclaveIsPinnedByItsKeyAndTheLogSaysSo(t *testing.T) {
 	}
 }
 
+// Entries that only a client can prove.
+var (
+	ekEntry   = fmt.Sprintf(`"tpm": [{"ek": %[1]q, "wrap": true, "pcrs": {"7": %[1]q}}]`, strings.Repeat("07", 32))
+	wrapEntry = fmt.Sprintf(`"tpm": [{"ak": %[1]q, "ek_roots": [%[1]q], "wrap": true, "pcrs": {"7": %[1]q}}]`, strings.Repeat("07", 32))
+)
+
 func TestRefusesWithTheKeyAndWhatToWrite(t *testing.T) {
 	for name, c := range map[string]struct{ text, from, to, says string }{
 		"unknown key":          {ours, `"timeout"`, `"timeuot"`, "timeuot: is not a known key"},
@@ -117,6 +124,8 @@ func TestRefusesWithTheKeyAndWhatToWrite(t *testing.T) {
 		"relative target":      {ours, `"/models/resnet"`, `"models/resnet"`, "volumes[0].target"},
 		"target with dots":     {ours, `"/models/resnet"`, `"/models/../etc"`, "volumes[0].target"},
 		"comma in source":      {ours, `"./model"`, `"./model,key=0"`, "volumes[0].source"},
+		"a broker by its EK":   {ours, `"sgx": [{"mr_signer": "` + signer + `", "product_id": 100, "min_svn": 3}]`, ekEntry, "a server is not challenged"},
+		"a broker that wraps":  {ours, `"sgx": [{"mr_signer": "` + signer + `", "product_id": 100, "min_svn": 3}]`, wrapEntry, "nothing is released to a server"},
 		"volume without MAC":   {ours, `"00-11-22-33-44-55-66-77-88-99-aa-bb-cc-dd-ee-ff"`, `""`, "roll the volume back"},
 		"brace in argument":    {ours, `{number}`, `{regexp}`, "app.args[0]"},
 		"unchecked arguments":  {ours, `"/bin/tensorflow_model_server"`, `"/opt/serving/bin/tensorflow_model_server"`, "app.entry_point"},

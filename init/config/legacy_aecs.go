@@ -204,7 +204,7 @@ func (u *legacyUA) settings(a *AECS, bad func(key, text, write string)) (remarks
 			bad("ra_config", "names a server while the block aecs says what it must be", "one of them")
 		}
 		if a.ServerPolicy != nil {
-			if err := a.ServerPolicy.Validate(); err != nil {
+			if err := a.ServerPolicy.ValidateServer(); err != nil {
 				bad("aecs.server_policy", err.Error(), attest.HintOf(err))
 			}
 		}
@@ -268,7 +268,7 @@ func (u *legacyUA) policy(bad func(key, text, write string)) *policy.Policy {
 			}
 		}
 	}
-	if err := p.Validate(); err != nil && named {
+	if err := p.ValidateServer(); err != nil && named {
 		bad("ra_config", err.Error(), attest.HintOf(err))
 	}
 	return p

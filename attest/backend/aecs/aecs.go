@@ -195,7 +195,7 @@ func New(c Config) (*Client, error) {
 		return fail("", "user data has %d bytes, at most %d fit", len(c.UserData), uar.UserDataSize)
 	}
 	if c.Policy != nil {
-		if err := c.Policy.Validate(); err != nil {
+		if err := c.Policy.ValidateServer(); err != nil {
 			return nil, err
 		}
 	}

@@ -353,12 +353,15 @@ func TestAConfigThatCannotWorkIsRefused(t *testing.T) {
 		"no verifier":              func(c *aecs.Config) { c.Verifier = nil },
 		"no policy":                func(c *aecs.Config) { c.Policy = nil },
 		"an empty policy":          func(c *aecs.Config) { c.Policy = &policy.Policy{} },
-		"a policy of nothing":      func(c *aecs.Config) { c.NoServerEvidence, c.ServerKey = true, new([32]byte) },
-		"neither policy nor key":   func(c *aecs.Config) { c.NoServerEvidence, c.Policy = true, nil },
-		"user data too long":       func(c *aecs.Config) { c.UserData = make([]byte, 33) },
-		"a service that is none":   func(c *aecs.Config) { c.Service = "a/b" },
-		"a secret that is none":    func(c *aecs.Config) { c.Secrets = map[string]aecs.Secret{"k": {Name: "ä"}} },
-		"a type that is none":      func(c *aecs.Config) { c.Secrets = map[string]aecs.Secret{"k": {Type: "PASSWORD"}} },
+		"a challenged policy": func(c *aecs.Config) {
+			c.Policy = &policy.Policy{TPM: []policy.TPM{{EK: make([]byte, 32), Wrap: true, PCRs: policy.PCRs{7: make([]byte, 32)}}}}
+		},
+		"a policy of nothing":    func(c *aecs.Config) { c.NoServerEvidence, c.ServerKey = true, new([32]byte) },
+		"neither policy nor key": func(c *aecs.Config) { c.NoServerEvidence, c.Policy = true, nil },
+		"user data too long":     func(c *aecs.Config) { c.UserData = make([]byte, 33) },
+		"a service that is none": func(c *aecs.Config) { c.Service = "a/b" },
+		"a secret that is none":  func(c *aecs.Config) { c.Secrets = map[string]aecs.Secret{"k": {Name: "ä"}} },
+		"a type that is none":    func(c *aecs.Config) { c.Secrets = map[string]aecs.Secret{"k": {Type: "PASSWORD"}} },
 	} {
 		c := d.client
 		change(&c)

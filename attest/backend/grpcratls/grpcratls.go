@@ -33,6 +33,7 @@ import (
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 )
@@ -105,6 +106,9 @@ func New(c Config) (*Client, error) {
 	}
 	if c.Attester == nil || c.BrokerKey == nil && (c.Verifier == nil || c.Policy == nil) {
 		return fail("", "attester, and verifier and policy or the broker's key are needed")
+	}
+	if err := policy.CheckServer(c.Policy); err != nil {
+		return nil, err
 	}
 	switch c.Protocol {
 	case "":

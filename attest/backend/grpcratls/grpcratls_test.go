@@ -14,6 +14,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/broker"
@@ -138,6 +139,9 @@ func TestAConfigThatCannotWorkIsRefused(t *testing.T) {
 		"no attester": func(c *grpcratls.Config) { c.Attester = nil },
 		"no verifier": func(c *grpcratls.Config) { c.Verifier = nil },
 		"no policy":   func(c *grpcratls.Config) { c.Policy = nil },
+		"challenged": func(c *grpcratls.Config) {
+			c.Policy = &policy.Policy{TPM: []policy.TPM{{EK: make([]byte, 32), Wrap: true, PCRs: policy.PCRs{7: make([]byte, 32)}}}}
+		},
 		"no protocol": func(c *grpcratls.Config) { c.Protocol = "best" },
 	} {
 		c := good
