@@ -87,6 +87,15 @@ func (c *command) begin() (*begun, error) {
 	return b, err
 }
 
+// warnOfImage says that secrets come from the image of an enclave.
+func (c *command) warnOfImage(first *begun, log logrus.FieldLogger) {
+	if c.place.enclave && len(first.secrets) > 0 {
+		log.WithFields(logrus.Fields{"secrets": len(first.secrets), "hint": "Name a store in policy.yaml, put new secrets into it with " +
+			"\"sesame secret put\", and build without " + broker.SecretsFile + "."}).
+			Warn("secrets of this broker stand in its image, which is measured but not encrypted: the host can read them")
+	}
+}
+
 func (c *command) serve(ctx context.Context, address string) error {
 	log, err := c.logger()
 	if err != nil {
@@ -101,6 +110,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
+	c.warnOfImage(first, log)
 	keyFile := c.keyFile
 	if !filepath.IsAbs(keyFile) {
 		keyFile = filepath.Join(c.folder, keyFile)
@@ -206,6 +216,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 			})
 		})
 	}
+	c.warnOfImage(first, log) // among the last lines of a start, too, where operators look
 	return c.answer(ctx, address, listener, server, beside, log, config.Policies)
 }
 

@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
+	"github.com/sesame-init/sesame/packaging/copytree"
 	"github.com/sesame-init/sesame/packaging/keyring"
 )
 
@@ -18,18 +20,23 @@ const (
 	brokerSVN     = 3
 )
 
-// broker is Sesame's own key broker in an instance of its own, with Occlum's two files.
+// broker is Sesame's own key broker in an instance of its own. Its image holds no secret: the administrator puts them in
+// when it runs and has proved itself.
 type broker struct {
-	demo     *demo
-	address  string
-	instance string // the directory of the instance that start starts
-	running  *server
+	demo        *demo
+	address     string
+	instance    string            // the directory of the instance that start starts
+	secrets     map[string]string // files to put in, by secret; none for a broker that no operator would take for his
+	occlumFiles bool              // the instance is one of Occlum's, with dynamic_config.json and secret_config.json
+	running     *server
 }
 
 func (b *broker) prepare(context.Context) (map[string]string, error) {
 	var err error
-	b.address, err = b.demo.address()
-	return nil, err
+	if b.address, err = b.demo.address(); err != nil {
+		return nil, err
+	}
+	return nil, b.demo.makeAdministrator()
 }
 
 func (b *broker) block() (string, any, error) {
@@ -60,6 +67,7 @@ func (b *broker) occlumShape() (map[string]any, error) {
 }
 
 func (b *broker) admit(ctx context.Context) (string, error) {
+	b.secrets, b.occlumFiles = b.demo.secretFiles(), b.demo.occlumFiles
 	return "broker's instance built, " + identity(brokerProduct, brokerSVN), b.build(ctx, "broker", "broker", brokerProduct, brokerSVN)
 }
 
@@ -74,8 +82,7 @@ func (b *broker) build(ctx context.Context, name, signKey string, product, svn i
 		return err
 	}
 	if err := d.newInstance(ctx, dir, map[string]string{
-		"image/bin/server":  filepath.Join(d.bin, "libos", "keybroker"),
-		"image/root_ca.pem": d.path("platform", "root_ca.pem"),
+		"image/bin/server": filepath.Join(d.bin, "libos", "keybroker"),
 	}); err != nil {
 		return err
 	}
@@ -85,7 +92,61 @@ func (b *broker) build(ctx context.Context, name, signKey string, product, svn i
 	if err := d.writeOcclumJSON(dir, product, svn, []string{"/bin/server"}); err != nil {
 		return err
 	}
-	if err := writeJSON(filepath.Join(dir, "image/dynamic_config.json"), map[string]any{
+	if b.occlumFiles {
+		err = b.writeOcclumFiles(filepath.Join(dir, "image"), mrenclave)
+	} else {
+		err = b.writePolicy(filepath.Join(dir, "image", "policy.yaml"), mrenclave)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = d.tool(ctx, dir, "occlum", "build", "-f", "--sign-key", d.path(signKey+".pem"))
+	return err
+}
+
+// brokerPolicy is the broker's measured policy. It names who may bring secrets, and none of them.
+const brokerPolicy = `version: 1
+trust:
+  roots:
+    - |
+%s
+  collateral: {url: %q, allow_http: true}
+workloads:
+  resnet: {wire: %s, versions: [{sgx: [{mr_enclave: %s}]}]}
+secrets:
+  image_key: {workloads: [resnet]}
+  model_key: {workloads: [resnet]}
+  ssl_config: {workloads: [resnet]}
+broker:
+  store: {sqlite: /broker.db}
+  root_key: {sealed: true}
+  admin:
+    listen: 127.0.0.1:0
+    roots:
+      - |
+%s
+`
+
+func (b *broker) writePolicy(file, mrenclave string) error {
+	d := b.demo
+	root, err := os.ReadFile(d.path("platform", "root_ca.pem"))
+	if err != nil {
+		return err
+	}
+	administrator, err := os.ReadFile(d.path("admin.crt"))
+	if err != nil {
+		return err
+	}
+	wire := d.wire
+	if d.occlumShape { // which knows no other
+		wire = "legacy"
+	}
+	return os.WriteFile(file, fmt.Appendf(nil, brokerPolicy, indented(root, 6), d.pccs, wire, mrenclave, indented(administrator, 8)), 0o644)
+}
+
+// writeOcclumFiles writes Occlum's two files, whose secrets the host can read: nothing new should be built so.
+func (b *broker) writeOcclumFiles(image, mrenclave string) error {
+	if err := writeJSON(filepath.Join(image, "dynamic_config.json"), map[string]any{
 		"verify_mr_enclave": "on", "verify_mr_signer": "off", "verify_isv_prod_id": "off", "verify_isv_svn": "off",
 		"verify_config_svn": "off", "verify_enclave_debuggable": "on",
 		"sgx_mrs": []any{map[string]any{
@@ -95,19 +156,14 @@ func (b *broker) build(ctx context.Context, name, signKey string, product, svn i
 	}); err != nil {
 		return err
 	}
-	if err := b.writeSecrets(dir, d.secretFiles()); err != nil {
+	if err := copytree.Copy(b.demo.path("platform", "root_ca.pem"), filepath.Join(image, "root_ca.pem")); err != nil {
 		return err
 	}
-	_, err = d.tool(ctx, dir, "occlum", "build", "-f", "--sign-key", d.path(signKey+".pem"))
-	return err
-}
-
-func (b *broker) writeSecrets(dir string, files map[string]string) error {
-	secrets, err := encodeSecrets(files)
+	secrets, err := encodeSecrets(b.secrets)
 	if err != nil {
 		return err
 	}
-	return writeJSON(filepath.Join(dir, "image/secret_config.json"), secrets)
+	return writeJSON(filepath.Join(image, "secret_config.json"), secrets)
 }
 
 // encodeSecrets is the content of Occlum's secret_config.json.
@@ -123,6 +179,23 @@ func encodeSecrets(files map[string]string) (map[string]any, error) {
 	return secrets, nil
 }
 
+func indented(text []byte, by int) string {
+	space := strings.Repeat(" ", by)
+	return space + strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", "\n"+space)
+}
+
+// makeAdministrator makes the certificate and key of the broker's administrator, who is its own root.
+func (d *demo) makeAdministrator() error {
+	key, certificate, err := keyring.NewAdministrator(24*time.Hour, time.Now())
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(d.path("admin.key"), key, 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(d.path("admin.crt"), certificate, 0o644)
+}
+
 func (b *broker) start(ctx context.Context) (string, error) {
 	d := b.demo
 	var err error
@@ -130,7 +203,41 @@ func (b *broker) start(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return b.address, b.running.waitForLine(ctx, "Server listening on")
+	if err := b.running.waitForLine(ctx, "Server listening on"); err != nil || b.occlumFiles {
+		return b.address, err
+	}
+	return b.address, b.putSecrets(ctx)
+}
+
+// putSecrets is what the operator does: the broker proves itself, and then gets the secrets.
+func (b *broker) putSecrets(ctx context.Context) error {
+	if len(b.secrets) == 0 {
+		return nil
+	}
+	d := b.demo
+	const served = "administrators are served on "
+	_, address, _ := strings.Cut(b.running.lineWith(served), served)
+	signer, err := keyring.MRSigner(d.path("broker.pem"))
+	if err != nil {
+		return err
+	}
+	must := map[string]any{"sgx": []any{map[string]any{"mr_signer": signer, "product_id": brokerProduct, "min_svn": brokerSVN}}}
+	if err := writeJSON(d.path("broker-policy.yaml"), must); err != nil {
+		return err
+	}
+	if err := writeJSON(d.path("broker.yaml"), map[string]string{
+		"broker": strings.Trim(address, `"`), "policy": "broker-policy.yaml", "root_ca": "platform/root_ca.pem",
+		"cert": "admin.crt", "key": "admin.key",
+	}); err != nil {
+		return err
+	}
+	for _, s := range keyring.Secrets() {
+		if _, err := d.tool(ctx, d.work, "sesame", "secret", "put", s.Name, "--context", d.path("broker.yaml"), "--kind", s.Kind,
+			"--file", b.secrets[s.Name]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *broker) stop() {
@@ -149,7 +256,7 @@ func (b *broker) tamperings() map[string][]tampering {
 	// other builds a second broker with the same files under another identity, and starts that one.
 	other := func(name, signKey string, product, svn int) func(context.Context) error {
 		return func(ctx context.Context) error {
-			b.instance = name
+			b.instance, b.secrets = name, nil
 			return b.build(ctx, name, signKey, product, svn)
 		}
 	}
@@ -187,14 +294,8 @@ func (b *broker) tamperings() map[string][]tampering {
 		"key": {{
 			what: "the broker holds another image key",
 			change: func(ctx context.Context) error {
-				other, err := b.demo.otherImageKey(ctx)
-				if err != nil {
-					return err
-				}
-				if err := b.writeSecrets(b.demo.path("broker"), other); err != nil {
-					return err
-				}
-				_, err = b.demo.tool(ctx, b.demo.path("broker"), "occlum", "build", "-f", "--sign-key", b.demo.path("broker.pem"))
+				var err error
+				b.secrets, err = b.demo.otherImageKey(ctx)
 				return err
 			},
 			refusal: []string{"refused [mount]", "mounting /"},

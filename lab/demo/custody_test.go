@@ -107,11 +107,6 @@ func (c *custody) write(name, text string) {
 	}
 }
 
-func indented(text []byte, by int) string {
-	space := strings.Repeat(" ", by)
-	return space + strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", "\n"+space)
-}
-
 // prepare makes two machines, an administrator, and the broker's instance.
 func (c *custody) prepare() {
 	c.t.Helper()

@@ -26,6 +26,7 @@ type demo struct {
 	work, bin, model string
 	start            time.Time
 
+	occlumFiles bool   // the broker is built as Occlum's examples build it, with its secrets in the image
 	occlumShape bool   // write init's config in Occlum's own shape
 	attestedTLS bool   // the server's TLS key is made inside the enclave, its certificate carries evidence
 	wire        string // protocol between init and broker: "session" or "legacy"

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -23,57 +22,7 @@ import (
 )
 
 // keyForm is how Occlum writes 128-bit keys in files.
-var keyForm = regexp.MustCompile(`^[0-9a-fA-F]{2}(-[0-9a-fA-F]{2}){15}\s*$`)
-
-// keys looks for keys in the initfs, which is not encrypted and stands in every package.
-func (i *inspection) keys() error {
-	const most = 64 << 10 // larger files are no keys
-	clientKey := ""
-	if t := i.aecsTLS(); t != nil {
-		clientKey = t.Key
-	}
-	root := filepath.Join(i.dir, "initfs")
-	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		if f, err := d.Info(); err != nil || f.Size() > most {
-			return err
-		}
-		text, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		inFS := strings.TrimPrefix(name, root)
-		switch {
-		case inFS == "/etc/image_key":
-			i.error("initfs"+inFS, "holds the image key in a file system that anybody can read",
-				"build without --buildin-image-key and let init fetch the key")
-		case keyForm.Match(text):
-			i.error("initfs"+inFS, "looks like a key, in a file system that anybody can read",
-				"remove it and let init fetch the key")
-		case inFS == clientKey:
-			i.warn("initfs"+inFS, "is the key that an AECS demands of its clients, and keeps nobody out: anybody can read it",
-				"a key that opens nothing else")
-		case bytes.Contains(text, []byte("PRIVATE KEY-----")):
-			i.error("initfs"+inFS, "holds a private key in a file system that anybody can read",
-				"remove it and let init fetch the key")
-		}
-		return nil
-	})
-	if os.IsNotExist(err) {
-		return nil
-	}
-	return err
-}
-
-// aecsTLS is what init shows an AECS, nil where it talks to none, or without TLS.
-func (i *inspection) aecsTLS() *config.AECSTLS {
-	if i.init == nil || i.init.Backend != "aecs" || i.init.AECS == nil {
-		return nil
-	}
-	return i.init.AECS.TLS
-}
+var keyForm = regexp.MustCompile(`^[0-9a-fA-F]{2}(-[0-9a-fA-F]{2}){15}$`)
 
 // bundles are the files and directories in which a Go program looks for CA certificates.
 var bundles = []string{

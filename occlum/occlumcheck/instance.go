@@ -52,7 +52,7 @@ type inspection struct {
 func Instance(dir string, o Options) (Findings, error) {
 	i := &inspection{dir: dir, o: o}
 	return i.run(filepath.Join(dir, "Occlum.json"),
-		i.initConfig, i.initProgram, i.limits, i.mounts, i.entryPoints, i.metadata, i.environment, i.keys, i.trust,
+		i.initConfig, i.initProgram, i.limits, i.mounts, i.entryPoints, i.metadata, i.environment, i.secrets, i.trust,
 		i.volumes, i.libraries, i.built)
 }
 

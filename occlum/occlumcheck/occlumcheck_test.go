@@ -472,7 +472,7 @@ func TestInstanceNamesEveryBadSetting(t *testing.T) {
 		{"a built-in image key", file("initfs/etc/image_key", "00-11"), Error, "initfs/etc/image_key", "image key"},
 		{"a key under another name", file("initfs/etc/k", "00-11-22-33-44-55-66-77-88-99-aa-bb-cc-dd-ee-ff\n"), Error,
 			"initfs/etc/k", "looks like a key"},
-		{"a private key", file("initfs/etc/tls.pem", "-----BEGIN EC PRIVATE KEY-----\n"), Error, "initfs/etc/tls.pem", "private"},
+		{"a private key", file("initfs/etc/tls.pem", privateKey(t)), Error, "initfs/etc/tls.pem", "private"},
 		{"no CA certificates", gone("initfs/etc/ssl"), Error, "ca-certificates.crt", "PCCS"},
 		{"no file with the PCCS's CA", in(configs, `"pccs_url"`, `"pccs_ca": "/etc/pccs.pem", "pccs_url"`), Error,
 			"pccs_ca", "/etc/pccs.pem"},
@@ -486,8 +486,8 @@ func TestInstanceNamesEveryBadSetting(t *testing.T) {
 			for _, name := range []string{"ca.pem", "client.pem"} {
 				file("initfs/etc/aecs/"+name, "-----BEGIN CERTIFICATE-----\n")(t, dir)
 			}
-			file("initfs/etc/aecs/client.key", "-----BEGIN PRIVATE KEY-----\n")(t, dir)
-		}, Warning, "initfs/etc/aecs/client.key", "keeps nobody out"},
+			file("initfs/etc/aecs/client.key", privateKey(t))(t, dir)
+		}, Warning, "initfs/etc/aecs/client.key", "keeps no one out"},
 		{"another trust root", in(configs, `"pccs_url"`, `"root_ca": "/etc/ssl/certs/ca-certificates.crt", "pccs_url"`),
 			Warning, "root_ca", "Intel"},
 		{"another volume", in(configs, "-ee-ff", "-ee-fe"), Error, "volumes[0].mac", "EIO"},

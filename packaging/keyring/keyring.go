@@ -352,11 +352,7 @@ const adminLifetime = 3 * 365 * 24 * time.Hour
 
 // makeAdmin makes the first administrator's certificate, which is its own root.
 func makeAdmin(dir string, o Options) error {
-	key, certificate, err := selfSigned(&x509.Certificate{
-		Subject:     pkix.Name{CommonName: "administrator"},
-		NotAfter:    o.Now.Add(adminLifetime),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, o.Now)
+	key, certificate, err := NewAdministrator(adminLifetime, o.Now)
 	if err != nil {
 		return err
 	}
@@ -364,6 +360,16 @@ func makeAdmin(dir string, o Options) error {
 		return err
 	}
 	return write(dir, AdminCert, 0o644, certificate)
+}
+
+// NewAdministrator makes a client certificate for a broker's administrators' channel, which is its own root, and its key,
+// both PEM.
+func NewAdministrator(lifetime time.Duration, now time.Time) (key, certificate []byte, err error) {
+	return selfSigned(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: "administrator"},
+		NotAfter:    now.Add(lifetime),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, now)
 }
 
 // selfSigned makes a P-256 key and a certificate that is its own root and no authority: who pins it needs no other root,
