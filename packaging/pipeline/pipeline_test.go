@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"os"
@@ -151,6 +153,16 @@ func TestOneInputGivesOneDigestAndNoImageHoldsASecret(t *testing.T) {
 	for _, s := range keyring.Secrets() {
 		secrets = append(secrets, s.Name)
 	}
+	for _, secret := range secrets {
+		text, err := os.ReadFile(keys.Path(secret))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for form, value := range written(canary(text)) { // and in no manifest, nor in what is pushed to the broker
+			searchFor(t, first.path("kubernetes"), "a manifest holds "+secret+form, value)
+			searchFor(t, first.path("policy.yaml"), "the policy holds "+secret+form, value)
+		}
+	}
 	for _, name := range Images() {
 		image, err := ociimage.Open(t.Context(), "oci:"+first.layout(name))
 		if err != nil {
@@ -165,9 +177,21 @@ func TestOneInputGivesOneDigestAndNoImageHoldsASecret(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			searchFor(t, dir, name+" holds "+secret, canary(text))
+			for form, value := range written(canary(text)) {
+				searchFor(t, dir, name+" holds "+secret+form, value)
+			}
 		}
 	}
+}
+
+// written are the ways in which a value may stand in a file. Base64 depends on what stands before the value.
+func written(value []byte) map[string][]byte {
+	forms := map[string][]byte{"": value, " in hex": []byte(hex.EncodeToString(value))}
+	for shift := range 3 {
+		text := base64.StdEncoding.EncodeToString(append(make([]byte, shift), value...))
+		forms[fmt.Sprint(" in base64 behind ", shift)] = []byte(text[4 : len(text)&^3-4])
+	}
+	return forms
 }
 
 // canary is a part of a key that occurs nowhere else.
