@@ -39,12 +39,17 @@ func ExampleAttested() {
 	defer stop()
 
 	ask := func(wanted [32]byte) {
-		c, err := client.Dial(address, client.Attested(&ratls.PeerVerifier{
+		attested, err := client.Attested(&ratls.PeerVerifier{
 			Verifier: dcap.NewVerifier(dcap.Config{
 				Roots: []*x509.Certificate{platform.RootCA()}, Source: pccs.Stapled(platform.Collateral()),
 			}),
 			Policy: &policy.Policy{SGX: []policy.SGX{{MREnclave: wanted[:]}}},
-		}), client.Options{})
+		})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		c, err := client.Dial(address, attested, client.Options{})
 		if err != nil {
 			fmt.Println(err)
 			return
