@@ -38,7 +38,6 @@ import (
 	"io"
 	"math/big"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -70,6 +69,9 @@ type Options struct {
 	// Names are host names and IP addresses that the certificate is for, in the eyes of clients that know nothing of
 	// evidence. An attested peer does not look at them.
 	Names []string
+	// Failed, if not nil, is told why an [Identity] could not renew its certificate, and until when the current one is
+	// used.
+	Failed func(err error, end time.Time)
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -212,43 +214,6 @@ func pemLength(n int) int {
 	const frame = len("-----BEGIN CERTIFICATE-----\n") + len("-----END CERTIFICATE-----\n")
 	encoded := base64.StdEncoding.EncodedLen(n)
 	return frame + encoded + (encoded+63)/64
-}
-
-// An Identity is one endpoint's key and evidence. It makes the certificate at first use and a new one, with a new
-// key and new evidence, when half of its life is over. It is safe for concurrent use.
-type Identity struct {
-	attester attest.Attester
-	options  Options
-
-	mu      sync.Mutex
-	current *tls.Certificate
-}
-
-// NewIdentity returns an identity that quotes with a.
-func NewIdentity(a attest.Attester, o Options) (*Identity, error) {
-	o, err := o.withDefaults()
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeConfig, "making identity", "", "%w", err)
-	}
-	return &Identity{attester: a, options: o}, nil
-}
-
-// Certificate returns the current certificate. Callers share it and must not change it.
-func (i *Identity) Certificate(ctx context.Context) (*tls.Certificate, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.current != nil {
-		renewAt := i.current.Leaf.NotAfter.Add(-i.options.Validity / 2)
-		if i.options.Now().Before(renewAt) {
-			return i.current, nil
-		}
-	}
-	certificate, err := NewCertificate(ctx, i.attester, i.options)
-	if err != nil {
-		return nil, err
-	}
-	i.current = &certificate
-	return i.current, nil
 }
 
 // The extensions that carry evidence (DER contents of the OIDs in the specifications).

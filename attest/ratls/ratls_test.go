@@ -15,6 +15,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"slices"
@@ -294,6 +295,53 @@ func TestAnIdentityRenewsItself(t *testing.T) {
 	second := get()
 	if second == first || second.PrivateKey.(*ecdsa.PrivateKey).Equal(first.PrivateKey) {
 		t.Error("not renewed with a new key")
+	}
+}
+
+// faulty is an attester that fails while told so.
+type faulty struct {
+	attest.Attester
+	err error
+}
+
+func (f *faulty) Evidence(ctx context.Context, d attest.ReportData) (attest.Evidence, error) {
+	if f.err != nil {
+		return attest.Evidence{}, f.err
+	}
+	return f.Attester.Evidence(ctx, d)
+}
+
+func TestACertificateIsUsedUntilItsEndWhileItsRenewalFails(t *testing.T) {
+	platform, now, told := brokertest.Platform(t, softsgx.Options{}), brokertest.Now, 0
+	a := &faulty{Attester: platform.Attester(brokertest.Broker())}
+	id, err := ratls.NewIdentity(a, ratls.Options{
+		Now: func() time.Time { return now }, Validity: 6 * time.Hour,
+		Failed: func(err error, end time.Time) { told++ },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := id.Certificate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.err = errors.New("the quoting service is away")
+	for _, after := range []time.Duration{4 * time.Hour, 4*time.Hour + time.Second, 5 * time.Hour} { // the second does not ask again
+		now = brokertest.Now.Add(after)
+		if got, err := id.Certificate(t.Context()); err != nil || got != first {
+			t.Errorf("after %s: %v", after, err)
+		}
+	}
+	if told != 2 {
+		t.Errorf("the fault was told %d times, want 2", told)
+	}
+	now = brokertest.Now.Add(7 * time.Hour)
+	if got, err := id.Certificate(t.Context()); err == nil || got != nil || attest.CodeOf(err) != attest.CodeAttester {
+		t.Errorf("after its end: %v", err)
+	}
+	a.err = nil
+	if got, err := id.Certificate(t.Context()); err != nil || got == first {
+		t.Errorf("after the fault: %v", err)
 	}
 }
 

@@ -81,7 +81,10 @@ func (p place) identity(keyFile string, now func() time.Time, log logrus.FieldLo
 	if err != nil {
 		return nil, nil, err
 	}
-	i, err := ratls.NewIdentity(a, ratls.Options{Now: now})
+	i, err := ratls.NewIdentity(a, ratls.Options{Now: now, Failed: func(err error, end time.Time) {
+		log.WithField("hint", attest.HintOf(err)).Errorf("this broker's certificate is not renewed, the current one is used until %s: %v",
+			end.UTC().Format(time.RFC3339), err)
+	}})
 	if err != nil {
 		return nil, nil, errors.Join(err, a.Close())
 	}
