@@ -18,11 +18,13 @@ const (
 	CodeEvidence    Code = "evidence"    // the peer's evidence is not genuine
 	CodePolicy      Code = "policy"      // the peer's evidence is genuine, but not what the policy wants
 	CodeCollateral  Code = "collateral"  // collateral is missing, expired, too old or not genuine
-	CodeSecret      Code = "secret"      // a secret is missing, malformed or cannot be stored safely
-	CodeMount       Code = "mount"       // a file system could not be mounted
-	CodeLaunch      Code = "launch"      // the application could not be started, or not with these arguments
-	CodeUsage       Code = "usage"       // a command line is wrong
-	CodeInternal    Code = "internal"    // a fault of this program
+	// CodeMissing is collateral that the service answers not to have: no fault of the peer, and unlikely to pass soon.
+	CodeMissing  Code = "collateral-missing"
+	CodeSecret   Code = "secret"   // a secret is missing, malformed or cannot be stored safely
+	CodeMount    Code = "mount"    // a file system could not be mounted
+	CodeLaunch   Code = "launch"   // the application could not be started, or not with these arguments
+	CodeUsage    Code = "usage"    // a command line is wrong
+	CodeInternal Code = "internal" // a fault of this program
 )
 
 // Error is a refusal: which step refused, what, why and what to do about it. It wraps its cause, so errors.Is

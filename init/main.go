@@ -24,7 +24,7 @@
 //	13 denied       the broker refused to release
 //	14 evidence     the broker's evidence is not genuine
 //	15 policy       the broker is genuine, but not what the config wants
-//	16 collateral   collateral is missing, expired or not genuine
+//	16 collateral   collateral is expired, not genuine or, with the code collateral-missing, not had by its service
 //	17 secret       a secret is missing, malformed or could not be written
 //	18 mount        a file system could not be mounted
 //	19 launch       the application could not be started, or not with these arguments

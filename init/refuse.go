@@ -17,6 +17,7 @@ var exitCodes = map[attest.Code]int{
 	attest.CodeEvidence:    14,
 	attest.CodePolicy:      15,
 	attest.CodeCollateral:  16,
+	attest.CodeMissing:     16,
 	attest.CodeSecret:      17,
 	attest.CodeMount:       18,
 	attest.CodeLaunch:      19,

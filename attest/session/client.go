@@ -78,6 +78,10 @@ type ClientConfig struct {
 	// Log is the key of the broker's release log. With it a release without a receipt that holds is refused.
 	Log note.Verifier
 	Now func() time.Time
+	// Verified, if not nil, is called once the broker is verified. Before that nothing that it says is to be believed.
+	Verified func()
+	// Own, if not nil, runs what takes time of the client's own: the work of its attester.
+	Own func(do func())
 }
 
 // Released is what a session ends with.
@@ -134,6 +138,9 @@ func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, c
 	if err := c.verifyBroker(ctx, &b, Broker, shown.GetEvidence()); err != nil {
 		return nil, err
 	}
+	if c.Verified != nil {
+		c.Verified()
+	}
 	request, err := c.request(ctx, &b, names)
 	if err != nil {
 		return nil, err
@@ -173,7 +180,8 @@ func (c ClientConfig) take(ctx context.Context, r *sessionpb.Result, names []str
 	}
 	code := attest.CodeEvidence
 	if err == nil && r.GetWrapped() != "" {
-		code, err = attest.CodeSecret, c.unwrap(ctx, attest.EvidenceType(r.GetWrapped()), got)
+		code = attest.CodeSecret
+		c.own(func() { err = c.unwrap(ctx, attest.EvidenceType(r.GetWrapped()), got) })
 	}
 	if err != nil {
 		for _, s := range got {
@@ -215,18 +223,19 @@ func received(stream clientStream, err error) error {
 // maxPushback bounds for how long a broker can send a client away.
 const maxPushback = time.Minute
 
-// busy recognises the broker's word to come later. err ended the stream.
+// busy recognises the broker's word to come later. err ended the stream. A word that is too long, or no number, counts as
+// the longest.
 func busy(stream clientStream, err error) error {
 	after := stream.Trailer().Get(pushback)
 	if status.Code(err) != codes.ResourceExhausted || len(after) != 1 {
 		return err
 	}
-	ms, parsed := strconv.ParseUint(after[0], 10, 31)
-	if parsed != nil {
-		return err
+	wait := maxPushback
+	if ms, parsed := strconv.ParseUint(after[0], 10, 64); parsed == nil && ms < uint64(maxPushback.Milliseconds()) {
+		wait = time.Duration(ms) * time.Millisecond
 	}
 	return attest.Errorf(attest.CodeUnreachable, "asking for secrets", "It is tried again; start more brokers if it lasts.",
-		"%w", &BusyError{After: min(time.Duration(ms)*time.Millisecond, maxPushback)})
+		"%w", &BusyError{After: wait})
 }
 
 // verifyBroker decides whether the broker may learn who we are and what we want.
@@ -305,13 +314,22 @@ func genuine(ctx context.Context, v attest.Verifier, e attest.Evidence, bound at
 	return claims, nil
 }
 
+func (c ClientConfig) own(do func()) {
+	if c.Own == nil {
+		do()
+		return
+	}
+	c.Own(do)
+}
+
 func (c ClientConfig) request(ctx context.Context, b *Binding, names []string) (*sessionpb.Request, error) {
 	proof := Proof{Size: 1}
 	data, err := proof.ReportData(Client, b.Leaf(Client))
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, "making evidence", "", "%w", err)
 	}
-	evidence, err := c.Attester.Evidence(ctx, data)
+	var evidence attest.Evidence
+	c.own(func() { evidence, err = c.Attester.Evidence(ctx, data) })
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, attest.Errorf(attest.CodeUnreachable, "making evidence", "Raise the timeout: it ended meanwhile.", "%w", ctx.Err())

@@ -69,11 +69,10 @@ const (
 )
 
 const (
-	imageKey   = "image_key"
-	keyBits    = 2048 // of the upstream's clients
-	nonceSize  = 32
-	tryTimeout = 25 * time.Second // of one server; it may fetch collateral before it answers
-	maxNames   = 1024
+	imageKey  = "image_key"
+	keyBits   = 2048 // of the upstream's clients
+	nonceSize = 32
+	maxNames  = 1024
 )
 
 // A Generation is one of the two protocols, or the search for the right one.
@@ -262,8 +261,8 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 	}
 	defer attest.WipeRSA(self.key)
 	rounds := backend.Rounds{Servers: c.config.Servers, Kind: "AECS", Pause: c.config.Pause, Logger: c.config.Logger}
-	return rounds.Fetch(ctx, func(ctx context.Context, server string) (map[string]attest.Secret, error) {
-		return c.try(ctx, server, self, wants)
+	return rounds.Fetch(ctx, func(ctx context.Context, turn *backend.Turn) (map[string]attest.Secret, error) {
+		return c.try(ctx, turn, self, wants)
 	})
 }
 
@@ -292,11 +291,9 @@ func (c *Client) wanted(names []string) ([]wanted, error) {
 }
 
 // try fetches all secrets from one server over one connection.
-func (c *Client) try(ctx context.Context, server string, self *identity, wants []wanted) (
+func (c *Client) try(ctx context.Context, turn *backend.Turn, self *identity, wants []wanted) (
 	_ map[string]attest.Secret, err error) {
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
-	defer cancel()
-	link, err := c.connect(server)
+	link, err := c.connect(turn.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -316,6 +313,7 @@ func (c *Client) try(ctx context.Context, server string, self *identity, wants [
 			return nil, &attest.Error{Step: "asking for secret " + w.Service + "/" + w.Name, Code: attest.CodeOf(err), Err: err}
 		}
 		secrets[w.key] = secret
+		turn.Verified()
 	}
 	return secrets, nil
 }

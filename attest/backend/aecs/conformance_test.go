@@ -3,11 +3,16 @@ package aecs_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"io"
+	"math/big"
 	"net"
 	"os"
 	"strings"
@@ -17,6 +22,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
@@ -79,13 +85,15 @@ func newDeployment(t *testing.T, generation aecs.Generation, log io.Writer) *dep
 	logger := logrus.New()
 	logger.SetOutput(log)
 	logger.SetLevel(logrus.TraceLevel)
+	certificate, roots := serverCertificate(t)
 	return &deployment{
 		platform: p,
+		listen:   []grpc.ServerOption{grpc.Creds(credentials.NewServerTLSFromCert(certificate))},
 		server: aecstest.Options{
 			Generation: generation, Key: serverKey(t), Attester: p.Attester(service), Collateral: p.Collateral(), Verifier: verifier(p), Now: clock,
 		},
 		client: aecs.Config{
-			Generation: generation, Plaintext: true, Service: "service1", Secrets: map[string]aecs.Secret{},
+			Generation: generation, TLS: &aecs.TLS{Roots: roots}, Service: "service1", Secrets: map[string]aecs.Secret{},
 			Attester: p.Attester(workload), Collateral: pccs.Stapled(p.Collateral()),
 			Verifier: verifier(p)(p.Collateral()), Staple: verifier(p),
 			Policy: &policy.Policy{SGX: []policy.SGX{{MRSigner: service.MRSigner[:], ProductID: &service.ProductID,
@@ -94,6 +102,35 @@ func newDeployment(t *testing.T, generation aecs.Generation, log io.Writer) *dep
 			NewKey: func() (*rsa.PrivateKey, error) { return madeKey("client_uak_private.pem") },
 		},
 	}
+}
+
+// plaintext lets both sides speak without TLS, so that the server's words prove nothing.
+func (d *deployment) plaintext() {
+	d.listen, d.client.TLS, d.client.Plaintext = nil, nil, true
+}
+
+// serverCertificate is a server's own, and what leads to it.
+func serverCertificate(t *testing.T) (*tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{aecs.EnclaveService}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+		BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, roots
 }
 
 // madeKey is a key that was made before, because making one takes long.
@@ -190,6 +227,11 @@ func fetch(t *testing.T, c *aecs.Client, code attest.Code, says string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	fetchWithin(t, ctx, c, code, says)
+}
+
+func fetchWithin(t *testing.T, ctx context.Context, c *aecs.Client, code attest.Code, says string) {
+	t.Helper()
 	got, err := c.Fetch(ctx, []string{"k"})
 	switch {
 	case code == "" && (err != nil || string(got["k"].Expose()) != "value"):
@@ -292,6 +334,24 @@ func TestWhatIsWrongWithAServerIsSaid(t *testing.T) {
 	}
 }
 
+func TestWhatAServerSaysWithoutTLSIsShownAndTriedAgain(t *testing.T) {
+	for name, secret := range map[string]aecs.Secret{"a refusal": {Service: "service2"}, "another generation": {}} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		d := newDeployment(t, aecs.GenerationB, whenWritten(cancel))
+		d.plaintext()
+		d.add("k", "value")
+		d.client.Secrets["k"] = secret
+		if name == "another generation" {
+			d.client.Generation = aecs.GenerationA
+		}
+		if _, err := d.start(t).Fetch(ctx, []string{"k"}); attest.CodeOf(err) != attest.CodeUnreachable ||
+			!strings.Contains(err.Error(), `a server that is not verified says: "`) {
+			t.Errorf("%s: [%s] %v", name, attest.CodeOf(err), err)
+		}
+	}
+}
+
 func TestASimulatedServerIsTakenForItsPinnedKeyAlone(t *testing.T) {
 	for _, generation := range []aecs.Generation{aecs.GenerationA, aecs.GenerationB} {
 		d := newDeployment(t, generation, io.Discard)
@@ -346,8 +406,8 @@ func TestAConfigThatCannotWorkIsRefused(t *testing.T) {
 		"no port":                  func(c *aecs.Config) { c.Servers = []string{"aecs"} },
 		"no generation":            func(c *aecs.Config) { c.Generation = "" },
 		"downgrade of nothing":     func(c *aecs.Config) { c.AllowDowngrade = true },
-		"no word about TLS":        func(c *aecs.Config) { c.Plaintext = false },
-		"TLS and plaintext":        func(c *aecs.Config) { c.TLS = &aecs.TLS{Roots: x509.NewCertPool()} },
+		"no word about TLS":        func(c *aecs.Config) { c.TLS = nil },
+		"TLS and plaintext":        func(c *aecs.Config) { c.Plaintext = true },
 		"TLS without an authority": func(c *aecs.Config) { c.TLS, c.Plaintext = &aecs.TLS{}, false },
 		"no attester":              func(c *aecs.Config) { c.Attester = nil },
 		"no verifier":              func(c *aecs.Config) { c.Verifier = nil },

@@ -23,6 +23,7 @@ import (
 func TestTheDemonstrationServerGivesItsPassword(t *testing.T) {
 	for _, generation := range []aecs.Generation{aecs.GenerationA, aecs.GenerationB} {
 		d := newDeployment(t, generation, io.Discard)
+		d.plaintext()
 		address := os.Getenv("SESAME_AECS")
 		if address == "" {
 			d.server.Attester, d.server.Verifier = nil, nil

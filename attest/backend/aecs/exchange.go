@@ -141,7 +141,11 @@ func (e *exchange) wrongGeneration(err error) error {
 	if e.generation == GenerationA {
 		hint = `Does the server speak generation B? Then write aecs.generation "b". Or it is no AECS.`
 	}
-	return attest.Errorf(attest.CodeDenied, "calling the server", hint, "%w", err)
+	refusal := attest.Errorf(attest.CodeDenied, "calling the server", hint, "%w", err)
+	if !e.link.proved {
+		return unproved(refusal)
+	}
+	return refusal
 }
 
 func (e *exchange) nonce() (string, error) {
@@ -369,7 +373,7 @@ func (e *exchange) verify(ctx context.Context, evidence attest.Evidence, report 
 		if err == nil || attest.CodeOf(err) != attest.CodeCollateral {
 			return claims, err
 		}
-		e.config.Logger.WithError(err).Warn("the collateral in the AECS's passport is no good, using our own")
+		e.config.Logger.WithError(attest.OneLine(err)).Warn("the collateral in the AECS's passport is no good, using our own")
 	}
 	return e.config.Verifier.Verify(ctx, evidence, at)
 }

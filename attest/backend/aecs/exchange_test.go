@@ -28,7 +28,7 @@ func TestAutoDoesNotFallToAOnceTheServerHasAnsweredAsB(t *testing.T) {
 	d.add("k", "value")
 	d.add("second", "value")
 	var calls, askedAsA atomic.Int32
-	d.listen = []grpc.ServerOption{grpc.UnaryInterceptor(
+	d.listen = append(d.listen, grpc.UnaryInterceptor(
 		func(ctx context.Context, r any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 			if strings.HasSuffix(info.FullMethod, "GetEnclaveSecret") {
 				askedAsA.Add(1)
@@ -37,7 +37,7 @@ func TestAutoDoesNotFallToAOnceTheServerHasAnsweredAsB(t *testing.T) {
 				return nil, status.Error(codes.Unimplemented, "unknown method")
 			}
 			return handle(ctx, r)
-		})}
+		}))
 	_, err := d.start(t).Fetch(t.Context(), []string{"k", "second"})
 	if attest.CodeOf(err) != attest.CodeDenied || !strings.Contains(err.Error(), "does not know this method") {
 		t.Errorf("%v", err)
@@ -118,7 +118,7 @@ func TestEveryRequestHasAFreshNonceOf32Bytes(t *testing.T) {
 		d.add("k", "value")
 		d.add("second", "value")
 		nonces := make(chan string, 4)
-		d.listen = []grpc.ServerOption{grpc.UnaryInterceptor(
+		d.listen = append(d.listen, grpc.UnaryInterceptor(
 			func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 				switch r := request.(type) {
 				case *wire.GetEnclaveSecretRequest:
@@ -131,7 +131,7 @@ func TestEveryRequestHasAFreshNonceOf32Bytes(t *testing.T) {
 					nonces <- inner.GetNonce()
 				}
 				return handle(ctx, request)
-			})}
+			}))
 		client := d.start(t)
 		for range 2 {
 			if _, err := client.Fetch(t.Context(), []string{"k", "second"}); err != nil {

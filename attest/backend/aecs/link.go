@@ -72,22 +72,34 @@ func (t *TLS) verify(cs tls.ConnectionState, now time.Time) error {
 	return nil
 }
 
+const (
+	maxHeaders = 16 << 10   // bytes of the headers or trailers of an answer
+	window     = 64<<10 - 1 // bytes that a server may send ahead of our reading: HTTP/2's own default
+)
+
 // link is a connection to one server.
 type link struct {
 	rpc *grpc.ClientConn
 	// verdict is why the server's certificate was refused.
 	verdict atomic.Pointer[attest.Error]
+	// proved says that the server's certificate leads to the configured authority. What a server says outside its
+	// signed answers counts only then.
+	proved bool
 }
 
 func (l *link) close() { _ = l.rpc.Close() }
 
 // connect prepares a connection; it is made at the first call.
 func (c *Client) connect(server string) (*link, error) {
-	l := &link{}
+	l := &link{proved: c.config.TLS != nil}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(), // the host sets the environment
+		grpc.WithDisableRetry(),
+		grpc.WithMaxHeaderListSize(maxHeaders),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
 	}
 	if t := c.config.TLS; t != nil {
@@ -137,24 +149,36 @@ func (l *link) explain(ctx context.Context, err error) error {
 		return refusal
 	}
 	s := status.Convert(err)
+	var refusal error
 	switch s.Code() {
 	case codes.Unimplemented:
 		return errUnimplemented
 	case codes.Internal, codes.Unknown:
-		if refusal := explainCode(s.Message()); refusal != nil {
-			return refusal
-		}
+		refusal = explainCode(s.Message())
 	case codes.ResourceExhausted:
-		return attest.Errorf(attest.CodeEvidence, step, "Is this the address of an AECS?",
+		refusal = attest.Errorf(attest.CodeEvidence, step, "Is this the address of an AECS?",
 			"the answer is larger than %d bytes", maxAnswer)
 	case codes.Unavailable:
 		if strings.Contains(s.Message(), "remote error: tls:") {
-			return attest.Errorf(attest.CodeDenied, step,
+			return attest.Errorf(attest.CodeUnreachable, step,
 				"The server demands a certificate of its clients: aecs.tls.certificate, signed by an authority that it knows.",
-				"the server refused our certificate: %s", clean(s.Message()))
+				"the server refused our certificate: %s", attest.Quote(s.Message()))
 		}
 	}
-	return attest.Errorf(attest.CodeUnreachable, step,
-		"Check the address, that the AECS is up, and whether it is to be spoken to with TLS or without.",
-		"%s: %s", s.Code(), clean(s.Message()))
+	switch {
+	case refusal == nil:
+		return attest.Errorf(attest.CodeUnreachable, step,
+			"Check the address, that the AECS is up, and whether it is to be spoken to with TLS or without.",
+			"%s: %s", s.Code(), attest.Quote(s.Message()))
+	case !l.proved:
+		return unproved(refusal)
+	}
+	return refusal
+}
+
+// unproved is what a server says over a connection that proves nothing: shown, and tried again.
+func unproved(refusal error) error {
+	return attest.Errorf(attest.CodeUnreachable, "waiting for the server's answer",
+		"Without TLS anyone on the way can say this, so it is only shown and tried again. "+attest.HintOf(refusal),
+		"a server that is not verified says: %s", attest.Quote(refusal.Error()))
 }

@@ -50,9 +50,7 @@ const (
 	imageKey = "image_key"
 	// ambiguousTries is how often a broker that closes the connection without a word is tried.
 	ambiguousTries = 3
-	// tryTimeout bounds one connection: the peer may have to fetch collateral before it answers.
-	tryTimeout = 25 * time.Second
-	maxNames   = 1024
+	maxNames       = 1024
 )
 
 // A Protocol is what is spoken with the broker.
@@ -163,8 +161,8 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 			return 0
 		},
 	}
-	return rounds.Fetch(ctx, func(ctx context.Context, server string) (map[string]attest.Secret, error) {
-		return c.try(ctx, server, &certificate, names)
+	return rounds.Fetch(ctx, func(ctx context.Context, turn *backend.Turn) (map[string]attest.Secret, error) {
+		return c.try(ctx, turn, &certificate, names)
 	})
 }
 
@@ -201,21 +199,26 @@ func checkNames(names []string) error {
 }
 
 // try fetches all secrets from one server over one connection.
-func (c *Client) try(ctx context.Context, server string, certificate *tls.Certificate, names []string) (
+func (c *Client) try(ctx context.Context, turn *backend.Turn, certificate *tls.Certificate, names []string) (
 	map[string]attest.Secret, error) {
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
-	defer cancel()
-	link, err := c.connect(ctx, server, certificate)
+	link, err := c.connect(ctx, turn.Server, certificate)
 	if err != nil {
 		return nil, err
 	}
 	defer link.close()
 	if c.config.Protocol == Legacy {
+		link.verified = true // in the handshake
+		turn.Verified()
 		return link.callEach(ctx, names)
 	}
 	config := session.ClientConfig{
 		Attester: c.config.Attester, Verifier: c.config.Verifier, Staple: c.config.Staple,
 		Policy: c.config.Policy, BrokerKey: c.config.BrokerKey, Log: c.config.Log, Now: c.config.Now,
+		Verified: func() {
+			link.verified = true
+			turn.Verified()
+		},
+		Own: turn.Own,
 	}
 	released, err := config.Fetch(ctx, link.rpc, link.state, certificate, names)
 	var ours *attest.Error
@@ -262,16 +265,28 @@ func (l *link) callEach(ctx context.Context, names []string) (_ map[string]attes
 	return secrets, nil
 }
 
-// explain turns the failure of a call into a refusal with its likely cause.
+// explain turns the failure of a call into a refusal with its likely cause. What a broker says counts once it is
+// verified; before that it can only be shown, and the broker be tried again.
 func (l *link) explain(ctx context.Context, step string, err error) error {
 	if ctx.Err() != nil {
 		return attest.Errorf(attest.CodeUnreachable, step,
-			"The broker accepted the connection but does not answer; look at its log.", "%w", ctx.Err())
+			"The broker accepted the connection but does not answer; look at its log.", "%w", context.Cause(ctx))
+	}
+	s := status.Convert(err)
+	if !l.verified {
+		hint := "It has proved nothing yet, so this is only shown. Look at the broker's log; it is tried again."
+		if s.Code() == codes.Unimplemented {
+			hint = "Is this the address of a GRPC-RATLS key broker, and does it speak this protocol? It is tried again."
+		}
+		return attest.Errorf(attest.CodeUnreachable, step, hint,
+			"a broker that is not verified ends the call with %s: %s", s.Code(), attest.Quote(s.Message()))
 	}
 	if refusal := l.peer.refusal(); refusal != nil {
 		return refusal
 	}
-	s := status.Convert(err)
+	if fault := session.Fault(err); fault != nil {
+		return fault
+	}
 	switch s.Code() {
 	case codes.Canceled, codes.NotFound:
 		return attest.Errorf(attest.CodeSecret, step,
@@ -287,5 +302,5 @@ func (l *link) explain(ctx context.Context, step string, err error) error {
 		return attest.Errorf(attest.CodeDenied, step, "Is this the address of a GRPC-RATLS key broker?",
 			"the peer is no key broker, or does not speak this protocol")
 	}
-	return attest.Errorf(attest.CodeUnreachable, step, "Look at the broker's log.", "%s: %.200s", s.Code(), s.Message())
+	return attest.Errorf(attest.CodeUnreachable, step, "Look at the broker's log.", "%s: %s", s.Code(), attest.Quote(s.Message()))
 }

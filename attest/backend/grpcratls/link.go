@@ -20,11 +20,20 @@ import (
 // maxReply bounds a reply in bytes: the largest secret in base64, quotes and framing.
 const maxReply = MaxSecret/3*4 + 64
 
+const (
+	// maxHeaders bounds in bytes the headers or trailers of an answer, CONTINUATION frames included. A broker's largest
+	// trailer is the status of a fault, some 4 KiB.
+	maxHeaders = 16 << 10
+	// window is how much a broker may send ahead of our reading, in bytes: HTTP/2's own default, which never grows.
+	window = 64<<10 - 1
+)
+
 // link is one connection with gRPC on it. It is never replaced by another one behind our back.
 type link struct {
-	peer  *peerConn
-	state tls.ConnectionState
-	rpc   *grpc.ClientConn
+	peer     *peerConn
+	state    tls.ConnectionState
+	rpc      *grpc.ClientConn
+	verified bool // the broker has proved what it is
 }
 
 func (l *link) close() {
@@ -48,7 +57,7 @@ func (c *Client) connect(ctx context.Context, server string, certificate *tls.Ce
 	}
 	if conn.ConnectionState().NegotiatedProtocol != "h2" {
 		_ = conn.Close()
-		return nil, attest.Errorf(attest.CodeDenied, step, "Is this the address of a GRPC-RATLS key broker?",
+		return nil, attest.Errorf(attest.CodeUnreachable, step, "Is this the address of a GRPC-RATLS key broker?",
 			"the peer does not speak HTTP/2")
 	}
 	peer := &peerConn{Conn: conn}
@@ -57,6 +66,10 @@ func (c *Client) connect(ctx context.Context, server string, certificate *tls.Ce
 		grpc.WithTransportCredentials(established{state}),
 		grpc.WithContextDialer(peer.once),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableRetry(),
+		grpc.WithMaxHeaderListSize(maxHeaders),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 	)
 	if err != nil {
@@ -81,28 +94,28 @@ func (c *Client) tls(ctx context.Context, server string, certificate *tls.Certif
 	})
 }
 
-// explainHandshake says what a failed handshake means. Our own verdict on the broker is passed on as it is.
+// explainHandshake says what a failed handshake means. Our own verdict on the broker is passed on as it is. What the
+// broker says in a handshake that did not complete is not proved to be its word.
 func explainHandshake(err error) error {
 	var ours *attest.Error
 	if errors.As(err, &ours) {
 		return ours
 	}
 	const step = "handshaking"
+	hint := "Is this the address of a GRPC-RATLS key broker, and is it up?"
 	if alert, ok := remoteAlert(err); ok {
+		hint = "Is this the address of a GRPC-RATLS key broker? It must speak TLS 1.2 or 1.3 with P-256."
 		if strings.Contains(alert, "certificate") {
-			return refusedUs(step, err)
+			hint = hintRefused
 		}
-		return attest.Errorf(attest.CodeUnreachable, step,
-			"Is this the address of a GRPC-RATLS key broker? It must speak TLS 1.2 or 1.3 with P-256.", "%w", err)
 	}
-	return attest.Errorf(attest.CodeUnreachable, step, "Is this the address of a GRPC-RATLS key broker, and is it up?",
-		"%w", err)
+	return attest.Errorf(attest.CodeUnreachable, step, hint, "%w", attest.Foreign(err))
 }
 
+const hintRefused = "The broker's log says why: its policy must name this enclave's measurement and serve it on this wire."
+
 func refusedUs(step string, err error) error {
-	return attest.Errorf(attest.CodeDenied, step,
-		"The broker's log says why: its policy must name this enclave's measurement and serve it on this wire, and it "+
-			"must know the platform's collateral.", "the broker refused this enclave's evidence: %w", err)
+	return attest.Errorf(attest.CodeDenied, step, hintRefused, "the broker refused this enclave's evidence: %w", err)
 }
 
 // remoteAlert is the text of the TLS alert that the peer has sent.
@@ -183,8 +196,8 @@ func (c *peerConn) refusal() error {
 		return nil
 	}
 	return attest.Errorf(attest.CodeDenied, step,
-		"The broker's log says which. A refusal means that its policy does not name this enclave's measurement or that "+
-			"it has no collateral for the platform.", "%w", &silentError{c.err})
+		"The broker's log says which. A refusal means that its policy does not name this enclave's measurement, or that "+
+			"the broker is an old one without collateral for the platform.", "%w", &silentError{c.err})
 }
 
 // established are the credentials of a connection whose handshake is over.
