@@ -58,8 +58,8 @@ var ErrStale = errors.New("the decision is too old")
 // A Grant is one secret that a decision is about.
 type Grant struct {
 	Secret string
-	Rule   string // of the policy, that allows it or forbids it: "secrets.model_key.workloads"
-	Limit  uint64 // most releases of the secret, ever; 0 is no limit
+	Rule   string  // of the policy, that allows it or forbids it: "secrets.model_key.workloads"
+	Limit  *uint64 // most releases of the secret, ever; nil is no limit, 0 is none
 	// Version is the id of the version to release. "" is the newest that is not withdrawn.
 	Version string
 }

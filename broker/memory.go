@@ -117,10 +117,10 @@ func (m *Memory) Release(_ context.Context, d Decision) ([]attest.Secret, Receip
 	index, again := m.known[d.Binder]
 	if !again {
 		for _, g := range d.Grants {
-			if g.Limit > 0 && m.counts[g.Secret] >= g.Limit {
+			if g.Limit != nil && m.counts[g.Secret] >= *g.Limit {
 				m.record(d, "limit")
 				return nil, Receipt{}, attest.Errorf(attest.CodeDenied, step, "Raise releases in the policy, if more are meant.",
-					"secret %s was released %d times, and no more are allowed", g.Secret, g.Limit)
+					"secret %s was released %d times, and no more are allowed", g.Secret, m.counts[g.Secret])
 			}
 		}
 		for _, g := range d.Grants {

@@ -79,7 +79,7 @@ func runOnLinux(args []string, log *logrus.Logger) (status int, err error) {
 		return 0, err
 	}
 	mounter := linux.NewMounter(linux.Options{
-		Self: self, UID: c.Linux.VolumeUID, OwnerUID: *c.Linux.UID, OwnerGID: *c.Linux.GID,
+		Self: self, UID: *c.Linux.VolumeUID, OwnerUID: *c.Linux.UID, OwnerGID: *c.Linux.GID,
 		Overlay: c.Root.Upper == "temporary",
 	})
 	if err := bootLinux(c, text, mounter, log); err != nil {

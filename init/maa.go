@@ -21,7 +21,7 @@ func newMAA(c *config.MAA, attester attest.Attester, now func() time.Time, log *
 	}
 	return maa.New(maa.Config{
 		Endpoint: c.Endpoint, Vault: c.Vault, Resource: c.Resource, Keys: c.Keys, AAD: c.AAD,
-		APIVersion: c.APIVersion, KeyAPIVersion: c.KeyAPIVersion, KeyBits: c.KeyBits,
+		APIVersion: c.APIVersion, KeyAPIVersion: c.KeyAPIVersion, KeyBits: *c.KeyBits,
 		Attester: attester, Network: network,
 	})
 }

@@ -295,8 +295,8 @@ func (t *TCB) appraise(c attest.TCB, at time.Time) judge {
 		}
 	}
 	outOfDate := c.Status == tcbstatus.OutOfDate || c.Status == tcbstatus.OutOfDateConfigurationNeeded
-	if t.GracePeriod != 0 && outOfDate {
-		end := c.Date.Add(time.Duration(t.GracePeriod)).UTC()
+	if t.GracePeriod != nil && outOfDate {
+		end := c.Date.Add(time.Duration(*t.GracePeriod)).UTC()
 		j.rule("grace_period", !at.After(end), "TCB level of %s, accepted until %s",
 			c.Date.UTC().Format(time.DateOnly), end.Format(time.RFC3339))
 	}

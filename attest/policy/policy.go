@@ -86,8 +86,9 @@ type TCB struct {
 	// advisory that applies to the platform must be in it, whatever the status.
 	Advisories []string `json:"advisories,omitempty" yaml:"advisories,omitempty"`
 	// GracePeriod limits for how long a status that Accept names OutOfDate or OutOfDateConfigurationNeeded
-	// is accepted: until the date of the TCB level that the platform has plus this. Zero is no limit.
-	GracePeriod Duration `json:"grace_period,omitzero" yaml:"grace_period,omitempty"`
+	// is accepted: until the date of the TCB level that the platform has plus this. Nil is no limit, and zero no
+	// grace.
+	GracePeriod *Duration `json:"grace_period,omitempty" yaml:"grace_period,omitempty"`
 	// MinimumEvaluation is the least tcbEvaluationDataNumber that the verdict may rest on.
 	MinimumEvaluation uint32 `json:"minimum_evaluation,omitempty" yaml:"minimum_evaluation,omitempty"`
 	// MinimumRootCRL and MinimumPCKCRL are the least CRL numbers of the revocation lists that it may rest on.
@@ -319,7 +320,7 @@ func (t *TCB) validate(fault faultFunc) {
 			fault("tcb.accept: %q is not one of %s", name, strings.Join(statuses, ", "))
 		}
 	}
-	if t.GracePeriod != 0 && !slices.Contains(t.Accept, "OutOfDate") && !slices.Contains(t.Accept, "OutOfDateConfigurationNeeded") {
+	if t.GracePeriod != nil && !slices.Contains(t.Accept, "OutOfDate") && !slices.Contains(t.Accept, "OutOfDateConfigurationNeeded") {
 		fault("tcb.grace_period limits nothing: tcb.accept names neither OutOfDate nor OutOfDateConfigurationNeeded")
 	}
 }

@@ -121,13 +121,13 @@ func TestRules(t *testing.T) {
 		{"an empty list of advisories allows none", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{Advisories: []string{}}}, enclave,
 			nil, "tcb.advisories"},
 		{"within grace", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{
-			Accept: []string{"OutOfDate"}, GracePeriod: policy.Duration(100 * 24 * time.Hour)}}, enclave,
+			Accept: []string{"OutOfDate"}, GracePeriod: grace(policy.Duration(100 * 24 * time.Hour))}}, enclave,
 			func(c *attest.Claims) { c.TCB.Status = tcbstatus.OutOfDate }, ""},
 		{"after grace", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{
-			Accept: []string{"OutOfDate"}, GracePeriod: policy.Duration(24 * time.Hour)}}, enclave,
+			Accept: []string{"OutOfDate"}, GracePeriod: grace(policy.Duration(24 * time.Hour))}}, enclave,
 			func(c *attest.Claims) { c.TCB.Status = tcbstatus.OutOfDate }, "tcb.grace_period"},
 		{"after grace, by the dates of the collateral", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{
-			Accept: []string{"OutOfDate"}, GracePeriod: policy.Duration(100 * 24 * time.Hour)}}, enclave,
+			Accept: []string{"OutOfDate"}, GracePeriod: grace(policy.Duration(100 * 24 * time.Hour))}}, enclave,
 			func(c *attest.Claims) { c.TCB.Status, c.TCB.VerifiedAt = tcbstatus.OutOfDate, at.AddDate(1, 0, 0) },
 			"tcb.grace_period"},
 		{"evaluation reached", policy.Policy{SGX: []policy.SGX{pinned}, TCB: policy.TCB{MinimumEvaluation: 17}}, enclave, nil, ""},
@@ -202,7 +202,7 @@ func TestPoliciesThatPinTooLittleDoNotValidate(t *testing.T) {
 		{"trust domain, short", policy.Policy{TDX: []policy.TDX{{MRTD: repeat(1, 32)}}}, "tdx[0].mr_td has 32 bytes"},
 		{"revoked", policy.Policy{SGX: []policy.SGX{enclave}, TCB: policy.TCB{Accept: []string{"Revoked"}}}, `tcb.accept: "Revoked"`},
 		{"misspelled", policy.Policy{SGX: []policy.SGX{enclave}, TCB: policy.TCB{Accept: []string{"Uptodate"}}}, `"Uptodate" is not one of`},
-		{"grace for nothing", policy.Policy{SGX: []policy.SGX{enclave}, TCB: policy.TCB{GracePeriod: 1}}, "limits nothing"},
+		{"grace for nothing", policy.Policy{SGX: []policy.SGX{enclave}, TCB: policy.TCB{GracePeriod: grace(policy.Duration(1))}}, "limits nothing"},
 	} {
 		err := test.policy.Validate()
 		if attest.CodeOf(err) != attest.CodeConfig || err == nil || !strings.Contains(err.Error(), test.want) {
@@ -216,7 +216,7 @@ func TestPoliciesThatPinTooLittleDoNotValidate(t *testing.T) {
 	for _, good := range []policy.Policy{
 		{SGX: []policy.SGX{enclave}},
 		{SGX: []policy.SGX{{MRSigner: repeat(1, 32), ProductID: number(0), MinSVN: number(0)}}},
-		{TDX: []policy.TDX{{MRTD: repeat(1, 48)}}, TCB: policy.TCB{Accept: everything, GracePeriod: 1}},
+		{TDX: []policy.TDX{{MRTD: repeat(1, 48)}}, TCB: policy.TCB{Accept: everything, GracePeriod: grace(policy.Duration(1))}},
 	} {
 		if err := good.Validate(); err != nil {
 			t.Errorf("%+v: %v", good, err)
@@ -266,7 +266,7 @@ func TestYAMLAndJSONSayTheSame(t *testing.T) {
 	if s := fromYAML.SGX[0]; s.Name != "broker" || !bytes.Equal(s.MRSigner, repeat(2, 32)) || *s.ProductID != 3 || *s.MinSVN != 4 {
 		t.Errorf("entry is %+v", s)
 	}
-	if got := time.Duration(fromYAML.TCB.GracePeriod); got != 30*24*time.Hour {
+	if got := time.Duration(*fromYAML.TCB.GracePeriod); got != 30*24*time.Hour {
 		t.Errorf("grace period is %s", got)
 	}
 	yamlAgain, err := yaml.Marshal(fromYAML)
@@ -346,6 +346,21 @@ func TestAnEntryTakesOneBinding(t *testing.T) {
 		p := policy.Policy{SGX: []policy.SGX{{MREnclave: repeat(1, 32), Binding: attest.Binding(text)}}}
 		if err := p.Validate(); (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "sgx[0].binding") {
 			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+func grace(d policy.Duration) *policy.Duration { return &d }
+
+func TestAGracePeriodOfZeroGivesNone(t *testing.T) {
+	for text, accepted := range map[string]bool{"": true, `,"grace_period":"0d"`: false} {
+		var p policy.Policy
+		if err := json.Unmarshal([]byte(`{"sgx":[{"mr_enclave":"`+strings.Repeat("00", 32)+`"}],"tcb":{"accept":["OutOfDate"]`+text+`}}`), &p); err != nil {
+			t.Fatal(err)
+		}
+		claims := attest.Claims{Type: attest.SGX, SGX: &attest.SGXClaims{}, TCB: attest.TCB{Status: tcbstatus.OutOfDate, Date: time.Unix(1_700_000_000, 0)}}
+		if a := p.Appraise(claims, time.Unix(1_700_000_001, 0)); a.Accepted != accepted {
+			t.Errorf("with %q: accepted is %t: %+v", text, a.Accepted, a.Reasons)
 		}
 	}
 }

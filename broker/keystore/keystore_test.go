@@ -182,7 +182,7 @@ func TestRepeatedDecisionIsRecordedAndCountedOnce(t *testing.T) {
 	k := open(t, memory.New())
 	put(t, k, "a", "value")
 	d := decision(1, "a")
-	d.Grants[0].Limit = 1
+	d.Grants[0].Limit = limit(1)
 	_, first := release(t, k, d)
 	release(t, k, decision(2, "a")) // the tree grows
 	values, again := release(t, k, d)
@@ -232,7 +232,7 @@ func TestLimitHoldsUnderConcurrency(t *testing.T) {
 	for i := range 40 {
 		wg.Go(func() {
 			d := decision(uint64(i), "a")
-			d.Grants[0].Limit = 7
+			d.Grants[0].Limit = limit(7)
 			secrets, r, err := k.Release(t.Context(), d)
 			mu.Lock()
 			defer mu.Unlock()
@@ -701,5 +701,21 @@ func TestOnlyWhatIsVouchedForBoundsTheTimeAndItOutlivesARestart(t *testing.T) {
 	k.Close()
 	if at := vouched(open(t, s, same)); !at.Equal(now.Add(time.Hour)) {
 		t.Errorf("after a restart the bound is %s", at)
+	}
+}
+
+func limit(n uint64) *uint64 { return &n }
+
+func TestALimitOfZeroReleasesNothing(t *testing.T) {
+	k := open(t, memory.New())
+	put(t, k, "image_key", "v")
+	d := decision(1, "image_key")
+	d.Grants[0].Limit = limit(0)
+	if got, _, err := k.Release(t.Context(), d); attest.CodeOf(err) != attest.CodeDenied || got != nil {
+		t.Errorf("released %d secrets, %v", len(got), err)
+	}
+	all := entries(t, k)
+	if last := all[len(all)-1]; len(last.Secrets) != 1 || last.Secrets[0].Limit == nil || *last.Secrets[0].Limit != 0 {
+		t.Errorf("the log has %+v", last)
 	}
 }

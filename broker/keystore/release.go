@@ -308,9 +308,9 @@ func (d *decider) grant(grants []broker.Grant) (secrets []attest.Secret, uses []
 	taken := map[string]uint64{}
 	for _, g := range grants {
 		count := d.state.head.Counts[g.Secret] + taken[g.Secret] + 1
-		if g.Limit != 0 && count > g.Limit {
+		if g.Limit != nil && count > *g.Limit {
 			return refuse(attest.Errorf(attest.CodeDenied, stepRelease, "Raise the limit in the policy if more are wanted.",
-				"all %d releases of secret %q that the policy allows are used up", g.Limit, g.Secret))
+				"all %d releases of secret %q that the policy allows are used up", *g.Limit, g.Secret))
 		}
 		version, value, err := d.value(g.Secret, g.Version)
 		if attest.CodeOf(err) == attest.CodeSecret {

@@ -209,10 +209,10 @@ func (r *Replicas) Appraise(claims attest.Claims, at time.Time) appraisal.Apprai
 
 // A Grant is the answer to a peer that asks for one secret.
 type Grant struct {
-	Workload string // that the peer is and that may have the secret
-	Rule     string // that decided: "secrets.model_key.workloads"
-	Releases uint64 // most releases of the secret, ever; 0 is no limit
-	Version  string // id of the version; "" is the newest
+	Workload string  // that the peer is and that may have the secret
+	Rule     string  // that decided: "secrets.model_key.workloads"
+	Releases *uint64 // most releases of the secret, ever; nil is no limit, 0 is none
+	Version  string  // id of the version; "" is the newest
 }
 
 // Grant decides whether one of the workloads that a peer is may have a secret, at the moment for which it was matched.
@@ -311,8 +311,8 @@ func (p *Policy) Explain(claims attest.Claims, at time.Time, secret string) Expl
 	text := fmt.Sprintf("%s may have it", grant.Workload)
 	if err != nil {
 		text = err.Error()
-	} else if grant.Releases > 0 {
-		text += fmt.Sprintf(", %d times in all; the broker's store knows how often it did", grant.Releases)
+	} else if grant.Releases != nil {
+		text += fmt.Sprintf(", %d times in all; the broker's store knows how often it did", *grant.Releases)
 	}
 	if grant.Version != "" {
 		text += ", in version " + grant.Version

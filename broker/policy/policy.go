@@ -105,7 +105,7 @@ type Secret struct {
 	// Versions pins, by workload, the id of the version that it gets, as sesame secret list shows it: a roll-out has
 	// images of the old key for a while. Other workloads get the newest that is not withdrawn.
 	Versions map[string]string `yaml:"versions"`
-	Releases uint64            `yaml:"releases"` // most releases, ever; 0 is no limit
+	Releases *uint64           `yaml:"releases"` // most releases, ever; nil is no limit, 0 is none
 	From     Time              `yaml:"from"`
 	Until    Time              `yaml:"until"`
 	// Wrap is set if the secret may leave the broker only encrypted to the hardware of its receiver: to a TPM whose
@@ -152,7 +152,7 @@ func Parse(text []byte) (*Policy, error) {
 	d := &document{}
 	d.decode(text, p)
 	if len(d.faults) == 0 {
-		p.complete(d.fault)
+		p.complete(d.fault, d.written)
 	}
 	if len(d.faults) > 0 {
 		return fail(d.faults)
@@ -167,8 +167,8 @@ func (p *Policy) Text() []byte { return bytes.Clone(p.text) }
 // Digest is the SHA-256 of the text.
 func (p *Policy) Digest() [32]byte { return sha256.Sum256(p.text) }
 
-// complete fills in defaults and reports what is missing or contradicts itself.
-func (p *Policy) complete(fault func(key, format string, args ...any)) {
+// complete fills in defaults and reports what is missing or contradicts itself. written says which keys the text has.
+func (p *Policy) complete(fault func(key, format string, args ...any), written func(key string) bool) {
 	if p.Version == 0 {
 		fault("version", "is missing: a whole number from 1 that rises with every change")
 	}
@@ -200,7 +200,7 @@ func (p *Policy) complete(fault func(key, format string, args ...any)) {
 			fault(key, "has no value")
 		}
 	}
-	p.Broker.complete(fault)
+	p.Broker.complete(fault, written)
 }
 
 func (w *Workload) complete(name string, tcb appraisal.TCB, fault func(key, format string, args ...any)) {

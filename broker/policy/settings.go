@@ -77,9 +77,6 @@ func (s *Settings) check(fault func(key, format string, args ...any)) {
 	case (s.RootKey.Sealed || s.RootKey.File != "" || len(s.RootKey.Replicas) > 0) && !stored:
 		fault("broker.root_key", "is of a store, and none is named")
 	}
-	if s.Witnesses.Interval == 0 {
-		s.Witnesses.Interval = appraisal.Duration(time.Minute)
-	}
 	if s.Witnesses.Interval < appraisal.Duration(time.Second) {
 		fault("broker.witnesses.interval", "is less than a second")
 	}
@@ -140,16 +137,24 @@ func DefaultLimits() Limits {
 // DefaultSettings are those of Occlum's two files.
 func DefaultSettings() Settings {
 	var s Settings
-	s.complete(func(string, string, ...any) {})
+	s.complete(func(string, string, ...any) {}, func(string) bool { return false })
 	return s
 }
 
 const maxSessionsOfAQuote = 1024
 
-func (s *Settings) complete(fault func(key, format string, args ...any)) {
+// complete fills in defaults and reports what is wrong. A number that is written as zero is a fault: it would mean neither
+// "none" nor "no limit".
+func (s *Settings) complete(fault func(key, format string, args ...any), written func(key string) bool) {
+	absent := func(key string, otherwise any) {
+		if written("broker." + key) {
+			fault("broker."+key, "is zero: write a number above it, or leave the key out for the default, %v", otherwise)
+		}
+	}
 	l, d := &s.Limits, DefaultLimits()
 	number := func(name string, n *int, otherwise int) {
 		if *n == 0 {
+			absent("limits."+name, otherwise)
 			*n = otherwise
 		}
 		if *n < 0 || *n > 1<<20 {
@@ -169,6 +174,7 @@ func (s *Settings) complete(fault func(key, format string, args ...any)) {
 		{"idle", &l.Idle, d.Idle}, {"drain", &l.Drain, d.Drain},
 	} {
 		if *span.value == 0 {
+			absent("limits."+span.name, span.otherwise)
 			*span.value = span.otherwise
 		}
 		if *span.value > appraisal.Duration(time.Hour) {
@@ -179,14 +185,22 @@ func (s *Settings) complete(fault func(key, format string, args ...any)) {
 		window := appraisal.Duration(2 * time.Millisecond)
 		s.Quotes.Window = &window
 	}
+	if *s.Quotes.Window == 0 {
+		absent("quotes.window", "2ms")
+	}
 	if *s.Quotes.Window > appraisal.Duration(time.Second) {
 		fault("broker.quotes.window", "is more than a second")
 	}
 	if s.Quotes.Size == 0 {
+		absent("quotes.size", maxSessionsOfAQuote)
 		s.Quotes.Size = maxSessionsOfAQuote
 	}
 	if s.Quotes.Size < 0 || s.Quotes.Size > maxSessionsOfAQuote {
 		fault("broker.quotes.size", "is not between 1 and %d", maxSessionsOfAQuote)
+	}
+	if s.Witnesses.Interval == 0 {
+		absent("witnesses.interval", "1m")
+		s.Witnesses.Interval = appraisal.Duration(time.Minute)
 	}
 	s.check(fault)
 	if s.PolicyKey != "" {

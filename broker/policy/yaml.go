@@ -81,6 +81,9 @@ func (d *document) fault(key, format string, args ...any) {
 	d.faults = append(d.faults, Fault{Line: d.lines[at], Key: key, Text: fmt.Sprintf(format, args...)})
 }
 
+// written reports whether the text has a key.
+func (d *document) written(key string) bool { return d.lines[key] != 0 }
+
 // failed notes an error of the library.
 func (d *document) failed(line int, key string, err error) {
 	var detailed yaml.Error

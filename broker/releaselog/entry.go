@@ -74,11 +74,11 @@ type Entry struct {
 
 // SecretUse is a secret that an entry is about.
 type SecretUse struct {
-	Name    string `json:"name"`
-	Version string `json:"version,omitempty"` // random id
-	Rule    string `json:"rule,omitempty"`    // of the policy
-	Count   uint64 `json:"count,omitempty"`   // releases of the secret with this one
-	Limit   uint64 `json:"limit,omitempty"`
+	Name    string  `json:"name"`
+	Version string  `json:"version,omitempty"` // random id
+	Rule    string  `json:"rule,omitempty"`    // of the policy
+	Count   uint64  `json:"count,omitempty"`   // releases of the secret with this one
+	Limit   *uint64 `json:"limit,omitempty"`   // most releases that the policy allowed, ever; absent: any number
 }
 
 // Claims are what the evidence of the peer claims. Byte strings are hexadecimal.

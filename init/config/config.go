@@ -14,7 +14,6 @@ package config
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -197,7 +196,7 @@ type Duration time.Duration
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err == nil && v <= 0 {
-		err = errors.New("must be positive")
+		err = fmt.Errorf("%q must be positive: write a time such as \"60s\", or leave the key out", b)
 	}
 	*d = Duration(v)
 	return err

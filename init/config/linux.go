@@ -56,7 +56,7 @@ type Linux struct {
 	// Directory is the application's working directory at its start. Default /.
 	Directory string `json:"directory,omitempty"`
 	// VolumeUID is the user, and group, that serves volumes; nothing else should run as it. Default 65533.
-	VolumeUID uint32 `json:"volume_uid,omitempty"`
+	VolumeUID *uint32 `json:"volume_uid,omitempty"`
 }
 
 // Modes of [Linux].
@@ -192,10 +192,15 @@ func (l *Linux) complete(bad func(key, text, write string)) {
 	if *l.UID == noID || *l.GID == noID || slices.Contains(l.Groups, noID) {
 		bad("linux.uid", "4294967295 means to stay who one is", "0 to 4294967294 for uid, gid and groups")
 	}
-	if l.VolumeUID == 0 {
-		l.VolumeUID = defaultVolumeUID
+	server := uint32(defaultVolumeUID)
+	if l.VolumeUID == nil {
+		l.VolumeUID = &server
 	}
-	if l.VolumeUID == *l.UID {
+	if *l.VolumeUID == 0 || *l.VolumeUID == noID {
+		bad("linux.volume_uid", fmt.Sprintf("is %d: a process that holds a volume's key does not run as root", *l.VolumeUID),
+			"a user of its own, or leave the key out for 65533")
+	}
+	if *l.VolumeUID == *l.UID {
 		bad("linux.volume_uid", "is the application's own: it could reach into the process that holds the volume's key", "another one")
 	}
 	for i, name := range l.Capabilities {

@@ -28,7 +28,7 @@ func TestConfigOfLinuxIsCompleted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Platform != config.OnLinux || c.Linux.VolumeUID == 0 || c.Linux.Directory != "/" {
+	if c.Platform != config.OnLinux || *c.Linux.VolumeUID != 65533 || c.Linux.Directory != "/" {
 		t.Errorf("config is %+v, %+v", c, c.Linux)
 	}
 	env := c.Linux.EnvironmentOf(func(name string) (string, bool) { return "UTC", name == "TZ" })

@@ -26,7 +26,7 @@ type MAA struct {
 	Resource      string `json:"resource,omitempty"`        // for the access token; default by the vault's name
 	APIVersion    string `json:"api_version,omitempty"`     // of MAA
 	KeyAPIVersion string `json:"key_api_version,omitempty"` // of Key Vault
-	KeyBits       int    `json:"key_bits,omitempty"`        // of the RSA key made at every boot, default 2048
+	KeyBits       *int   `json:"key_bits,omitempty"`        // of the RSA key made at every boot, default 2048
 }
 
 // MAAToken configures the drop-in for Occlum's maa_init, the backend "maa-token": it saves a token and a quote in the root
@@ -69,10 +69,14 @@ func (c *Config) completeMAA(bad func(key, text, write string)) {
 	if err := m.AAD.Validate(true); err != nil {
 		bad("maa.aad", err.Error(), attest.HintOf(err))
 	}
-	switch m.KeyBits {
-	case 0, 2048, 3072, 4096:
+	bits := 2048
+	if m.KeyBits == nil {
+		m.KeyBits = &bits
+	}
+	switch *m.KeyBits {
+	case 2048, 3072, 4096:
 	default:
-		bad("maa.key_bits", fmt.Sprintf("is %d", m.KeyBits), "2048, 3072 or 4096")
+		bad("maa.key_bits", fmt.Sprintf("is %d", *m.KeyBits), "2048, 3072 or 4096")
 	}
 	checkRoots("maa.tls_roots", m.TLSRoots, bad)
 }

@@ -155,6 +155,11 @@ func (w *walker) value(t reflect.Type, at string, depth int) error {
 		return err
 	}
 	switch token {
+	case nil:
+		list := t != nil && (t.Kind() == reflect.Slice || t.Kind() == reflect.Map) // empty ones are written so
+		if !w.foreign && !list {                                                   // it would pass for a member that is not there
+			w.fault(at, int(w.decoder.InputOffset()), "is null", "a value, or leave it out")
+		}
 	case json.Delim('{'):
 		return w.object(t, at, depth)
 	case json.Delim('['):

@@ -105,3 +105,15 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestNullIsNotTheSameAsAbsent(t *testing.T) {
+	var v struct {
+		Limit *int `json:"limit"`
+	}
+	if err := Decode([]byte(`{"limit":null}`), &v); err == nil || !strings.Contains(err.Error(), "is null") {
+		t.Errorf("error is %v", err)
+	}
+	if err := DecodeForeign([]byte(`{"limit":null,"more":null}`), &v); err != nil {
+		t.Error(err)
+	}
+}
