@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"io"
 
 	"github.com/sesame-init/sesame/attest"
@@ -18,7 +19,7 @@ type attester interface {
 }
 
 // openAttester opens the one that the config names. A TPM measures the config first if it says so.
-func openAttester(c *config.Config, digest [32]byte) (attester, error) {
+func openAttester(ctx context.Context, c *config.Config, digest [32]byte) (attester, error) {
 	switch c.Attester {
 	case attest.TDX:
 		return cvm.OpenTDX()
@@ -35,8 +36,20 @@ func openAttester(c *config.Config, digest [32]byte) (attester, error) {
 		}
 	}
 	device, err := tpm.Open(options)
-	if err != nil || c.TPM.ConfigPCR == nil {
-		return device, err
+	if err != nil {
+		return nil, err
+	}
+	if err := prepareTPM(ctx, c, device, digest); err != nil {
+		_ = device.Close()
+		return nil, err
+	}
+	return device, nil
+}
+
+// prepareTPM makes the TPM's keys, for which a chip takes up to half a minute, and measures the config if it says so.
+func prepareTPM(ctx context.Context, c *config.Config, device *tpm.Device, digest [32]byte) error {
+	if err := device.Prepare(ctx); err != nil || c.TPM.ConfigPCR == nil {
+		return err
 	}
 	register := *c.TPM.ConfigPCR
 	now, err := device.Measure(register, digest)
@@ -45,11 +58,7 @@ func openAttester(c *config.Config, digest [32]byte) (attester, error) {
 			"Start the machine anew: a register is reset by nothing else. If it is used again then, name another config_pcr.",
 			"register %d has been used since the start, and not for this config", register)
 	}
-	if err != nil {
-		_ = device.Close()
-		return nil, err
-	}
-	return device, nil
+	return err
 }
 
 // peerVerifier judges the broker's evidence, of whatever kind it is.

@@ -106,7 +106,7 @@ func bootLinux(c *config.Config, text []byte, mounter *linux.Mounter, log *logru
 	defer stop()
 	b := &boot{config: c, mounter: mounter, log: log, root: mounter.Root}
 	if c.Backend != "none" {
-		attester, err := openAttester(c, sha256.Sum256(text))
+		attester, err := openAttester(ctx, c, sha256.Sum256(text))
 		if err != nil {
 			return err
 		}

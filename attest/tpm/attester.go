@@ -45,13 +45,15 @@ type Options struct {
 	Log string
 }
 
-// Device is a TPM. It is an [attest.Attester], is safe for concurrent use and writes nothing to the TPM.
+// Device is a TPM. It is an [attest.Attester], is safe for concurrent use and, but for [Device.KeepEK], writes
+// nothing to the TPM.
 type Device struct {
 	options Options
 
 	mu   sync.Mutex
 	rw   io.ReadWriteCloser
-	made []ephemeral // the latest last, at most maxEphemeral
+	made []ephemeral               // the latest last, at most maxEphemeral
+	kept map[tpmutil.Handle][]byte // saved contexts of the primary keys of a hierarchy: AK and EK
 }
 
 // ephemeral is a key that was made for one quote: from the template's unique field its TPM makes it again.
@@ -186,7 +188,12 @@ func (d *Device) attestationKey(unique []byte) (ak *client.Key, public []byte, e
 	if unique != nil {
 		template.ECCParameters.Point.XRaw = unique
 	}
-	if ak, err = client.NewKey(d.rw, tpm2.HandleOwner, template); err != nil {
+	if unique != nil {
+		ak, err = client.NewKey(d.rw, tpm2.HandleOwner, template)
+	} else {
+		ak, err = d.primary(tpm2.HandleOwner, template)
+	}
+	if err != nil {
 		return nil, nil, fmt.Errorf("loading the attestation key: %w", err)
 	}
 	if public, err = ak.PublicArea().Encode(); err != nil {
@@ -255,19 +262,125 @@ func certificateOnly(der []byte) []byte {
 // endorsementKey loads the RSA 2048 EK of TCG's default template. Where the machine's owner keeps it at the reserved
 // handle, it need not be made again.
 func (d *Device) endorsementKey() (*client.Key, error) {
-	public, _, _, err := tpm2.ReadPublic(d.rw, client.EKReservedHandle)
-	if err == nil && public.MatchesTemplate(client.DefaultEKTemplateRSA()) {
+	if d.hasEK() {
 		session, err := client.NewEKSession(d.rw)
 		if err != nil {
 			return nil, fmt.Errorf("loading the endorsement key: %w", err)
 		}
 		return client.LoadCachedKey(d.rw, client.EKReservedHandle, session)
 	}
-	ek, err := client.NewKey(d.rw, tpm2.HandleEndorsement, client.DefaultEKTemplateRSA())
+	ek, err := d.primary(tpm2.HandleEndorsement, client.DefaultEKTemplateRSA())
 	if err != nil {
 		return nil, fmt.Errorf("making the endorsement key: %w", err)
 	}
 	return ek, nil
+}
+
+// primary makes the primary key of a hierarchy, or loads it as the TPM has saved it: a TPM takes seconds to make an RSA
+// key. What it saves is encrypted to itself and counts until it is reset.
+func (d *Device) primary(hierarchy tpmutil.Handle, template tpm2.Public) (*client.Key, error) {
+	if saved, ok := d.kept[hierarchy]; ok {
+		if key, err := d.load(hierarchy, saved); err == nil {
+			return key, nil
+		}
+		delete(d.kept, hierarchy)
+	}
+	key, err := client.NewKey(d.rw, hierarchy, template)
+	if err != nil {
+		return nil, err
+	}
+	if saved, err := tpm2.ContextSave(d.rw, key.Handle()); err == nil { // else it is made again
+		if d.kept == nil {
+			d.kept = map[tpmutil.Handle][]byte{}
+		}
+		d.kept[hierarchy] = saved
+	}
+	return key, nil
+}
+
+func (d *Device) load(hierarchy tpmutil.Handle, saved []byte) (*client.Key, error) {
+	handle, err := tpm2.ContextLoad(d.rw, saved)
+	if err != nil {
+		return nil, err
+	}
+	var session client.Session = client.NullSession{}
+	if hierarchy == tpm2.HandleEndorsement {
+		session, err = client.NewEKSession(d.rw)
+	}
+	var key *client.Key
+	if err == nil {
+		key, err = client.LoadCachedKey(d.rw, handle, session)
+	}
+	if err != nil {
+		_ = tpm2.FlushContext(d.rw, handle)
+	}
+	return key, err
+}
+
+// Prepare makes the keys that evidence needs, so that no broker waits for them. The error's code is
+// [attest.CodeAttester].
+func (d *Device) Prepare(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var keys []func() (*client.Key, error)
+	if !d.options.EphemeralAK {
+		keys = append(keys, func() (*client.Key, error) {
+			ak, _, err := d.attestationKey(nil)
+			return ak, err
+		})
+	}
+	if d.options.EK {
+		keys = append(keys, d.endorsementKey)
+	}
+	for _, load := range keys {
+		err := ctx.Err()
+		var key *client.Key
+		if err == nil {
+			key, err = load()
+		}
+		if err != nil {
+			return attest.Errorf(attest.CodeAttester, "making the TPM's keys", "", "%w", err)
+		}
+		key.Close()
+	}
+	return nil
+}
+
+// HasEK reports whether the TPM keeps the RSA endorsement key at TCG's reserved handle, so that it need not be made after
+// every boot.
+func (d *Device) HasEK() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.hasEK()
+}
+
+func (d *Device) hasEK() bool {
+	public, _, _, err := tpm2.ReadPublic(d.rw, client.EKReservedHandle)
+	return err == nil && public.MatchesTemplate(client.DefaultEKTemplateRSA())
+}
+
+// KeepEK has the TPM keep the RSA endorsement key at TCG's reserved handle (0x81010001), by the owner's right, which
+// must have no password. It overwrites nothing. The error's code is [attest.CodeAttester].
+func (d *Device) KeepEK() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	const step = "keeping the endorsement key in the TPM"
+	if d.hasEK() {
+		return nil
+	}
+	if _, _, _, err := tpm2.ReadPublic(d.rw, client.EKReservedHandle); err == nil {
+		return attest.Errorf(attest.CodeAttester, step, "See what it is: tpm2_readpublic -c 0x81010001.",
+			"another key has the handle %#x", uint32(client.EKReservedHandle))
+	}
+	ek, err := d.endorsementKey()
+	if err == nil {
+		err = tpm2.EvictControl(d.rw, "", tpm2.HandleOwner, ek.Handle(), client.EKReservedHandle)
+		ek.Close()
+	}
+	if err != nil {
+		return attest.Errorf(attest.CodeAttester, step, "The owner hierarchy must have no password.", "%w", err)
+	}
+	return nil
 }
 
 // Measured is the value of a register that was zero and then measured this digest.

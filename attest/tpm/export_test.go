@@ -18,3 +18,6 @@ func Change(e attest.Evidence, change func(*Evidence)) (attest.Evidence, error) 
 
 // Compress packs a firmware log.
 var Compress = compress
+
+// Kept is how many keys a device has prepared.
+func Kept(d *Device) int { return len(d.kept) }

@@ -215,3 +215,74 @@ func TestNoTPMIsAnErrorWithWhatToDo(t *testing.T) {
 		t.Errorf("register 24: %v", err)
 	}
 }
+
+// TestPreparedKeysAreTheSameAndNeedNoMaking: a key that was made once is loaded as the TPM has saved it.
+func TestPreparedKeysAreTheSameAndNeedNoMaking(t *testing.T) {
+	socket, _ := machine(t, 0)
+	takeOutEK(t, socket)
+	plain := claims(t, open(t, tpm.Options{Path: socket, EK: true}), verifier, attest.ReportData{1})
+	d := open(t, tpm.Options{Path: socket, EK: true})
+	if err := d.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := tpm.Kept(d); n != 2 {
+		t.Errorf("%d keys are prepared, want AK and EK", n)
+	}
+	for i := range 5 { // a key that stays loaded fills the TPM's three slots
+		got := claims(t, d, verifier, attest.ReportData{byte(i)})
+		if got.TPM.AK != plain.TPM.AK || got.TPM.EK != plain.TPM.EK {
+			t.Errorf("quote %d is of other keys", i)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.Prepare(ended); attest.CodeOf(err) != attest.CodeAttester {
+		t.Errorf("after its context's end: %v", err)
+	}
+}
+
+// TestAKeptEKIsTheSameKey, and nothing else is overwritten.
+func TestAKeptEKIsTheSameKey(t *testing.T) {
+	socket, _ := machine(t, 1)
+	d := open(t, tpm.Options{Path: socket, EK: true})
+	kept := claims(t, d, verifier, attest.ReportData{1})
+	takeOutEK(t, socket)
+	before := claims(t, d, verifier, attest.ReportData{1})
+	if d.HasEK() {
+		t.Fatal("the TPM keeps it already")
+	}
+	for range 2 {
+		if err := d.KeepEK(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := open(t, tpm.Options{Path: socket, EK: true})
+	if !other.HasEK() || claims(t, other, verifier, attest.ReportData{1}).TPM.EK != before.TPM.EK {
+		t.Error("it is another key")
+	}
+	if before.TPM.EK != kept.TPM.EK {
+		t.Error("it is another key than that of the TPM's maker")
+	}
+}
+
+// takeOutEK has the TPM forget the endorsement key, which swtpm_setup lets it keep, until the test ends.
+func takeOutEK(t *testing.T, socket string) {
+	t.Helper()
+	rw, err := tpm2.OpenTPM(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const reserved = tpmutil.Handle(0x81010001)
+	if err := tpm2.EvictControl(rw, "", tpm2.HandleOwner, reserved, reserved); err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, tpm.Options{Path: socket})
+	if d.HasEK() {
+		t.Fatal("the TPM still keeps the key")
+	}
+	t.Cleanup(func() {
+		if err := d.KeepEK(); err != nil {
+			t.Error(err)
+		}
+	})
+}

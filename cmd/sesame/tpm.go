@@ -29,7 +29,7 @@ type enrolment struct {
 	device, name, config, certificates string
 	pcrs                               []int
 	configPCR                          int
-	endorsement, asJSON                bool
+	endorsement, keep, asJSON          bool
 }
 
 func tpmEnrollCommand() *cobra.Command {
@@ -43,7 +43,8 @@ which machine gets the secrets.
 
 With --config the register of --config-pcr is not read but computed from init's config, which init measures itself.
 With --endorsement-key the entry also pins the TPM's endorsement key and has secrets encrypted to it; init's config
-then needs "endorsement_key": true.`,
+then needs "endorsement_key": true. A TPM chip takes up to half a minute to make that key after every boot, unless
+--keep-endorsement-key lets the TPM keep it (at TCG's handle 0x81010001).`,
 		Example: "  sesame tpm enroll --pcrs 0,2,4,7 --config /etc/sesame/init.json --config-pcr 12 >entry.yaml",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -74,6 +75,7 @@ then needs "endorsement_key": true.`,
 	f.StringVar(&e.config, "config", "", "init's config, which it measures into the register of --config-pcr")
 	f.IntVar(&e.configPCR, "config-pcr", -1, "register that init's config names as config_pcr")
 	f.BoolVar(&e.endorsement, "endorsement-key", false, "pin the endorsement key, too, and wrap secrets to it")
+	f.BoolVar(&e.keep, "keep-endorsement-key", false, "let the TPM keep the endorsement key, so that it need not make it after every boot")
 	f.StringVar(&e.certificates, "certificates", "", "PEM file with the certificates above the endorsement key's, to print its root")
 	f.BoolVar(&e.asJSON, "json", false, "print JSON")
 	return cmd
@@ -93,6 +95,15 @@ func (e *enrolment) run(cmd *cobra.Command) (*policy.TPM, error) {
 		return nil, err
 	}
 	defer device.Close()
+	switch {
+	case e.keep:
+		if err := device.KeepEK(); err != nil {
+			return nil, err
+		}
+	case (e.endorsement || e.certificates != "") && !device.HasEK():
+		fmt.Fprintln(cmd.ErrOrStderr(), "The TPM makes the endorsement key anew after every boot, which may take half a minute; "+
+			"--keep-endorsement-key lets it keep the key.")
+	}
 	var nonce attest.ReportData
 	if _, err := rand.Read(nonce[:]); err != nil {
 		return nil, err

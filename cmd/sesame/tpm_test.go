@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/google/go-tpm/legacy/tpm2"
+	"github.com/google/go-tpm/tpmutil"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sesame-init/sesame/internal/testenv"
@@ -32,6 +34,15 @@ func TestTPMCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = running.Stop() })
+	// swtpm_setup lets the TPM keep its endorsement key; a machine as it is bought may not.
+	rw, err := tpm2.OpenTPM(running.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const reserved = tpmutil.Handle(0x81010001)
+	if err := tpm2.EvictControl(rw, "", tpm2.HandleOwner, reserved, reserved); err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/tpm", RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
