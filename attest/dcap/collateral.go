@@ -32,8 +32,20 @@ type Request struct {
 	CA    string // PlatformCA or ProcessorCA
 }
 
-// A Source finds collateral. Its errors' code is [attest.CodeCollateral], or [attest.CodeUnreachable] if a
-// later try may help.
+// A FetchError says for which platform a source found no collateral. The platform's certificate leads to a trusted root.
+type FetchError struct {
+	Request Request
+	Err     error
+}
+
+// Error implements error.
+func (e *FetchError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the source's error.
+func (e *FetchError) Unwrap() error { return e.Err }
+
+// A Source finds collateral. Its errors' code is [attest.CodeUnreachable] if a later try may help, [attest.CodeMissing] if
+// the service does not have the collateral, and [attest.CodeCollateral] otherwise.
 type Source interface {
 	Collateral(ctx context.Context, r Request) (*Collateral, error)
 }

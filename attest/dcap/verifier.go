@@ -222,7 +222,7 @@ func (v *Verifier) fetch(ctx context.Context, r Request, p *platform) (*Endorsem
 	}
 	c, err := v.config.Source.Collateral(ctx, r)
 	if err != nil {
-		return nil, &attest.Error{Code: attest.CodeCollateral, Step: string(StepFetch), Err: err}
+		return nil, &attest.Error{Code: attest.CodeCollateral, Step: string(StepFetch), Err: &FetchError{Request: r, Err: err}}
 	}
 	if c == nil {
 		return nil, badCollateral(StepFetch, "", "the source of collateral has none for this platform")

@@ -282,14 +282,14 @@ func TestFailureIsRememberedForAWhile(t *testing.T) {
 	request.FMSPC[0]++
 	for range 5 {
 		_, err := client.Collateral(context.Background(), request)
-		wantCode(t, err, attest.CodeCollateral)
+		wantCode(t, err, attest.CodeMissing)
 	}
 	if n := s.count(); n != 1 {
 		t.Errorf("the service was asked %d times, want once", n)
 	}
 	s.clock.advance(31 * time.Second)
 	_, err := client.Collateral(context.Background(), request)
-	wantCode(t, err, attest.CodeCollateral)
+	wantCode(t, err, attest.CodeMissing)
 	if n := s.count(); n != 2 {
 		t.Errorf("the service was asked %d times, want once more", n)
 	}
@@ -316,9 +316,10 @@ func TestAnswersThatRefuse(t *testing.T) {
 	}{
 		{"400", status(400), 1, attest.CodeCollateral, "400"},
 		{"401", status(401), 1, attest.CodeCollateral, "401"},
-		{"404", status(404), 1, attest.CodeCollateral, "404"},
-		{"410", status(410), 1, attest.CodeCollateral, "410"},
-		{"461", status(461), 1, attest.CodeCollateral, "Platform Unknown"},
+		{"404", status(404), 1, attest.CodeMissing, "404"},
+		{"410", status(410), 1, attest.CodeMissing, "410"},
+		{"461", status(461), 1, attest.CodeMissing, "Platform Unknown"},
+		{"462", status(462), 1, attest.CodeMissing, "Certificate Unavailable"},
 		{"429", status(429), 4, attest.CodeUnreachable, "429"},
 		{"500", status(500), 4, attest.CodeUnreachable, "500"},
 		{"503", status(503), 4, attest.CodeUnreachable, "503"},
@@ -353,7 +354,7 @@ func TestAnswersThatRefuse(t *testing.T) {
 			w.Header().Set("TCB-Info-Issuer-Chain", "x")
 			_, _ = w.Write([]byte("<html>"))
 			return true
-		}, 4, attest.CodeCollateral, "issuer chain"},
+		}, 4, attest.CodeUnreachable, "a web page"},
 		{"no CRL", func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.HasSuffix(r.URL.Path, "/rootcacrl") {
 				return false
@@ -610,7 +611,7 @@ func TestCacheIsBounded(t *testing.T) {
 		request := platformRequest
 		request.FMSPC[4], request.FMSPC[5] = byte(i>>8)+1, byte(i)
 		_, err := client.Collateral(context.Background(), request)
-		wantCode(t, err, attest.CodeCollateral)
+		wantCode(t, err, attest.CodeMissing)
 	}
 	if n := pccs.Entries(client); n > 256 {
 		t.Errorf("the cache has %d entries", n)

@@ -1,20 +1,26 @@
 package pccs
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
 )
 
-// statusPlatformUnknown is of Intel's PCCS.
-const statusPlatformUnknown = 461
+// Statuses of Intel's PCCS.
+const (
+	statusPlatformUnknown = 461
+	statusNoCertificate   = 462
+)
 
 // statusError is an answer other than 200.
 type statusError struct {
@@ -24,11 +30,17 @@ type statusError struct {
 
 func (e *statusError) Error() string {
 	text := http.StatusText(e.status)
-	if e.status == statusPlatformUnknown {
+	switch e.status {
+	case statusPlatformUnknown:
 		text = "Platform Unknown"
+	case statusNoCertificate:
+		text = "Certificate Unavailable"
 	}
 	return fmt.Sprintf("the service answered %d %s", e.status, text)
 }
+
+// errHTML is the page of a proxy or portal on the way.
+var errHTML = errors.New("the answer is a web page, not collateral")
 
 var errTooLarge = fmt.Errorf("the answer is larger than %d bytes", maxDocument)
 
@@ -76,7 +88,7 @@ func (c *Client) exchange(ctx context.Context, address string) ([]byte, http.Hea
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, quoted(err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
@@ -89,7 +101,19 @@ func (c *Client) exchange(ctx context.Context, address string) ([]byte, http.Hea
 	if len(body) > maxDocument {
 		return nil, nil, errTooLarge
 	}
+	if strings.HasPrefix(response.Header.Get("Content-Type"), "text/html") || bytes.HasPrefix(bytes.TrimSpace(body), []byte("<")) {
+		return nil, nil, errHTML
+	}
 	return body, response.Header, nil
+}
+
+// quoted is an error of an exchange. Beyond the failed connection, which is ours to tell, its text repeats the server's.
+func quoted(err error) error {
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return attest.OneLine(err)
 }
 
 // parseRetryAfter reads a Retry-After header: seconds or a date (RFC 9110 §10.2.3).
@@ -111,6 +135,8 @@ func explain(err error, unknown string) (attest.Code, string) {
 	switch {
 	case errors.As(err, &certificate):
 		return attest.CodeUnreachable, "Configure the authority that issued the service's TLS certificate."
+	case errors.Is(err, errHTML):
+		return attest.CodeUnreachable, "A proxy or portal on the way answers instead of the collateral service."
 	case errors.Is(err, errTooLarge):
 		return attest.CodeCollateral, "This is not a collateral service."
 	case !errors.As(err, &status):
@@ -123,10 +149,10 @@ func explain(err error, unknown string) (attest.Code, string) {
 	switch status.status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return attest.CodeCollateral, "PCCS and Intel's PCS give collateral without credentials; check the URL."
-	case http.StatusNotFound, statusPlatformUnknown:
-		return attest.CodeCollateral, unknown
+	case http.StatusNotFound, statusPlatformUnknown, statusNoCertificate:
+		return attest.CodeMissing, unknown
 	case http.StatusGone:
-		return attest.CodeCollateral, "The TCB evaluation that is asked for is no longer served."
+		return attest.CodeMissing, "The TCB evaluation that is asked for is no longer served."
 	}
 	return attest.CodeCollateral, "Check the service's URL."
 }
