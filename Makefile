@@ -2,6 +2,7 @@
 # make demo        the main job, end to end, on this machine (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy,
 #                  BACKEND=grpc-ratls|maa|aecs; PLATFORM=linux: with a software TPM instead of Occlum, TAMPER=pcr|ak)
 # make test        all tests, race detector on
+# make attack      attacks on the whole broker, at most 10 minutes: what docs/trust.md has
 # make test-vm     init in a virtual machine, as process 1 and under systemd
 # make e2e-k8s     the deployment on the cluster of the current kubeconfig
 # make lint        formatting, vet, staticcheck
@@ -37,7 +38,7 @@ LIBOS_GO    = $(shell test -e build/overlay/goroot && \
               echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
 PLAIN_FLAGS = -trimpath -buildvcs=false -ldflags "-s -w"
 
-.PHONY: build demo test test-vm e2e-k8s lint api english stamp check-date bench fuzz clean model help deps deps-linux deps-lint deps-test deps-vm
+.PHONY: build demo test attack test-vm e2e-k8s lint api english stamp check-date bench fuzz clean model help deps deps-linux deps-lint deps-test deps-vm
 
 help:
 	@sed -n 's/^# \(make .*\|  .*\)/\1/p' Makefile
@@ -77,6 +78,10 @@ build/model/.done: $(wildcard lab/standin/*.go lab/standin/*/*.go)
 
 demo: build model $(if $(filter linux,$(PLATFORM)),deps-linux)
 	@$(GO) run ./lab/demo -platform $(PLATFORM) -backend $(BACKEND) -wire $(WIRE) -tls $(TLS) $(if $(TAMPER),-tamper $(TAMPER))
+
+# As root, for the power cuts' file system. -p 1: one attack has both processors.
+attack: deps-test
+	SESAME_ATTACK=full $(GO) test -count=1 -p 1 -timeout 10m -v ./lab/attack/...
 
 test: build model deps-test
 	$(GO) test -race -timeout 40m ./...

@@ -3,19 +3,12 @@ package broker_test
 import (
 	"bytes"
 	"context"
-	"crypto"
-	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"strings"
 	"sync"
@@ -33,6 +26,7 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/lab/attack"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
@@ -153,60 +147,17 @@ func (f *fixture) workload(t testing.TB) *tls.Certificate {
 	return &c
 }
 
-// selfSigned is a certificate of a key with an extension under Occlum's OID.
-func selfSigned(t testing.TB, key crypto.Signer, quote []byte) *tls.Certificate {
-	t.Helper()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: brokertest.Now, NotAfter: brokertest.Now.Add(time.Hour),
-	}
-	if quote != nil {
-		oid := asn1.ObjectIdentifier{1, 2, 840, 113741, 1}
-		template.ExtraExtensions = []pkix.Extension{{Id: oid, Value: quote}}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-func newKey(t testing.TB, curve elliptic.Curve) crypto.Signer {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(curve, rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-// quoteFor is the workload's quote for a key.
-func (f *fixture) quoteFor(t testing.TB, key crypto.Signer) []byte {
-	t.Helper()
-	spki, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	body := brokertest.Workload()
-	hash := sha256.Sum256(spki)
-	copy(body.ReportData[:], hash[:])
-	quote, err := f.platform.Quote(body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return quote
-}
-
 func TestTheRightPeerGetsItsSecretsAsCppClientsExpectThem(t *testing.T) {
 	f := start(t, nil)
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p384 := newKey(t, elliptic.P384())
+	p384 := attack.NewKey(t, elliptic.P384())
 	for name, certificate := range map[string]*tls.Certificate{
 		"P-256":    f.workload(t),
-		"P-384":    selfSigned(t, p384, f.quoteFor(t, p384)),
-		"RSA-2048": selfSigned(t, rsaKey, f.quoteFor(t, rsaKey)),
+		"P-384":    attack.SelfSigned(t, p384, attack.QuoteFor(t, f.platform, p384)),
+		"RSA-2048": attack.SelfSigned(t, rsaKey, attack.QuoteFor(t, f.platform, rsaKey)),
 	} {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			conn := f.dial(t, certificate, func(c *tls.Config) { c.MaxVersion = version })
@@ -291,53 +242,9 @@ func TestOnlyTheServiceAndHealthAreServed(t *testing.T) {
 	}
 }
 
-// badPeers are peers that must not get in, by what the log must say about them.
-func badPeers(t testing.TB, f *fixture) map[string]*tls.Certificate {
-	t.Helper()
-	changed := func(at int) *tls.Certificate {
-		key := newKey(t, elliptic.P256())
-		quote := f.quoteFor(t, key)
-		quote[at] ^= 1
-		return selfSigned(t, key, quote)
-	}
-	enclave := func(platform *softsgx.Platform, change func(*attest.SGXClaims)) *tls.Certificate {
-		body := brokertest.Workload()
-		change(&body.SGXClaims)
-		c := brokertest.Certificate(t, platform, body)
-		return &c
-	}
-	past := func() time.Time { return brokertest.Now.Add(-7 * time.Hour) }
-	expired, err := ratls.NewCertificate(context.Background(), f.platform.Attester(brokertest.Workload()),
-		ratls.Options{Now: past})
-	if err != nil {
-		t.Fatal(err)
-	}
-	application, err := ratls.NewApplicationCertificate(context.Background(), f.platform.Attester(brokertest.Workload()),
-		ratls.Options{Now: brokertest.Clock})
-	if err != nil {
-		t.Fatal(err)
-	}
-	stranger := brokertest.Platform(t, softsgx.Options{})
-	key := newKey(t, elliptic.P256())
-	return map[string]*tls.Certificate{
-		"no evidence":                selfSigned(t, key, nil),
-		"does not bind":              selfSigned(t, key, f.quoteFor(t, newKey(t, elliptic.P256()))),
-		"root":                       enclave(stranger, func(*attest.SGXClaims) {}),
-		"mr_enclave":                 enclave(f.platform, func(c *attest.SGXClaims) { c.MREnclave[5] ^= 1 }),
-		"debug environment":          enclave(f.platform, func(c *attest.SGXClaims) { c.Attributes |= attest.AttributeDebug }),
-		"config_id":                  enclave(f.platform, func(c *attest.SGXClaims) { c.ConfigID[0] = 1 }),
-		"it is valid from":           &expired,
-		"that of an application":     &application,
-		"reading evidence":           changed(0),   // the version
-		"signature":                  changed(436), // the signature over the report
-		"peer refused":               changed(130), // MRENCLAVE, after signing
-		"does not bind the certific": changed(370), // the report data
-	}
-}
-
 func TestAnyOtherPeerIsRefusedInTheHandshakeAndTheLogSaysWhy(t *testing.T) {
 	f := start(t, nil)
-	for says, certificate := range badPeers(t, f) {
+	for says, certificate := range attack.BadPeers(t, f.platform) {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			conn := f.dial(t, certificate, func(c *tls.Config) { c.MaxVersion = version })
 			got, err := get(t, conn, "image_key")
@@ -380,7 +287,7 @@ func TestStaleOrWorseCollateralIsRefused(t *testing.T) {
 func TestNoSecretLeavesWhenGoodAndBadPeersComeAtOnce(t *testing.T) {
 	f := start(t, nil)
 	var bad []*tls.Certificate
-	for _, c := range badPeers(t, f) {
+	for _, c := range attack.BadPeers(t, f.platform) {
 		bad = append(bad, c)
 	}
 	good := f.workload(t)

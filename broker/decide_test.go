@@ -1,7 +1,6 @@
 package broker_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/pem"
@@ -26,6 +25,7 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/lab/attack"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
@@ -112,46 +112,6 @@ func startCounted(t *testing.T, text string, change func(*counted)) (*fixture, *
 	return f, k
 }
 
-// forger is an attester that makes evidence which must not pass.
-type forger struct {
-	attest.Attester
-	change func(attest.Evidence) attest.Evidence
-	data   func(attest.ReportData) attest.ReportData
-}
-
-func (f forger) Evidence(ctx context.Context, data attest.ReportData) (attest.Evidence, error) {
-	if f.data != nil {
-		data = f.data(data)
-	}
-	e, err := f.Attester.Evidence(ctx, data)
-	if err == nil && f.change != nil {
-		e.Raw = bytes.Clone(e.Raw)
-		e = f.change(e)
-	}
-	return e, err
-}
-
-// badEnclaves are attesters whose sessions must be refused.
-func badEnclaves(t testing.TB, f *fixture) map[string]attest.Attester {
-	good := f.platform.Attester(brokertest.Workload())
-	debug, other := brokertest.Workload(), brokertest.Enclave(0xab, 1, 2)
-	debug.Attributes |= attest.AttributeDebug
-	flip := func(at int) attest.Attester {
-		return forger{Attester: good, change: func(e attest.Evidence) attest.Evidence { e.Raw[at] ^= 1; return e }}
-	}
-	return map[string]attest.Attester{
-		"another platform": brokertest.Platform(t, softsgx.Options{}).Attester(brokertest.Workload()),
-		"debug":            f.platform.Attester(debug),
-		"other enclave":    f.platform.Attester(other),
-		"replay":           forger{Attester: good, data: func(attest.ReportData) attest.ReportData { return attest.ReportData{1} }},
-		"changed report":   flip(130),
-		"bad signature":    flip(436),
-		"no version":       flip(0),
-		"cut off":          forger{Attester: good, change: func(e attest.Evidence) attest.Evidence { e.Raw = e.Raw[:100]; return e }},
-		"as another type":  forger{Attester: good, change: func(e attest.Evidence) attest.Evidence { e.Type = attest.TDX; return e }},
-	}
-}
-
 func TestNoSecretLeavesToThousandsOfBadPeersOnBothWires(t *testing.T) {
 	f, keeper := startCounted(t, twoWorkloads, nil)
 	rounds := 120 // of 9 sessions and 11 connections
@@ -160,7 +120,7 @@ func TestNoSecretLeavesToThousandsOfBadPeersOnBothWires(t *testing.T) {
 	}
 	type try func() (got string, err error)
 	var bad []try
-	for _, a := range badEnclaves(t, f) {
+	for _, a := range attack.BadEnclaves(t, f.platform) {
 		client := f.client(t, a)
 		bad = append(bad, func() (string, error) {
 			got, err := ask(t, client, "image_key")
@@ -168,7 +128,7 @@ func TestNoSecretLeavesToThousandsOfBadPeersOnBothWires(t *testing.T) {
 		})
 	}
 	sessions := len(bad)
-	for _, certificate := range badPeers(t, f) {
+	for _, certificate := range attack.BadPeers(t, f.platform) {
 		bad = append(bad, func() (string, error) {
 			conn := f.dial(t, certificate)
 			defer conn.Close()
@@ -270,7 +230,7 @@ func TestWhatCannotBeRecordedIsNotReleased(t *testing.T) {
 	if got, err := get(t, f.dial(t, f.workload(t)), "image_key"); got != "" || status.Code(err) != codes.Unavailable {
 		t.Errorf("legacy: %q, %v", got, err)
 	}
-	if got, err := ask(t, f.client(t, badEnclaves(t, f)["debug"]), "image_key"); got != nil || attest.CodeOf(err) != attest.CodeDenied {
+	if got, err := ask(t, f.client(t, attack.BadEnclaves(t, f.platform)["debug"]), "image_key"); got != nil || attest.CodeOf(err) != attest.CodeDenied {
 		t.Errorf("a refusal that cannot be recorded: %v, %v", got, err)
 	}
 	f.log.wait(t, "could not be recorded")
@@ -484,7 +444,7 @@ func TestASessionThatSaysNothingEnds(t *testing.T) {
 	f := start(t, func(f *fixture, c *broker.Config) {
 		decide(t, f, c, nil, twoWorkloads+"broker: {limits: {session: 50ms}}")
 	})
-	silent := forger{Attester: f.platform.Attester(brokertest.Workload()), data: func(d attest.ReportData) attest.ReportData {
+	silent := attack.Forger{Attester: f.platform.Attester(brokertest.Workload()), Data: func(d attest.ReportData) attest.ReportData {
 		f.log.wait(t, "session failed") // longer than the broker waits
 		return d
 	}}

@@ -34,11 +34,12 @@ type Fault string
 
 // The faults.
 const (
-	None    Fault = ""
-	Early   Fault = "early"   // a secret leaves before its commit
-	NoSync  Fault = "no-sync" // SQLite with synchronous=OFF
-	Silent  Fault = "silent"  // a secret leaves without an entry
-	Foreign Fault = "foreign" // the policy gives the secret to an enclave that must not have it
+	None      Fault = ""
+	Early     Fault = "early"     // a secret leaves before its commit
+	NoSync    Fault = "no-sync"   // SQLite with synchronous=OFF
+	Silent    Fault = "silent"    // a secret leaves without an entry
+	Forgetful Fault = "forgetful" // the broker does not know what it has signed
+	Foreign   Fault = "foreign"   // the policy gives the secret to an enclave that must not have it
 )
 
 // A Place is where a victim's store is. One of SQLite and Postgres is set.
