@@ -171,7 +171,7 @@ func TestTwoReleasesOfOneGroup(t *testing.T) {
 	ask := func(n uint64, limit uint64, name string) {
 		done.Go(func() {
 			d := decision(n, name)
-			d.Grants[0].Limit = limit
+			d.Grants[0].Limit = &limit
 			secrets, r, err := k.Release(t.Context(), d)
 			switch {
 			case err == nil && len(secrets) == 1 && r.Checkpoint != nil:
