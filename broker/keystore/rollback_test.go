@@ -168,10 +168,11 @@ func TestTwoReleasesOfOneGroup(t *testing.T) {
 	s.hold.Store(&hold)
 	var done sync.WaitGroup
 	var released, refused atomic.Int64
-	ask := func(n uint64, limit uint64, name string) {
+	once := uint64(1)
+	ask := func(n uint64, limit *uint64, name string) {
 		done.Go(func() {
 			d := decision(n, name)
-			d.Grants[0].Limit = &limit
+			d.Grants[0].Limit = limit
 			secrets, r, err := k.Release(t.Context(), d)
 			switch {
 			case err == nil && len(secrets) == 1 && r.Checkpoint != nil:
@@ -184,10 +185,10 @@ func TestTwoReleasesOfOneGroup(t *testing.T) {
 		})
 	}
 	for n := range uint64(8) {
-		ask(2*n+1, 1, "once")
-		ask(2*n+2, 0, "often")
+		ask(2*n+1, &once, "once")
+		ask(2*n+2, nil, "often")
 	}
-	ask(100, 0, "missing")
+	ask(100, nil, "missing")
 	s.hold.Store(nil)
 	close(hold)
 	done.Wait()

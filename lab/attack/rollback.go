@@ -83,7 +83,7 @@ func Restore(ctx context.Context, p Place, times int, fault Fault) (f Figures, e
 // releaseOnce releases the secret within a limit of releases, and returns the decision's binder and its entry, -1 if there
 // is none.
 func releaseOnce(ctx context.Context, k broker.Keeper, limit uint64) (binder string, index int64, err error) {
-	d := broker.Decision{At: time.Now(), Workload: "victim", Grants: []broker.Grant{{Secret: secretName, Limit: limit}}}
+	d := broker.Decision{At: time.Now(), Workload: "victim", Grants: []broker.Grant{{Secret: secretName, Limit: &limit}}}
 	_, _ = rand.Read(d.Binder[:])
 	secrets, r, err := k.Release(ctx, d)
 	if err == nil && len(secrets) != 1 {
