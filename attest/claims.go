@@ -44,7 +44,7 @@ const (
 )
 
 // SGXClaims are the fields of an enclave's report body (Intel SDM, REPORT). The key separation and sharing
-// fields (ConfigID, ConfigSVN, FamilyID, ExtProdID) mean something only where [AttributeKSS] is set.
+// fields (ConfigID, ConfigSVN, FamilyID, ExtProdID) mean something only if [AttributeKSS] is set.
 type SGXClaims struct {
 	MREnclave  [32]byte // SHA-256 over the enclave's pages as they were loaded
 	MRSigner   [32]byte // SHA-256 over the modulus of the signer's RSA key
@@ -123,7 +123,7 @@ type TPMClaims struct {
 	AK [32]byte // SHA-256 of the AK's TPMT_PUBLIC, attributes included: its TPM name without the algorithm
 	EK [32]byte // SHA-256 of the EK's DER SubjectPublicKeyInfo; zero where the evidence names none
 	// EKRoot is the SHA-256 of the self-signed certificate at which the chain of the EK's certificate ends, zero
-	// where there is no complete chain. Whether the root is a vendor's is for a policy to say.
+	// if there is no complete chain. Whether the root is a vendor's is for a policy to say.
 	EKRoot   [32]byte
 	EKPublic []byte // DER SubjectPublicKeyInfo of the EK, nil where the evidence names none
 	// AKName is the AK's TPM name, computed from its TPMT_PUBLIC: the algorithm in 2 bytes, then the digest.
@@ -133,7 +133,7 @@ type TPMClaims struct {
 	EKProved bool
 	// PCRs are the quoted registers of the SHA-256 bank, by index 0 to 23.
 	PCRs map[int][32]byte
-	// EventLog is set where the machine's firmware log replays to the quoted registers; SecureBoot then says
+	// EventLog is set if the machine's firmware log replays to the quoted registers; SecureBoot then says
 	// whether UEFI's Secure Boot was on.
 	EventLog   bool
 	SecureBoot bool
@@ -143,7 +143,7 @@ type TPMClaims struct {
 type TCB struct {
 	// Status uses EGo's vocabulary of Intel's TCB statuses.
 	Status tcbstatus.Status
-	// RelaunchAdvised is set where Intel says TDRelaunchAdvised (Status UpToDate) or
+	// RelaunchAdvised is set if Intel says TDRelaunchAdvised (Status UpToDate) or
 	// TDRelaunchAdvisedConfigurationNeeded (Status ConfigurationNeeded): the TDX module was updated since
 	// the trust domain was started. A policy accepts it only by that name.
 	RelaunchAdvised bool
@@ -157,7 +157,7 @@ type TCB struct {
 	// issued the PCK certificate; numbers of more than 64 bits count as the largest.
 	RootCRLNumber, PCKCRLNumber uint64
 	// VerifiedAt is the moment at which every object used in the verification was found valid: the verifier's
-	// clock, or the newest issue date among those objects where that is later. Zero where a verifier has no
+	// clock, or the newest issue date among those objects if that is later. Zero if a verifier has no
 	// such dates.
 	VerifiedAt time.Time
 	// EarliestExpiry is the moment at which the first object used in the verification expires.

@@ -131,7 +131,7 @@ func claimFields(c attest.Claims) logrus.Fields {
 	return f
 }
 
-// refuse logs and records why a peer gets nothing. It returns the receipt of the record, nil where there is none.
+// refuse logs and records why a peer gets nothing. It returns the receipt of the record, nil if there is none.
 func (s *Server) refuse(ctx context.Context, r *request, err error) *Receipt {
 	return s.refuseTelling(ctx, r, err, err)
 }

@@ -14,13 +14,13 @@ import (
 // hands out what it allows: an entry that cannot be stored releases nothing. It is safe for concurrent use.
 type Keeper interface {
 	// Resolve finds the name under which a secret is stored: the exact one, or, since Occlum's server ignores case,
-	// the only one that differs in nothing else. ok is false where there is none. The error is of the store.
+	// the only one that differs in nothing else. ok is false if there is none. The error is of the store.
 	Resolve(ctx context.Context, asked string) (name string, ok bool, err error)
 	// Release records d and returns the values of d.Grants in their order, in one transaction with the release counts.
 	// The caller owns the values and wipes them. A second call with the same Binder and grants returns the same entry
-	// and values and counts nothing. The error's code is [attest.CodeDenied] where a release count is used up (that
-	// refusal is recorded, too), [attest.CodeSecret] where a secret is missing or does not decrypt, and
-	// [attest.CodeInternal] where the store fails. It is [ErrStale], and nothing is recorded, where d.Fresh says no when
+	// and values and counts nothing. The error's code is [attest.CodeDenied] if a release count is used up (that
+	// refusal is recorded, too), [attest.CodeSecret] if a secret is missing or does not decrypt, and
+	// [attest.CodeInternal] if the store fails. It is [ErrStale], and nothing is recorded, if d.Fresh says no when
 	// the commit begins.
 	Release(ctx context.Context, d Decision) ([]attest.Secret, Receipt, error)
 	// Refuse records a refusal.
@@ -71,7 +71,7 @@ type Adoption struct {
 	Digest  [32]byte // SHA-256 of its text
 	Text    []byte   // a keeper with a store keeps it for the next start and the other replicas, where Pinned is set
 	By      string   // who brought it: "file policy.yaml", "key NAME", "admin NAME"
-	// Pinned is set where the version decides (in an enclave). Without it any version is recorded and allowed: in
+	// Pinned is set if the version decides (in an enclave). Without it any version is recorded and allowed: in
 	// bare mode the policy is a file of the operator's.
 	Pinned bool
 }
@@ -85,5 +85,5 @@ type Receipt = session.Receipt
 const Reserved = policy.Reserved
 
 // RootKey is the name under which a running broker hands the root key of its store to a new replica. A policy grants
-// it to workloads that it marks as brokers, and to nobody else. [Keeper.Resolve] finds it by exactly this name.
+// it to workloads that it marks as brokers, and to no one else. [Keeper.Resolve] finds it by exactly this name.
 const RootKey = policy.RootKey

@@ -17,7 +17,7 @@ import (
 )
 
 // The files of a folder that makes a drop-in for Occlum's init_ra_server. The first two are Occlum's, the others
-// are optional. Where the broker runs in an enclave they belong into its measured image.
+// are optional. If the broker runs in an enclave they belong into its measured image.
 const (
 	PeersFile   = "dynamic_config.json" // what a peer must be
 	SecretsFile = "secret_config.json"  // names and base64 values

@@ -63,8 +63,8 @@ func NewPolicies(ctx context.Context, c PoliciesConfig, first *policy.Policy, by
 	return p, nil
 }
 
-// Collateral finds the collateral of the broker's own evidence, for [session.QuoterOptions], where the policy in force
-// says that it comes from.
+// Collateral finds the collateral of the broker's own evidence, for [session.QuoterOptions], from the source that the
+// policy in force names.
 func (p *Policies) Collateral(ctx context.Context, evidence attest.Evidence) (*dcap.Collateral, error) {
 	return p.current.Load().trust.Collateral(ctx, evidence, p.config.Now())
 }

@@ -152,7 +152,7 @@ func (s *Server) challenge(stream *clocked, r *request, peer session.Peer, claim
 	return errAgain
 }
 
-// failed deals with a session that ended before the client was known. It is a refusal where the client has shown
+// failed deals with a session that ended before the client was known. It is a refusal if the client has shown
 // evidence; else it went away, or the broker could not show its own.
 func (s *Server) failed(ctx context.Context, r *request, err error) {
 	switch {

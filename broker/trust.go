@@ -102,7 +102,7 @@ func (t *Trust) Collateral(ctx context.Context, evidence attest.Evidence, at tim
 }
 
 // fresh reports why the collateral that peers need is not there or not valid at a time, nil if it is. Before the first
-// verification nobody knows what is needed.
+// verification it is not known what is needed.
 func (t *Trust) fresh(ctx context.Context, at time.Time) (expiry time.Time, err error) {
 	if t.source == nil {
 		return time.Time{}, nil

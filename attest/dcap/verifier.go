@@ -1,11 +1,11 @@
 // Package dcap decides whether a DCAP quote of an SGX enclave or a TDX trust domain is genuine: whether
-// hardware below a trusted root made it, and in which state Intel says that this hardware is. Whether anybody
+// hardware below a trusted root made it, and in which state Intel says that this hardware is. Whether anyone
 // should accept it is for package attest/policy.
 //
 // A [Verifier] gives the verdict of Intel's own quote verification library: the same TCB status, advisories,
 // TCB date and evaluation number. It is stricter in a few places, on purpose: whatever is expired is refused, not
 // reported beside the verdict, and so are bytes that no length describes, and chains that are not in the quote,
-// unless one was configured. It takes the newest issue date for the time where the clock is before it. See
+// unless one was configured. It takes the newest issue date for the time if the clock is before it. See
 // docs/verification.md.
 //
 // Roots are trusted by public key, Intel's by default. Clock, roots and collateral are arguments; nothing here
@@ -14,7 +14,7 @@
 // # Cost
 //
 // Verifying takes nine P-256 verifications for a quote from a platform and with collateral that were not seen
-// before, two once collateral and PCK chain are known, and one where the QE report is known, too, that is for
+// before, two once collateral and PCK chain are known, and one if the QE report is known, too, that is for
 // later quotes of the same quoting enclave. What is remembered are facts about bytes (this chain is signed by
 // that root), bounded in number; validity periods, revocation and TCB levels are judged anew at every call.
 package dcap
@@ -43,7 +43,7 @@ type Config struct {
 	MinimumEvaluation uint32
 	// MinimumRootCRLNumber and MinimumPCKCRLNumber are the least CRL numbers that are taken.
 	MinimumRootCRLNumber, MinimumPCKCRLNumber uint64
-	// AllowTrailing accepts bytes after the declared end of a quote. They are signed by nobody and ignored.
+	// AllowTrailing accepts bytes after the declared end of a quote. They are not signed, and ignored.
 	AllowTrailing bool
 	// PCKChain is the PCK certificate, its CA and the root in PEM, for quotes that do not carry them
 	// (certification data of types 1 to 4). Without it such quotes are refused.
@@ -214,7 +214,7 @@ func (v *Verifier) rememberQEReport(key [32]byte, r *qeReport) {
 	v.qeReports[key] = r
 }
 
-// fetch gives the endorsements for a platform. Collateral is verified only where its bytes are not those of
+// fetch gives the endorsements for a platform. Collateral is verified only if its bytes are not those of
 // the last time.
 func (v *Verifier) fetch(ctx context.Context, r Request, p *platform) (*Endorsements, error) {
 	if v.config.Source == nil {

@@ -23,12 +23,12 @@ type Reason struct {
 // Appraisal is the answer of a policy.
 type Appraisal struct {
 	Accepted bool `json:"accepted"`
-	// Entry is the rule name of the entry that matched ("sgx[0]"), "" where none did.
+	// Entry is the rule name of the entry that matched ("sgx[0]"), "" if none did.
 	Entry string `json:"entry,omitempty"`
-	// Wrap is what the entry demands of whoever releases something: to encrypt it to the TPM's endorsement key and to
+	// Wrap is what the entry demands of a release: to encrypt it to the TPM's endorsement key and to
 	// these registers. Nil: nothing.
 	Wrap []int `json:"wrap,omitempty"`
-	// Proved is set where the claims have the strongest identity of an entry: its measurement (of an enclave without
+	// Proved is set if the claims have the strongest identity of an entry: its measurement (of an enclave without
 	// one its signer), its attestation key, or a challenged endorsement key. Told are then the rules that this entry
 	// fails, which may be told to the peer. What other entries want is not for it to know.
 	Proved bool     `json:"-"`
@@ -131,7 +131,7 @@ func (j *judge) binding(got, want attest.Binding) {
 	}
 }
 
-// Appraise judges claims at a time, or at the time of their verification where that is later. It fails closed: a policy that does not validate, or that has no entry for
+// Appraise judges claims at a time, or at the time of their verification if that is later. It fails closed: a policy that does not validate, or that has no entry for
 // this type of evidence, accepts nothing.
 func (p *Policy) Appraise(c attest.Claims, at time.Time) Appraisal {
 	if err := p.Validate(); err != nil {

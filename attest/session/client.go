@@ -68,7 +68,7 @@ func ClientTLS(key *tls.Certificate, serverName string) *tls.Config {
 type ClientConfig struct {
 	Attester attest.Attester
 	Verifier attest.Verifier
-	// Staple makes a verifier that takes the collateral that the broker sends. Where it is nil, or the broker sends
+	// Staple makes a verifier that takes the collateral that the broker sends. If it is nil, or the broker sends
 	// none, Verifier counts.
 	Staple func(*dcap.Collateral) attest.Verifier
 	Policy ratls.Appraiser

@@ -32,7 +32,7 @@ type Peer struct {
 	Digest [32]byte
 	// Names are the secrets that it asks for.
 	Names []string
-	// Answers is set where it says that it answers a challenge.
+	// Answers is set if it says that it answers a challenge.
 	Answers bool
 
 	evidence attest.Evidence
@@ -59,7 +59,7 @@ type BrokerConfig struct {
 // Accept runs the broker's half of a session up to the client's request, on a connection whose handshake was made
 // with the certificate own. Whether the client's evidence is genuine ([Peer.Verify]) and wanted is for the caller to
 // say, who may [Challenge] it and answers with [Release] or [Deny]. An error is not for the client to know; the peer that
-// is returned beside one has binder and digest where the client has shown evidence.
+// is returned beside one has binder and digest if the client has shown evidence.
 func (c BrokerConfig) Accept(stream Stream, cs tls.ConnectionState, own *x509.Certificate) (Peer, error) {
 	ctx := stream.Context()
 	fail := func(err error) (Peer, error) {
@@ -158,7 +158,7 @@ func (c BrokerConfig) Prove(ctx context.Context, cs tls.ConnectionState, own *x5
 }
 
 // Release sends secrets in the order in which they were asked for. receipt may be nil. wrapped is the type of the
-// attester that alone opens them, "" where they are open.
+// attester that alone opens them, "" if they are open.
 func Release(stream Stream, names []string, secrets []attest.Secret, receipt *Receipt, wrapped attest.EvidenceType) error {
 	result := &sessionpb.Result{Receipt: encodeReceipt(receipt), Wrapped: string(wrapped)}
 	for i, name := range names {

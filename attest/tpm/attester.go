@@ -22,7 +22,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 )
 
-// LogPath is where Linux shows the firmware's log of measurements.
+// LogPath is the file in which Linux shows the firmware's log of measurements.
 const LogPath = "/sys/kernel/security/tpm0/binary_bios_measurements"
 
 // DefaultDevice is the TPM behind the kernel's resource manager.
@@ -36,7 +36,7 @@ type Options struct {
 	PCRs []int
 	// EphemeralAK makes a new AK for every quote.
 	EphemeralAK bool
-	// EK puts the RSA endorsement key and its certificate, where the TPM has one, into the evidence, so that what is
+	// EK puts the RSA endorsement key and its certificate, if the TPM has one, into the evidence, so that what is
 	// released can be wrapped to it.
 	EK bool
 	// Chain are certificates above the EK's, which a TPM rarely holds itself: intermediates, then the root.
@@ -216,7 +216,7 @@ func (d *Device) madeKey(wanted []byte) (*client.Key, error) {
 	return ak, err
 }
 
-// quoteRetrying quotes again where a register was extended between the quote and its reading, as the kernel's
+// quoteRetrying quotes again if a register was extended between the quote and its reading, as the kernel's
 // measurements of files do.
 func (d *Device) quoteRetrying(ak *client.Key, extra []byte) (*tpmpb.Quote, error) {
 	selection := tpm2.PCRSelection{Hash: tpm2.AlgSHA256, PCRs: slices.Clone(d.options.PCRs)}
@@ -259,7 +259,7 @@ func certificateOnly(der []byte) []byte {
 	return der
 }
 
-// endorsementKey loads the RSA 2048 EK of TCG's default template. Where the machine's owner keeps it at the reserved
+// endorsementKey loads the RSA 2048 EK of TCG's default template. If the machine's owner keeps it at the reserved
 // handle, it need not be made again.
 func (d *Device) endorsementKey() (*client.Key, error) {
 	if d.hasEK() {

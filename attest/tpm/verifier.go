@@ -186,7 +186,7 @@ func (v *Verifier) endorse(c *attest.TPMClaims, e *evidence, at time.Time) error
 	return nil
 }
 
-// rootOf is the self-signed certificate at which a chain ends, nil where none does.
+// rootOf is the self-signed certificate at which a chain ends, nil if none does.
 func rootOf(leaf *x509.Certificate, others []*x509.Certificate, at time.Time) *x509.Certificate {
 	leaf.UnhandledCriticalExtensions = slices.DeleteFunc(leaf.UnhandledCriticalExtensions, oidSubjectAltName.Equal)
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()

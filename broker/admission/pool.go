@@ -57,7 +57,7 @@ type node struct {
 }
 
 // Enter gives a place to a connection of an address. If there are too many, one of the network that holds most is
-// chosen, at random where several hold as many, and its evict is called. It may be the one that has just come. evict
+// chosen, at random if several hold as many, and its evict is called. It may be the one that has just come. evict
 // must not wait.
 //
 // IPv4 addresses count one by one, also in their IPv6 form. IPv6 counts by /48, within it by /56, within it by /64:
@@ -170,7 +170,7 @@ func (n *node) fullest(pick func(int) int) *Place {
 	return most[pick(len(most))].fullest(pick)
 }
 
-// addressOf is the IP of a connection's peer, the zero address where it has none.
+// addressOf is the IP of a connection's peer, the zero address if it has none.
 func addressOf(a net.Addr) netip.Addr {
 	if tcp, ok := a.(*net.TCPAddr); ok {
 		return tcp.AddrPort().Addr()

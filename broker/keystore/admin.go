@@ -135,7 +135,7 @@ func (k *Keystore) Mistimed(ctx context.Context, by string, index int64, reason 
 }
 
 // Put stores the first version of a secret. Rotate stores a further one, which is released from then on. Earlier
-// versions stay valid until they are withdrawn: a policy may name them, and they take over where the newer ones are
+// versions stay valid until they are withdrawn: a policy may name them, and they take over if the newer ones are
 // withdrawn. Both return the version's id and leave the value to the caller.
 func (k *Keystore) Put(ctx context.Context, by, name string, kind Kind, value attest.Secret) (version string, err error) {
 	return k.add(ctx, by, "secret.put", name, kind, value, func(versions []stored) error {

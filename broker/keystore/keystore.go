@@ -4,7 +4,7 @@
 // What it promises:
 //
 //   - a secret is handed out only after the entry about it, the log's new head and the secret's count were committed,
-//     together, in the transaction that read the secret. Where any of that fails, nothing is handed out;
+//     together, in the transaction that read the secret. If any of that fails, nothing is handed out;
 //   - the same decision, named by its binder, is recorded and counted once, however often it is repeated;
 //   - a value in the store is encrypted under a key of its own version, which is encrypted under the root key; both are
 //     bound to store, name, version and kind, so that no value can stand in another's place;
@@ -40,10 +40,10 @@ import (
 // Options of a [Keystore].
 type Options struct {
 	Store store.Store // stays the caller's, who closes it after the keystore
-	// Root is how the root key is found at the start, and protected where the store is new. Nil: the keystore starts
+	// Root is how the root key is found at the start, and protected if the store is new. Nil: the keystore starts
 	// locked, and a new store gets its root key from [Keystore.Unlock].
 	Root rootkey.Way
-	// Fixed are secrets of a file beside those of the store: read-only, and first where both have a name. The keystore
+	// Fixed are secrets of a file beside those of the store: read-only, and first if both have a name. The keystore
 	// takes ownership.
 	Fixed map[string]attest.Secret
 	// Refusals bounds how many refusals of unknown peers are recorded. Zero fields take the defaults.
@@ -51,7 +51,7 @@ type Options struct {
 	Now      func() time.Time // default time.Now
 	// Patience is for how long a decision waits for a store that is unavailable. Default 10 s.
 	Patience time.Duration
-	// Gather is for how long a decision waits for others, to share a commit with them, where decisions come several at a
+	// Gather is for how long a decision waits for others, to share a commit with them, if decisions come several at a
 	// time. One that comes alone does not wait. Default 5 ms; negative: none waits.
 	Gather time.Duration
 	// RolledBack, if it is set, is told once that the log in the store is no longer the one that it was, or does not
@@ -108,7 +108,7 @@ type meta struct {
 
 const stepOpen = "opening keystore"
 
-// Open opens the keystore in a store, and makes it where the store is empty. It succeeds with a locked keystore where
+// Open opens the keystore in a store, and makes it if the store is empty. It succeeds with a locked keystore if
 // the root key cannot be found: [Keystore.Ready] says why. Close it before the store.
 func Open(ctx context.Context, o Options) (*Keystore, error) {
 	if o.Now == nil {

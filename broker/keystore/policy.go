@@ -73,7 +73,7 @@ var policyKey = []byte("policy")
 // MaxPolicy is the largest policy in bytes.
 const MaxPolicy = 1 << 20
 
-// Policy is the text of the policy of the highest version that was adopted, nil where none is kept.
+// Policy is the text of the policy of the highest version that was adopted, nil if none is kept.
 func (k *Keystore) Policy(ctx context.Context) (text []byte, err error) {
 	err = k.readLog(ctx, func(r store.Reader, s *state, _ *keys) error {
 		text, err = s.policy(r)

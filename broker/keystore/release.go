@@ -122,7 +122,7 @@ func (k *Keystore) submit(ctx context.Context, j *job) outcome {
 	}
 }
 
-// commit commits decisions until ctx ends: all that wait at once and, where the commit before was of several, too, those
+// commit commits decisions until ctx ends: all that wait at once and, if the commit before was of several, too, those
 // that come within the time to gather. A commit costs the same for one and for many.
 func (k *Keystore) commit(ctx context.Context) {
 	several := false
@@ -326,7 +326,7 @@ func (d *decider) grant(grants []broker.Grant) (secrets []attest.Secret, uses []
 	return secrets, uses, nil, nil
 }
 
-// value reads one value. The error's code is [attest.CodeSecret] where there is none.
+// value reads one value. The error's code is [attest.CodeSecret] if there is none.
 func (d *decider) value(name, version string) (id string, value attest.Secret, err error) {
 	if name == broker.RootKey {
 		return "", copied(d.ring.root), nil

@@ -127,7 +127,7 @@ func (k *Keystore) committed(s *state) {
 	}
 }
 
-// Expect makes the keystore wait for the word of witnesses: it releases nothing and signs for nobody else until each has
+// Expect makes the keystore wait for the word of witnesses: it releases nothing and signs for no one else until each has
 // taken the log once ([Keystore.Witnessed]). Call it before the keystore is used.
 func (k *Keystore) Expect(witnesses ...string) {
 	m := &k.watermark

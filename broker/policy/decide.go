@@ -108,17 +108,17 @@ type Matched struct {
 	// demands it.
 	Wrap []int
 	At   time.Time // of the judgement
-	// Proved is set where the claims have the strongest identity of an entry (see [appraisal.Appraisal]).
+	// Proved is set if the claims have the strongest identity of an entry (see [appraisal.Appraisal]).
 	Proved bool
 	// Told is what the peer may hear of why it is no workload: the rules that one entry fails whose strongest identity
 	// it has proved. Nil: it has proved none.
 	Told []string
-	// Challenge is set where the answer to a challenge, which the claims lack, may match an entry.
+	// Challenge is set if the answer to a challenge, which the claims lack, may match an entry.
 	Challenge bool
 }
 
 // Match finds the workloads that a peer with these claims is, of those that may use the wire. The error's code is
-// [attest.CodePolicy] where it is none, with every rule that it fails: it is for the broker's log, not for the peer.
+// [attest.CodePolicy] if it is none, with every rule that it fails: it is for the broker's log, not for the peer.
 func (p *Policy) Match(claims attest.Claims, at time.Time, wire string) (Matched, error) {
 	m := Matched{At: at, Challenge: wire == WireSession && p.challenges(claims)}
 	var why []string
@@ -259,7 +259,7 @@ func (p *Policy) Grant(m Matched, secret string) (Grant, error) {
 	return g, nil
 }
 
-// grantReserved gives the root key to other replicas of the broker, and nothing else of the broker's own to anybody.
+// grantReserved gives the root key to other replicas of the broker, and nothing else of the broker's own to anyone.
 func grantReserved(peer []*Workload, secret string) (Grant, error) {
 	for _, w := range peer {
 		if secret == RootKey && w.Broker {
@@ -277,7 +277,7 @@ type Explanation struct {
 	Secret    string   `json:"secret,omitempty"`
 	// Rules are those of every workload and then of the secret, in the order of the policy.
 	Rules []appraisal.Reason `json:"rules"`
-	// Secrets are those that the peer may have, where none is named.
+	// Secrets are those that the peer may have, if none is named.
 	Secrets []string `json:"secrets,omitempty"`
 }
 

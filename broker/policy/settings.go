@@ -31,13 +31,13 @@ type Witnesses struct {
 	Interval appraisal.Duration `yaml:"interval"` // default 1 min, at least 1 s
 }
 
-// StoreAt says where secrets and release log are kept: one of them, or neither for Occlum's secret_config.json alone.
+// StoreAt names the store of secrets and release log: one of them, or neither for Occlum's secret_config.json alone.
 type StoreAt struct {
 	SQLite   string `yaml:"sqlite"`   // file of the embedded store, of one broker
 	Postgres string `yaml:"postgres"` // URL of a database that several replicas share
 }
 
-// KeyFrom says how the broker finds the key of its store at the start: sealed or in a file. With neither, or where it
+// KeyFrom says how the broker finds the key of its store at the start: sealed or in a file. With neither, or if it
 // fails, the broker asks the replicas, and stays locked until one of them or an administrator unlocks it.
 type KeyFrom struct {
 	Sealed bool   `yaml:"sealed"` // to processor and measurement, in an SGX enclave

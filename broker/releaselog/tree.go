@@ -18,7 +18,7 @@ const (
 )
 
 // A Head is the state of a tree: how many entries, and the roots of its complete subtrees, the largest first. To
-// append needs no more. Whoever keeps a head where others can write must authenticate it.
+// append needs no more. A head that is kept in a place to which others can write must be authenticated.
 type Head struct {
 	Size  int64       `json:"size"`
 	Peaks []tlog.Hash `json:"peaks"`

@@ -22,10 +22,10 @@ import (
 // A Witness keeps checkpoints where the owner of the broker's machine cannot change them. It takes none that does not
 // continue the ones before.
 type Witness interface {
-	// Size is the size of the log as the witness knows it, 0 where it knows none. It may be out of date.
+	// Size is the size of the log as the witness knows it, 0 if it knows none. It may be out of date.
 	Size(ctx context.Context) (int64, error)
 	// Add gives the witness a checkpoint, and the proof that it continues the log of the size that Size has said. The
-	// error is [*BehindError] where the witness knows another size.
+	// error is [*BehindError] if the witness knows another size.
 	Add(ctx context.Context, old int64, proof [][]byte, checkpoint []byte) error
 }
 

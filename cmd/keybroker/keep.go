@@ -49,7 +49,7 @@ func (l *latePolicies) Replace(ctx context.Context, text []byte, by string) erro
 	return p.Replace(ctx, text, by)
 }
 
-// collateral is that of the broker's own evidence, once it is known where it comes from.
+// collateral is that of the broker's own evidence, once its source is known.
 func (l *latePolicies) collateral(ctx context.Context, own attest.Evidence) (*dcap.Collateral, error) {
 	if p := l.now.Load(); p != nil {
 		return p.Collateral(ctx, own)
@@ -57,7 +57,7 @@ func (l *latePolicies) collateral(ctx context.Context, own attest.Evidence) (*dc
 	return l.first(ctx, own)
 }
 
-// openStore opens the store that a policy names, nil where it names none.
+// openStore opens the store that a policy names, nil if it names none.
 func openStore(ctx context.Context, s policy.StoreAt) (store.Store, error) {
 	switch {
 	case s.SQLite != "":
@@ -108,7 +108,7 @@ func (c *command) keeper(ctx context.Context, first *begun, own attester, now fu
 	}, nil
 }
 
-// way is how the root key is found at the start; nil where somebody else brings it.
+// way is how the root key is found at the start; nil if someone else brings it.
 func (c *command) way(r policy.KeyFrom, own attester) (rootkey.Way, error) {
 	const step = "finding the root key"
 	switch {
@@ -266,7 +266,7 @@ func (c *command) newest(ctx context.Context, first *begun, keys *keystore.Keyst
 	return nil
 }
 
-// fixedSecrets reads secret_config.json: of the option, or of the measured folder. It is nil where there is none.
+// fixedSecrets reads secret_config.json: of the option, or of the measured folder. It is nil if there is none.
 func (c *command) fixedSecrets() (map[string]attest.Secret, error) {
 	file := c.secretsFile
 	if c.place.enclave {

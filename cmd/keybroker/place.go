@@ -15,7 +15,7 @@ import (
 	"github.com/sesame-init/sesame/broker"
 )
 
-// where is the place that this program is built for: "bare", "occlum" or "ego". The linker sets it, not an option: the
+// where names the place that this program is built for: "bare", "occlum" or "ego". The linker sets it, not an option: the
 // host writes the command line of a program in an enclave, and must not talk the program out of being in one.
 var where = "bare"
 

@@ -220,7 +220,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	return c.answer(ctx, address, listener, server, beside, log, config.Policies)
 }
 
-// policyKey is the key that a policy pins for later ones, nil where it pins none.
+// policyKey is the key that a policy pins for later ones, nil if it pins none.
 func policyKey(p *policy.Policy) (note.Verifier, error) {
 	if p.Broker.PolicyKey == "" {
 		return nil, nil
@@ -259,7 +259,7 @@ func (c *command) answer(ctx context.Context, address string, listener net.Liste
 	return server.Serve(ctx, listener)
 }
 
-// reached is an address as it was written, with the port that the system has chosen where it was written as 0.
+// reached is an address as it was written, with the port that the system has chosen if it was written as 0.
 func reached(address string, l net.Listener) string {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || port != "0" {
@@ -278,7 +278,7 @@ func (h *handling) become(next http.Handler) { h.now.Store(&next) }
 func (h *handling) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*h.now.Load()).ServeHTTP(w, r) }
 
 // operate serves health and metrics on the port of --http, if there is one, until stop is called: also while the broker
-// is locked, so that nobody who restarts what does not answer restarts it then.
+// is locked, so that an orchestrator that restarts what does not answer does not restart it then.
 func (c *command) operate(ctx context.Context, first http.Handler, log *logrus.Logger) (h *handling, stop func(), err error) {
 	h = &handling{}
 	h.become(first)
@@ -383,7 +383,7 @@ func (c *command) trust(t policy.Trust, clock *timekeeper, log *logrus.Logger) (
 	return broker.NewTrust(t, source, clock.vouched)
 }
 
-// notify tells systemd, where it is there.
+// notify tells systemd, if it is running.
 func notify(state string) { _, _ = daemon.SdNotify(false, state) }
 
 // reloading tells systemd that a reload begins or has ended.

@@ -82,7 +82,7 @@ type header struct {
 	integrityOnly bool
 }
 
-// readHeader reads the header of the SEFS volume in dir, which is relative to the instance; nil where there is no
+// readHeader reads the header of the SEFS volume in dir, which is relative to the instance; nil if there is no
 // volume.
 func (i *inspection) readHeader(dir string) (*header, error) {
 	if !filepath.IsAbs(dir) {
@@ -220,7 +220,7 @@ type signature struct {
 }
 
 // readSignature finds SIGSTRUCT (Intel SDM volume 3D, 38.13) in an enclave file, or the simulator's stand-in for it;
-// nil where there is neither.
+// nil if there is neither.
 func readSignature(text []byte) *signature {
 	var stand struct {
 		ProductID uint16 `json:"isv_prod_id"`
@@ -260,7 +260,7 @@ func readSignature(text []byte) *signature {
 	}
 }
 
-// interpreterOf is the loader that the program at path names, "" where it is no ELF file or names none.
+// interpreterOf is the loader that the program at path names, "" if it is no ELF file or names none.
 func interpreterOf(path string) string {
 	f, err := elf.Open(path)
 	if err != nil {

@@ -23,7 +23,7 @@ import (
 // Options for [Instance].
 type Options struct {
 	// OcclumLibc is a directory with the C libraries and loaders that Occlum ships, at any depth, or a file with
-	// their SHA-256 as sha256sum prints them. Every libc in the instance must be one of these. Where it is empty
+	// their SHA-256 as sha256sum prints them. Every libc in the instance must be one of these. If it is empty
 	// the check tells a stock library by how it starts threads.
 	OcclumLibc string
 }
@@ -492,7 +492,7 @@ func hasName(name string) func(string) bool {
 	return func(entry string) bool { return strings.HasPrefix(entry, name+"=") }
 }
 
-// read is the content of a small file of the instance, nil where it does not exist.
+// read is the content of a small file of the instance, nil if it does not exist.
 func (i *inspection) read(name string, limit int64) ([]byte, error) {
 	f, err := os.Open(filepath.Join(i.dir, filepath.FromSlash(name)))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -523,7 +523,7 @@ func (i *inspection) isDir(root, name string) bool {
 	return err == nil && f.IsDir()
 }
 
-// resolve is the host's path of name in the file system below root of the instance, "" where it does not exist.
+// resolve is the host's path of name in the file system below root of the instance, "" if it does not exist.
 // Symbolic links lead where they lead in the enclave.
 func (i *inspection) resolve(root, name string) string {
 	return rootfs.Resolve(filepath.Join(i.dir, root), name)

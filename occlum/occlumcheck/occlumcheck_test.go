@@ -571,7 +571,7 @@ func TestLibcIsComparedWithOcclumsOwn(t *testing.T) {
 	}
 }
 
-// TestOriginOfLibrariesIsToldByHowTheyStartThreads looks at the libraries of this machine, which are nobody's but the
+// TestOriginOfLibrariesIsToldByHowTheyStartThreads looks at the libraries of this machine, which are only the
 // distribution's, and at code as Occlum's sources assemble to it.
 func TestOriginOfLibrariesIsToldByHowTheyStartThreads(t *testing.T) {
 	for _, name := range []string{loader, "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"} {

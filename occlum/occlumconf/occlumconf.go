@@ -34,7 +34,7 @@ type Config struct {
 	Mount          []Mount        `json:"mount"`
 }
 
-// ResourceLimits sizes the enclave. A maximum counts on platforms with EDMM (dynamic enclave memory) and, where it
+// ResourceLimits sizes the enclave. A maximum counts on platforms with EDMM (dynamic enclave memory) and, if it
 // is given, as the one size on platforms without.
 type ResourceLimits struct {
 	KernelHeap    Size   `json:"kernel_space_heap_size"`
@@ -60,7 +60,7 @@ type Env struct {
 	Untrusted []string `json:"untrusted"`
 }
 
-// Metadata is what goes into the enclave's identity. DisableLog is nil where the file leaves the choice to Occlum,
+// Metadata is what goes into the enclave's identity. DisableLog is nil if the file leaves the choice to Occlum,
 // which then disables the log of enclaves that cannot be debugged.
 type Metadata struct {
 	ProductID     uint32 `json:"product_id"`
@@ -105,7 +105,7 @@ type MountOptions struct {
 	DiskSize  Size    `json:"disk_size,omitempty"`
 }
 
-// What Occlum takes where the platform has EDMM and the file says less.
+// What Occlum takes if the platform has EDMM and the file says less.
 const (
 	edmmUserSpaceMax  Size   = 16 << 30
 	edmmKernelHeapMax Size   = 1 << 30
@@ -140,8 +140,8 @@ func grown(size, limit Size, edmm bool, least Size) Size {
 	return limit
 }
 
-// Root is the union that becomes the app's root, nil where there is none, which Occlum's build refuses. Image is
-// its read-only layer and Container the writable one, each nil where it is missing.
+// Root is the union that becomes the app's root, nil if there is none, which Occlum's build refuses. Image is
+// its read-only layer and Container the writable one, each nil if it is missing.
 func (c *Config) Root() (root, image, container *Mount) {
 	for i := range c.Mount {
 		if m := &c.Mount[i]; m.Target == "/" && m.Type == "unionfs" {

@@ -62,7 +62,7 @@ func (p *Pipeline) workload(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// The launcher stands where the host asks for the server; the server is where its own image has it.
+		// The launcher has the path that the host asks for; the server has the path of its own image.
 		root := map[string]string{"/": p.path("root"), serverEntry: p.program("init")}
 		return p.build(ctx, "workload", packed, instance.Spec{
 			Dir: dir, Init: p.program("init"), Root: root, InitFS: initFS,
@@ -92,8 +92,8 @@ func (p *Pipeline) trusted() map[string]string {
 	return files
 }
 
-// workloadConf is the template with the computed limits. In hardware mode the template's limits are kept where they
-// are higher: the template is what somebody has tried.
+// workloadConf is the template with the computed limits. In hardware mode the template's limits are kept if they
+// are higher: the template is what was tried.
 func (p *Pipeline) workloadConf() (*occlumconf.Config, error) {
 	conf, err := occlumconf.Load(p.o.Template)
 	if err != nil {
@@ -171,7 +171,7 @@ func (p *Pipeline) workloadInit(brokerSigner, mac string) (*config.Config, error
 	return c, nil
 }
 
-// service names where init gets its secrets from: our key broker, pinned, or the services of a file.
+// service names the source of init's secrets: our key broker, pinned, or the services of a file.
 func (p *Pipeline) service(c *config.Config, brokerSigner string) error {
 	if p.o.Service == "" {
 		pinned := policy.SGX{Name: "key broker", ProductID: new(uint16), MinSVN: new(uint16)}

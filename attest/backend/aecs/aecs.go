@@ -7,7 +7,7 @@
 //     whose additional data is our nonce.
 //   - [GenerationB] (since 2023-11-29): kubetee.Aecs/TaRemoteCall. Request and answer are signed JSON, the answer
 //     repeats the nonce, and the envelope holds the secret with its names, type and policy.
-//   - [Auto] asks as B does and, where the server answers UNIMPLEMENTED and the config allows it, as A does. Whoever
+//   - [Auto] asks as B does and, if the server answers UNIMPLEMENTED and the config allows it, as A does. Anyone
 //     is on a way without TLS can give that answer, so this is a downgrade that the host can force.
 //
 // # Promises
@@ -16,10 +16,10 @@
 // one call per secret over one connection. Of every answer, before a byte of a secret counts:
 //
 //   - the server's report is read (package uar), its quote verified, appraised by the server policy, and the binding
-//     of the server's key to it checked; the key is compared with the pinned one where one is pinned;
+//     of the server's key to it checked; the key is compared with the pinned one if one is pinned;
 //   - the answer to a fresh 32-byte nonce is wanted, which generation B signs and generation A authenticates;
 //   - the envelope opens with our key, hashes to what it says and is signed by the server's key (package envelope);
-//   - in B both names, and the type where the config names one, are those that were asked for.
+//   - in B both names, and the type if the config names one, are those that were asked for.
 //
 // Occlum's own client checks none of this: it passes no policy and no nonce.
 //
@@ -29,7 +29,7 @@
 // # Limits
 //
 // The server's quote is not fresh: it binds the server's long-lived key, which several servers share. Fresh is only
-// the proof that the server has the key, and that in B only. In A whoever is on the way, without TLS, can answer with
+// the proof that the server has the key, and that in B only. In A anyone on the network path, without TLS, can answer with
 // a secret that the server once sent them, in an envelope of their own: signed is no more than the secret's hash. So
 // use TLS, or B, or a secret whose use proves it (the key of a volume that has a MAC). In both generations the hash
 // of a secret travels in the clear, so a secret must not be guessable.
@@ -117,7 +117,7 @@ type Config struct {
 	Generation Generation
 	// AllowDowngrade lets Auto fall from B to A.
 	AllowDowngrade bool
-	// TLS says how the connection is secured. Where it is nil, Plaintext must be said.
+	// TLS says how the connection is secured. If it is nil, Plaintext must be said.
 	TLS       *TLS
 	Plaintext bool
 
@@ -128,15 +128,15 @@ type Config struct {
 	Attester attest.Attester
 	// UserData stands in the report data of our quote, zero-padded. A server's policy may name its beginning.
 	UserData []byte
-	// Collateral is what a passport is made with. Where it is nil, the report is a BackgroundCheck, which only a
+	// Collateral is what a passport is made with. If it is nil, the report is a BackgroundCheck, which only a
 	// server that is built for simulation takes.
 	Collateral dcap.Source
 
-	// Verifier verifies the server's quote where it comes without collateral, or with collateral that is no good any more.
+	// Verifier verifies the server's quote if it comes without collateral, or with collateral that is no good any more.
 	Verifier attest.Verifier
 	// Staple makes a verifier that takes the collateral which the server sends. Nil: only Verifier counts.
 	Staple func(*dcap.Collateral) attest.Verifier
-	// Policy is what the server must be. It may only be nil where NoServerEvidence is said.
+	// Policy is what the server must be. It may only be nil if NoServerEvidence is said.
 	Policy *policy.Policy
 	// ServerKey is the SHA-256 of the PEM text of the server's key (its "identity hash"); nil: any key that is bound to
 	// evidence which Policy accepts.

@@ -364,7 +364,7 @@ func (e *exchange) verifyEvidence(ctx context.Context, report *uar.Report) error
 	return e.config.Policy.Appraise(claims, at).Err()
 }
 
-// verify takes the collateral in the server's passport, and our own where that is no good: a server makes its passport
+// verify takes the collateral in the server's passport, and our own if that is no good: a server makes its passport
 // once, and may run for longer than its collateral is valid.
 func (e *exchange) verify(ctx context.Context, evidence attest.Evidence, report *uar.Report) (attest.Claims, error) {
 	at := e.config.Now()

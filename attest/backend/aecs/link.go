@@ -26,7 +26,7 @@ const EnclaveService = "enclave-service"
 type TLS struct {
 	// Roots are the authorities of the server's certificate.
 	Roots *x509.CertPool
-	// Certificate is ours; nil where the server demands none.
+	// Certificate is ours; nil if the server demands none.
 	Certificate *tls.Certificate
 	// ServerName must be in the server's certificate and is the authority of every call. Default [EnclaveService]. The
 	// upstream's certificates are X.509 version 1 and have it as common name; in others the subject alternative

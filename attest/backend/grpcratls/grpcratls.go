@@ -68,7 +68,7 @@ type Config struct {
 	Protocol Protocol // default Legacy
 	Attester attest.Attester
 	Verifier attest.Verifier
-	// Staple makes a verifier that takes the collateral which a broker sends in a session. Where it is nil, or the
+	// Staple makes a verifier that takes the collateral which a broker sends in a session. If it is nil, or the
 	// broker sends none, Verifier counts.
 	Staple func(*dcap.Collateral) attest.Verifier
 	Policy ratls.Appraiser // what the broker must be

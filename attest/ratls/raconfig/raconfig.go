@@ -1,7 +1,7 @@
 // Package raconfig reads the JSON in which Occlum's GRPC-RATLS programs say what a peer must be:
 // dynamic_config.json of the server and the ra_config object of init_ra_conf.json.
 //
-// The keys are Occlum's; the reading is strict where Occlum's fails open. A switch is "on" or "off" and nothing
+// The keys are Occlum's; the reading is strict, and Occlum's fails open. A switch is "on" or "off" and nothing
 // else; every switch must be there; an unknown or repeated key, a measurement of another length, a number out of
 // range are errors; any number of entries counts. A file must demand at least mr_enclave, or mr_signer with
 // isv_prod_id and isv_svn, must have the debug check on, and may not name the signer whose key Occlum ships to
@@ -205,7 +205,7 @@ func (p *parser) entry(c *Config, at string, raw json.RawMessage, on map[string]
 	c.exact = append(c.exact, e)
 }
 
-// measurement reads 64 hexadecimal digits. Where the check is off the text may also be empty, and means nothing.
+// measurement reads 64 hexadecimal digits. If the check is off the text may also be empty, and means nothing.
 func (p *parser) measurement(name string, raw json.RawMessage, on bool) policy.Hex {
 	var text string
 	if err := json.Unmarshal(raw, &text); err != nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/sesame-init/sesame/attest/session"
 )
 
-// Forged is what a hostile broker says where it can say something: it ends a line of a log and begins another one.
+// Forged is what a hostile broker says if it can say something: it ends a line of a log and begins another one.
 const Forged = "gone\x1b[2K\r\nlevel=info msg=\"secret released\"\u2028\u202e"
 
 // A Kind is a way to be hostile. The function has the connection after the handshake, and ends when it fails.

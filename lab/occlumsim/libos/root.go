@@ -248,7 +248,7 @@ func (l *LibOS) systemMounts(root string) error {
 }
 
 // sgxNode is the device of the host that stands behind /dev/sgx: its number tells it from all others, and the LibOS
-// has none of that kind. Reading and writing an unmounted /dev/fuse is EPERM, as it is for /dev/sgx. Where this user
+// has none of that kind. Reading and writing an unmounted /dev/fuse is EPERM, as it is for /dev/sgx. If this user
 // may not open it, /dev/full must do, which can be read.
 func sgxNode() string {
 	const fuse = "/dev/fuse"
