@@ -6,17 +6,22 @@
 # make test-vm     init in a virtual machine, as process 1 and under systemd
 # make e2e-k8s     the deployment on the cluster of the current kubeconfig
 # make lint        formatting, vet, staticcheck
+# make generate    the Go code of the .proto files anew (generate-check: fails if the code that is checked in differs)
 # make api         the list of exported names, docs/api.txt, anew
 # make english     how often some words occur in comments
 # make bench       what docs/benchmarks.md has
 # make fuzz        each fuzz target for FUZZTIME
-# make deps        the Debian packages for build and demo (deps-linux, deps-lint, deps-test, deps-vm: for what the name says)
+# make deps        the Debian packages for build and demo (deps-linux, deps-lint, deps-generate, deps-test, deps-vm: for what
+#                  the name says)
 # make stamp       today's date into internal/version, the lower bound of every clock (check-date: fails if it is old)
 # make clean       removes bin/ and build/
 # make help        this list
 
 GO         ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
+GO_PLUGIN   = google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+GRPC_PLUGIN = google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
+PROTOC_VERSION = 3.21.12
 HELM        = helm.sh/helm/v3/cmd/helm@v3.22.0
 FUZZTIME   ?= 60s
 BENCHSIZE  ?= 1GiB
@@ -38,7 +43,8 @@ LIBOS_GO    = $(shell test -e build/overlay/goroot && \
               echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
 PLAIN_FLAGS = -trimpath -buildvcs=false -ldflags "-s -w"
 
-.PHONY: build demo test attack test-vm e2e-k8s lint api english stamp check-date bench fuzz clean model help deps deps-linux deps-lint deps-test deps-vm
+.PHONY: build demo test attack test-vm e2e-k8s lint generate generate-check api english stamp check-date bench fuzz clean model help
+.PHONY: deps deps-linux deps-lint deps-generate deps-test deps-vm
 
 help:
 	@sed -n 's/^# \(make .*\|  .*\)/\1/p' Makefile
@@ -111,6 +117,26 @@ lint: deps-lint
 	$(GO) run $(STATICCHECK) -tags vm ./lab/vm
 	$(GO) mod verify
 
+# protoc runs in the root, as a file's name in protobuf's registry is its path from there. Each release of protoc writes its version
+# into what it makes.
+generate: build/protoc/.done
+	@$(call protoc,.)
+generate-check: build/protoc/.done
+	@rm -rf build/generated && mkdir -p build/generated
+	@$(call protoc,build/generated)
+	@for file in $$({ git ls-files '*.pb.go'; cd build/generated; find * -name '*.pb.go'; } | sort -u); do \
+	  diff -u $$file build/generated/$$file || { echo "$$file is not what its .proto gives: run make generate"; exit 1; }; \
+	done
+define protoc
+  test "$$(protoc --version)" = "libprotoc $(PROTOC_VERSION)" || { echo "protoc $(PROTOC_VERSION) is needed; here is $$(protoc --version)"; exit 1; }; \
+  PATH=build/protoc:$$PATH protoc -I . --go_out=$1 --go_opt=paths=source_relative \
+    --go-grpc_out=$1 --go-grpc_opt=paths=source_relative $$(git ls-files '*.proto')
+endef
+build/protoc/.done: Makefile | deps-generate
+	GOBIN=$(CURDIR)/$(@D) $(GO) install $(GO_PLUGIN)
+	GOBIN=$(CURDIR)/$(@D) $(GO) install $(GRPC_PLUGIN)
+	@touch $@
+
 api:
 	$(GO) run ./lab/api -w docs/api.txt
 english:
@@ -146,6 +172,8 @@ deps-linux: deps
 	@packaging/deps.sh linux
 deps-lint:
 	@packaging/deps.sh lint
+deps-generate:
+	@packaging/deps.sh generate
 deps-test: deps-linux
 	@packaging/deps.sh test
 deps-vm: deps-linux

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing for one purpose: build, linux, lint, test or vm (see the Makefile). A package is
-# missing where what it provides is, however that came here.
+# Installs the Debian packages that are missing for one purpose: build, linux, lint, generate, test or vm (see the
+# Makefile). A package is missing if the program or file that is wanted of it is, wherever that came from.
 #
 # No service of a package is started, and those of nginx, redis and PostgreSQL are not started at the next boot either:
 # tests start servers of their own.
@@ -45,6 +45,9 @@ case ${1-} in
   lint) # vet compiles the broker for EGo, which has C in it
     want "gcc libc6-dev" gcc
     ;;
+  generate) # Go code from .proto files
+    want protobuf-compiler protoc
+    ;;
   test) # the race detector and the probe are C, and the rest are what tests compare with or run
     want "gcc libc6-dev" gcc
     want musl-tools musl-gcc
@@ -65,7 +68,7 @@ case ${1-} in
     want e2fsprogs resize2fs
     ;;
   *)
-    echo "usage: packaging/deps.sh build|linux|lint|test|vm" >&2
+    echo "usage: packaging/deps.sh build|linux|lint|generate|test|vm" >&2
     exit 2
     ;;
 esac

@@ -10,8 +10,6 @@
 // Every administrator may do everything. Values of secrets go in and never come out.
 package admin
 
-//go:generate protoc -I ../.. --go_out=../.. --go_opt=module=github.com/sesame-init/sesame --go-grpc_out=../.. --go-grpc_opt=module=github.com/sesame-init/sesame broker/admin/adminpb/admin.proto
-
 import (
 	"context"
 	"crypto/sha256"

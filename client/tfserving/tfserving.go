@@ -6,5 +6,3 @@
 // and tensorflow.serving. They are therefore the same bytes on the wire, and the protobuf registry does not accept
 // a second package that declares them in the same program.
 package tfserving
-
-//go:generate protoc -I ../.. --go_out=../.. --go_opt=module=github.com/sesame-init/sesame --go-grpc_out=../.. --go-grpc_opt=module=github.com/sesame-init/sesame client/tfserving/error_codes.proto client/tfserving/tensorflow.proto client/tfserving/serving.proto

@@ -4,7 +4,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: session.proto
+// source: attest/session/sessionpb/session.proto
 
 package sessionpb
 
@@ -37,7 +37,7 @@ type ClientMessage struct {
 
 func (x *ClientMessage) Reset() {
 	*x = ClientMessage{}
-	mi := &file_session_proto_msgTypes[0]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -49,7 +49,7 @@ func (x *ClientMessage) String() string {
 func (*ClientMessage) ProtoMessage() {}
 
 func (x *ClientMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[0]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -62,7 +62,7 @@ func (x *ClientMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientMessage.ProtoReflect.Descriptor instead.
 func (*ClientMessage) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{0}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *ClientMessage) GetMessage() isClientMessage_Message {
@@ -135,7 +135,7 @@ type BrokerMessage struct {
 
 func (x *BrokerMessage) Reset() {
 	*x = BrokerMessage{}
-	mi := &file_session_proto_msgTypes[1]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -147,7 +147,7 @@ func (x *BrokerMessage) String() string {
 func (*BrokerMessage) ProtoMessage() {}
 
 func (x *BrokerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[1]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -160,7 +160,7 @@ func (x *BrokerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokerMessage.ProtoReflect.Descriptor instead.
 func (*BrokerMessage) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{1}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *BrokerMessage) GetMessage() isBrokerMessage_Message {
@@ -228,7 +228,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_session_proto_msgTypes[2]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -240,7 +240,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[2]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -253,7 +253,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{2}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Hello) GetNonce() []byte {
@@ -274,7 +274,7 @@ type BrokerEvidence struct {
 
 func (x *BrokerEvidence) Reset() {
 	*x = BrokerEvidence{}
-	mi := &file_session_proto_msgTypes[3]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -286,7 +286,7 @@ func (x *BrokerEvidence) String() string {
 func (*BrokerEvidence) ProtoMessage() {}
 
 func (x *BrokerEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[3]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -299,7 +299,7 @@ func (x *BrokerEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokerEvidence.ProtoReflect.Descriptor instead.
 func (*BrokerEvidence) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{3}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BrokerEvidence) GetNonce() []byte {
@@ -336,7 +336,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_session_proto_msgTypes[4]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +348,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[4]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +361,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{4}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Evidence) GetType() string {
@@ -414,7 +414,7 @@ type Collateral struct {
 
 func (x *Collateral) Reset() {
 	*x = Collateral{}
-	mi := &file_session_proto_msgTypes[5]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +426,7 @@ func (x *Collateral) String() string {
 func (*Collateral) ProtoMessage() {}
 
 func (x *Collateral) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[5]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +439,7 @@ func (x *Collateral) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Collateral.ProtoReflect.Descriptor instead.
 func (*Collateral) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{5}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Collateral) GetTcbInfo() []byte {
@@ -502,7 +502,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_session_proto_msgTypes[6]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +514,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[6]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +527,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{6}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Request) GetEvidence() *Evidence {
@@ -562,7 +562,7 @@ type Challenge struct {
 
 func (x *Challenge) Reset() {
 	*x = Challenge{}
-	mi := &file_session_proto_msgTypes[7]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +574,7 @@ func (x *Challenge) String() string {
 func (*Challenge) ProtoMessage() {}
 
 func (x *Challenge) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[7]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +587,7 @@ func (x *Challenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Challenge.ProtoReflect.Descriptor instead.
 func (*Challenge) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{7}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Challenge) GetCredential() []byte {
@@ -613,7 +613,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +625,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[8]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +638,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{8}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Answer) GetMac() []byte {
@@ -660,7 +660,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +672,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[9]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +685,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{9}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Result) GetSecrets() []*Secret {
@@ -729,7 +729,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +741,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[10]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +754,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{10}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Receipt) GetIndex() uint64 {
@@ -795,7 +795,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +807,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[11]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +820,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{11}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Secret) GetName() string {
@@ -848,7 +848,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +860,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_session_proto_msgTypes[12]
+	mi := &file_attest_session_sessionpb_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +873,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_session_proto_rawDescGZIP(), []int{12}
+	return file_attest_session_sessionpb_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Denial) GetCode() string {
@@ -897,11 +897,11 @@ func (x *Denial) GetHint() string {
 	return ""
 }
 
-var File_session_proto protoreflect.FileDescriptor
+var File_attest_session_sessionpb_session_proto protoreflect.FileDescriptor
 
-const file_session_proto_rawDesc = "" +
+const file_attest_session_sessionpb_session_proto_rawDesc = "" +
 	"\n" +
-	"\rsession.proto\x12\x11sesame.session.v1\"\xb9\x01\n" +
+	"&attest/session/sessionpb/session.proto\x12\x11sesame.session.v1\"\xb9\x01\n" +
 	"\rClientMessage\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.sesame.session.v1.HelloH\x00R\x05hello\x126\n" +
 	"\arequest\x18\x02 \x01(\v2\x1a.sesame.session.v1.RequestH\x00R\arequest\x123\n" +
@@ -970,19 +970,19 @@ const file_session_proto_rawDesc = "" +
 	"\aRelease\x12 .sesame.session.v1.ClientMessage\x1a .sesame.session.v1.BrokerMessage\"\x00(\x010\x01B8Z6github.com/sesame-init/sesame/attest/session/sessionpbb\x06proto3"
 
 var (
-	file_session_proto_rawDescOnce sync.Once
-	file_session_proto_rawDescData []byte
+	file_attest_session_sessionpb_session_proto_rawDescOnce sync.Once
+	file_attest_session_sessionpb_session_proto_rawDescData []byte
 )
 
-func file_session_proto_rawDescGZIP() []byte {
-	file_session_proto_rawDescOnce.Do(func() {
-		file_session_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)))
+func file_attest_session_sessionpb_session_proto_rawDescGZIP() []byte {
+	file_attest_session_sessionpb_session_proto_rawDescOnce.Do(func() {
+		file_attest_session_sessionpb_session_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_attest_session_sessionpb_session_proto_rawDesc), len(file_attest_session_sessionpb_session_proto_rawDesc)))
 	})
-	return file_session_proto_rawDescData
+	return file_attest_session_sessionpb_session_proto_rawDescData
 }
 
-var file_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
-var file_session_proto_goTypes = []any{
+var file_attest_session_sessionpb_session_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_attest_session_sessionpb_session_proto_goTypes = []any{
 	(*ClientMessage)(nil),  // 0: sesame.session.v1.ClientMessage
 	(*BrokerMessage)(nil),  // 1: sesame.session.v1.BrokerMessage
 	(*Hello)(nil),          // 2: sesame.session.v1.Hello
@@ -997,7 +997,7 @@ var file_session_proto_goTypes = []any{
 	(*Secret)(nil),         // 11: sesame.session.v1.Secret
 	(*Denial)(nil),         // 12: sesame.session.v1.Denial
 }
-var file_session_proto_depIdxs = []int32{
+var file_attest_session_sessionpb_session_proto_depIdxs = []int32{
 	2,  // 0: sesame.session.v1.ClientMessage.hello:type_name -> sesame.session.v1.Hello
 	6,  // 1: sesame.session.v1.ClientMessage.request:type_name -> sesame.session.v1.Request
 	8,  // 2: sesame.session.v1.ClientMessage.answer:type_name -> sesame.session.v1.Answer
@@ -1019,17 +1019,17 @@ var file_session_proto_depIdxs = []int32{
 	0,  // [0:12] is the sub-list for field type_name
 }
 
-func init() { file_session_proto_init() }
-func file_session_proto_init() {
-	if File_session_proto != nil {
+func init() { file_attest_session_sessionpb_session_proto_init() }
+func file_attest_session_sessionpb_session_proto_init() {
+	if File_attest_session_sessionpb_session_proto != nil {
 		return
 	}
-	file_session_proto_msgTypes[0].OneofWrappers = []any{
+	file_attest_session_sessionpb_session_proto_msgTypes[0].OneofWrappers = []any{
 		(*ClientMessage_Hello)(nil),
 		(*ClientMessage_Request)(nil),
 		(*ClientMessage_Answer)(nil),
 	}
-	file_session_proto_msgTypes[1].OneofWrappers = []any{
+	file_attest_session_sessionpb_session_proto_msgTypes[1].OneofWrappers = []any{
 		(*BrokerMessage_Evidence)(nil),
 		(*BrokerMessage_Result)(nil),
 		(*BrokerMessage_Challenge)(nil),
@@ -1038,17 +1038,17 @@ func file_session_proto_init() {
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_session_proto_rawDesc), len(file_session_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_attest_session_sessionpb_session_proto_rawDesc), len(file_attest_session_sessionpb_session_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_session_proto_goTypes,
-		DependencyIndexes: file_session_proto_depIdxs,
-		MessageInfos:      file_session_proto_msgTypes,
+		GoTypes:           file_attest_session_sessionpb_session_proto_goTypes,
+		DependencyIndexes: file_attest_session_sessionpb_session_proto_depIdxs,
+		MessageInfos:      file_attest_session_sessionpb_session_proto_msgTypes,
 	}.Build()
-	File_session_proto = out.File
-	file_session_proto_goTypes = nil
-	file_session_proto_depIdxs = nil
+	File_attest_session_sessionpb_session_proto = out.File
+	file_attest_session_sessionpb_session_proto_goTypes = nil
+	file_attest_session_sessionpb_session_proto_depIdxs = nil
 }

@@ -4,7 +4,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.5.1
 // - protoc             v3.21.12
-// source: session.proto
+// source: attest/session/sessionpb/session.proto
 
 package sessionpb
 
@@ -117,5 +117,5 @@ var KeyBroker_ServiceDesc = grpc.ServiceDesc{
 			ClientStreams: true,
 		},
 	},
-	Metadata: "session.proto",
+	Metadata: "attest/session/sessionpb/session.proto",
 }

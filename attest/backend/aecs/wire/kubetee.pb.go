@@ -7,7 +7,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: kubetee.proto
+// source: attest/backend/aecs/wire/kubetee.proto
 
 package wire
 
@@ -68,11 +68,11 @@ func (x EnclaveSecretType) String() string {
 }
 
 func (EnclaveSecretType) Descriptor() protoreflect.EnumDescriptor {
-	return file_kubetee_proto_enumTypes[0].Descriptor()
+	return file_attest_backend_aecs_wire_kubetee_proto_enumTypes[0].Descriptor()
 }
 
 func (EnclaveSecretType) Type() protoreflect.EnumType {
-	return &file_kubetee_proto_enumTypes[0]
+	return &file_attest_backend_aecs_wire_kubetee_proto_enumTypes[0]
 }
 
 func (x EnclaveSecretType) Number() protoreflect.EnumNumber {
@@ -81,7 +81,7 @@ func (x EnclaveSecretType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EnclaveSecretType.Descriptor instead.
 func (EnclaveSecretType) EnumDescriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{0}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{0}
 }
 
 type EnclavePolicyType int32
@@ -117,11 +117,11 @@ func (x EnclavePolicyType) String() string {
 }
 
 func (EnclavePolicyType) Descriptor() protoreflect.EnumDescriptor {
-	return file_kubetee_proto_enumTypes[1].Descriptor()
+	return file_attest_backend_aecs_wire_kubetee_proto_enumTypes[1].Descriptor()
 }
 
 func (EnclavePolicyType) Type() protoreflect.EnumType {
-	return &file_kubetee_proto_enumTypes[1]
+	return &file_attest_backend_aecs_wire_kubetee_proto_enumTypes[1]
 }
 
 func (x EnclavePolicyType) Number() protoreflect.EnumNumber {
@@ -130,7 +130,7 @@ func (x EnclavePolicyType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EnclavePolicyType.Descriptor instead.
 func (EnclavePolicyType) EnumDescriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{1}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{1}
 }
 
 type UnifiedAttestationReport struct {
@@ -146,7 +146,7 @@ type UnifiedAttestationReport struct {
 
 func (x *UnifiedAttestationReport) Reset() {
 	*x = UnifiedAttestationReport{}
-	mi := &file_kubetee_proto_msgTypes[0]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -158,7 +158,7 @@ func (x *UnifiedAttestationReport) String() string {
 func (*UnifiedAttestationReport) ProtoMessage() {}
 
 func (x *UnifiedAttestationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[0]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -171,7 +171,7 @@ func (x *UnifiedAttestationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnifiedAttestationReport.ProtoReflect.Descriptor instead.
 func (*UnifiedAttestationReport) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{0}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *UnifiedAttestationReport) GetStrReportVersion() string {
@@ -219,7 +219,7 @@ type UnifiedAttestationAuthReport struct {
 
 func (x *UnifiedAttestationAuthReport) Reset() {
 	*x = UnifiedAttestationAuthReport{}
-	mi := &file_kubetee_proto_msgTypes[1]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -231,7 +231,7 @@ func (x *UnifiedAttestationAuthReport) String() string {
 func (*UnifiedAttestationAuthReport) ProtoMessage() {}
 
 func (x *UnifiedAttestationAuthReport) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[1]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -244,7 +244,7 @@ func (x *UnifiedAttestationAuthReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnifiedAttestationAuthReport.ProtoReflect.Descriptor instead.
 func (*UnifiedAttestationAuthReport) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{1}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *UnifiedAttestationAuthReport) GetReport() *UnifiedAttestationReport {
@@ -288,7 +288,7 @@ type UnifiedAttestationAttributes struct {
 
 func (x *UnifiedAttestationAttributes) Reset() {
 	*x = UnifiedAttestationAttributes{}
-	mi := &file_kubetee_proto_msgTypes[2]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -300,7 +300,7 @@ func (x *UnifiedAttestationAttributes) String() string {
 func (*UnifiedAttestationAttributes) ProtoMessage() {}
 
 func (x *UnifiedAttestationAttributes) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[2]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -313,7 +313,7 @@ func (x *UnifiedAttestationAttributes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnifiedAttestationAttributes.ProtoReflect.Descriptor instead.
 func (*UnifiedAttestationAttributes) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{2}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *UnifiedAttestationAttributes) GetStrTeePlatform() string {
@@ -460,7 +460,7 @@ type UnifiedAttestationPolicy struct {
 
 func (x *UnifiedAttestationPolicy) Reset() {
 	*x = UnifiedAttestationPolicy{}
-	mi := &file_kubetee_proto_msgTypes[3]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +472,7 @@ func (x *UnifiedAttestationPolicy) String() string {
 func (*UnifiedAttestationPolicy) ProtoMessage() {}
 
 func (x *UnifiedAttestationPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[3]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +485,7 @@ func (x *UnifiedAttestationPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnifiedAttestationPolicy.ProtoReflect.Descriptor instead.
 func (*UnifiedAttestationPolicy) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{3}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *UnifiedAttestationPolicy) GetPemPublicKey() string {
@@ -513,7 +513,7 @@ type DcapReport struct {
 
 func (x *DcapReport) Reset() {
 	*x = DcapReport{}
-	mi := &file_kubetee_proto_msgTypes[4]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +525,7 @@ func (x *DcapReport) String() string {
 func (*DcapReport) ProtoMessage() {}
 
 func (x *DcapReport) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[4]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +538,7 @@ func (x *DcapReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DcapReport.ProtoReflect.Descriptor instead.
 func (*DcapReport) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{4}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DcapReport) GetB64Quote() string {
@@ -572,7 +572,7 @@ type SgxQlQveCollateral struct {
 
 func (x *SgxQlQveCollateral) Reset() {
 	*x = SgxQlQveCollateral{}
-	mi := &file_kubetee_proto_msgTypes[5]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +584,7 @@ func (x *SgxQlQveCollateral) String() string {
 func (*SgxQlQveCollateral) ProtoMessage() {}
 
 func (x *SgxQlQveCollateral) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[5]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +597,7 @@ func (x *SgxQlQveCollateral) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SgxQlQveCollateral.ProtoReflect.Descriptor instead.
 func (*SgxQlQveCollateral) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{5}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SgxQlQveCollateral) GetVersion() int64 {
@@ -673,7 +673,7 @@ type AsymmetricKeyPair struct {
 
 func (x *AsymmetricKeyPair) Reset() {
 	*x = AsymmetricKeyPair{}
-	mi := &file_kubetee_proto_msgTypes[6]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +685,7 @@ func (x *AsymmetricKeyPair) String() string {
 func (*AsymmetricKeyPair) ProtoMessage() {}
 
 func (x *AsymmetricKeyPair) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[6]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +698,7 @@ func (x *AsymmetricKeyPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AsymmetricKeyPair.ProtoReflect.Descriptor instead.
 func (*AsymmetricKeyPair) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{6}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AsymmetricKeyPair) GetPrivateKey() string {
@@ -726,7 +726,7 @@ type SslCredentialsOptions struct {
 
 func (x *SslCredentialsOptions) Reset() {
 	*x = SslCredentialsOptions{}
-	mi := &file_kubetee_proto_msgTypes[7]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +738,7 @@ func (x *SslCredentialsOptions) String() string {
 func (*SslCredentialsOptions) ProtoMessage() {}
 
 func (x *SslCredentialsOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[7]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +751,7 @@ func (x *SslCredentialsOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SslCredentialsOptions.ProtoReflect.Descriptor instead.
 func (*SslCredentialsOptions) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{7}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SslCredentialsOptions) GetRootCert() string {
@@ -787,7 +787,7 @@ type SymmetricKeyEncrypted struct {
 
 func (x *SymmetricKeyEncrypted) Reset() {
 	*x = SymmetricKeyEncrypted{}
-	mi := &file_kubetee_proto_msgTypes[8]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +799,7 @@ func (x *SymmetricKeyEncrypted) String() string {
 func (*SymmetricKeyEncrypted) ProtoMessage() {}
 
 func (x *SymmetricKeyEncrypted) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[8]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +812,7 @@ func (x *SymmetricKeyEncrypted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SymmetricKeyEncrypted.ProtoReflect.Descriptor instead.
 func (*SymmetricKeyEncrypted) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{8}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SymmetricKeyEncrypted) GetCipher() []byte {
@@ -855,7 +855,7 @@ type DigitalEnvelopeEncrypted struct {
 
 func (x *DigitalEnvelopeEncrypted) Reset() {
 	*x = DigitalEnvelopeEncrypted{}
-	mi := &file_kubetee_proto_msgTypes[9]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +867,7 @@ func (x *DigitalEnvelopeEncrypted) String() string {
 func (*DigitalEnvelopeEncrypted) ProtoMessage() {}
 
 func (x *DigitalEnvelopeEncrypted) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[9]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +880,7 @@ func (x *DigitalEnvelopeEncrypted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigitalEnvelopeEncrypted.ProtoReflect.Descriptor instead.
 func (*DigitalEnvelopeEncrypted) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{9}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DigitalEnvelopeEncrypted) GetAesCipher() *SymmetricKeyEncrypted {
@@ -921,7 +921,7 @@ type EnclaveSecretPolicy struct {
 
 func (x *EnclaveSecretPolicy) Reset() {
 	*x = EnclaveSecretPolicy{}
-	mi := &file_kubetee_proto_msgTypes[10]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +933,7 @@ func (x *EnclaveSecretPolicy) String() string {
 func (*EnclaveSecretPolicy) ProtoMessage() {}
 
 func (x *EnclaveSecretPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[10]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +946,7 @@ func (x *EnclaveSecretPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnclaveSecretPolicy.ProtoReflect.Descriptor instead.
 func (*EnclaveSecretPolicy) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{10}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EnclaveSecretPolicy) GetPolicy() *UnifiedAttestationPolicy {
@@ -973,7 +973,7 @@ type EnclaveKvPair struct {
 
 func (x *EnclaveKvPair) Reset() {
 	*x = EnclaveKvPair{}
-	mi := &file_kubetee_proto_msgTypes[11]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +985,7 @@ func (x *EnclaveKvPair) String() string {
 func (*EnclaveKvPair) ProtoMessage() {}
 
 func (x *EnclaveKvPair) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[11]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +998,7 @@ func (x *EnclaveKvPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnclaveKvPair.ProtoReflect.Descriptor instead.
 func (*EnclaveKvPair) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{11}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EnclaveKvPair) GetKey() string {
@@ -1024,7 +1024,7 @@ type EnclaveConfigurations struct {
 
 func (x *EnclaveConfigurations) Reset() {
 	*x = EnclaveConfigurations{}
-	mi := &file_kubetee_proto_msgTypes[12]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1036,7 @@ func (x *EnclaveConfigurations) String() string {
 func (*EnclaveConfigurations) ProtoMessage() {}
 
 func (x *EnclaveConfigurations) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[12]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1049,7 @@ func (x *EnclaveConfigurations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnclaveConfigurations.ProtoReflect.Descriptor instead.
 func (*EnclaveConfigurations) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{12}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EnclaveConfigurations) GetItems() []*EnclaveKvPair {
@@ -1074,7 +1074,7 @@ type EnclaveSecretSpec struct {
 
 func (x *EnclaveSecretSpec) Reset() {
 	*x = EnclaveSecretSpec{}
-	mi := &file_kubetee_proto_msgTypes[13]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1086,7 @@ func (x *EnclaveSecretSpec) String() string {
 func (*EnclaveSecretSpec) ProtoMessage() {}
 
 func (x *EnclaveSecretSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[13]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1099,7 @@ func (x *EnclaveSecretSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnclaveSecretSpec.ProtoReflect.Descriptor instead.
 func (*EnclaveSecretSpec) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{13}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EnclaveSecretSpec) GetSecretName() string {
@@ -1161,7 +1161,7 @@ type EnclaveSecret struct {
 
 func (x *EnclaveSecret) Reset() {
 	*x = EnclaveSecret{}
-	mi := &file_kubetee_proto_msgTypes[14]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1173,7 @@ func (x *EnclaveSecret) String() string {
 func (*EnclaveSecret) ProtoMessage() {}
 
 func (x *EnclaveSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[14]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1186,7 @@ func (x *EnclaveSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnclaveSecret.ProtoReflect.Descriptor instead.
 func (*EnclaveSecret) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{14}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EnclaveSecret) GetSpec() *EnclaveSecretSpec {
@@ -1215,7 +1215,7 @@ type GetEnclaveSecretRequest struct {
 
 func (x *GetEnclaveSecretRequest) Reset() {
 	*x = GetEnclaveSecretRequest{}
-	mi := &file_kubetee_proto_msgTypes[15]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1227,7 @@ func (x *GetEnclaveSecretRequest) String() string {
 func (*GetEnclaveSecretRequest) ProtoMessage() {}
 
 func (x *GetEnclaveSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[15]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1240,7 @@ func (x *GetEnclaveSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEnclaveSecretRequest.ProtoReflect.Descriptor instead.
 func (*GetEnclaveSecretRequest) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{15}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetEnclaveSecretRequest) GetAuthRaReport() *UnifiedAttestationAuthReport {
@@ -1281,7 +1281,7 @@ type GetEnclaveSecretResponse struct {
 
 func (x *GetEnclaveSecretResponse) Reset() {
 	*x = GetEnclaveSecretResponse{}
-	mi := &file_kubetee_proto_msgTypes[16]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1293,7 @@ func (x *GetEnclaveSecretResponse) String() string {
 func (*GetEnclaveSecretResponse) ProtoMessage() {}
 
 func (x *GetEnclaveSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[16]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1306,7 @@ func (x *GetEnclaveSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEnclaveSecretResponse.ProtoReflect.Descriptor instead.
 func (*GetEnclaveSecretResponse) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{16}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetEnclaveSecretResponse) GetAuthRaReport() *UnifiedAttestationAuthReport {
@@ -1335,7 +1335,7 @@ type TaRemoteCallRequest struct {
 
 func (x *TaRemoteCallRequest) Reset() {
 	*x = TaRemoteCallRequest{}
-	mi := &file_kubetee_proto_msgTypes[17]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1347,7 @@ func (x *TaRemoteCallRequest) String() string {
 func (*TaRemoteCallRequest) ProtoMessage() {}
 
 func (x *TaRemoteCallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[17]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1360,7 @@ func (x *TaRemoteCallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaRemoteCallRequest.ProtoReflect.Descriptor instead.
 func (*TaRemoteCallRequest) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{17}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TaRemoteCallRequest) GetAuthReport() *UnifiedAttestationAuthReport {
@@ -1402,7 +1402,7 @@ type TaRemoteCallResponse struct {
 
 func (x *TaRemoteCallResponse) Reset() {
 	*x = TaRemoteCallResponse{}
-	mi := &file_kubetee_proto_msgTypes[18]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1414,7 @@ func (x *TaRemoteCallResponse) String() string {
 func (*TaRemoteCallResponse) ProtoMessage() {}
 
 func (x *TaRemoteCallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[18]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1427,7 @@ func (x *TaRemoteCallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaRemoteCallResponse.ProtoReflect.Descriptor instead.
 func (*TaRemoteCallResponse) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{18}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TaRemoteCallResponse) GetAuthReport() *UnifiedAttestationAuthReport {
@@ -1462,7 +1462,7 @@ type TaGetSecretRequest struct {
 
 func (x *TaGetSecretRequest) Reset() {
 	*x = TaGetSecretRequest{}
-	mi := &file_kubetee_proto_msgTypes[19]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1474,7 @@ func (x *TaGetSecretRequest) String() string {
 func (*TaGetSecretRequest) ProtoMessage() {}
 
 func (x *TaGetSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[19]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1487,7 @@ func (x *TaGetSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaGetSecretRequest.ProtoReflect.Descriptor instead.
 func (*TaGetSecretRequest) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{19}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TaGetSecretRequest) GetServiceName() string {
@@ -1521,7 +1521,7 @@ type TaGetSecretResponse struct {
 
 func (x *TaGetSecretResponse) Reset() {
 	*x = TaGetSecretResponse{}
-	mi := &file_kubetee_proto_msgTypes[20]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1533,7 @@ func (x *TaGetSecretResponse) String() string {
 func (*TaGetSecretResponse) ProtoMessage() {}
 
 func (x *TaGetSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[20]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1546,7 @@ func (x *TaGetSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaGetSecretResponse.ProtoReflect.Descriptor instead.
 func (*TaGetSecretResponse) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{20}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaGetSecretResponse) GetSecretEnc() *DigitalEnvelopeEncrypted {
@@ -1571,7 +1571,7 @@ type GetAecsStatusRequest struct {
 
 func (x *GetAecsStatusRequest) Reset() {
 	*x = GetAecsStatusRequest{}
-	mi := &file_kubetee_proto_msgTypes[21]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1583,7 @@ func (x *GetAecsStatusRequest) String() string {
 func (*GetAecsStatusRequest) ProtoMessage() {}
 
 func (x *GetAecsStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[21]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1596,7 @@ func (x *GetAecsStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAecsStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetAecsStatusRequest) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{21}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{21}
 }
 
 type GetAecsStatusResponse struct {
@@ -1610,7 +1610,7 @@ type GetAecsStatusResponse struct {
 
 func (x *GetAecsStatusResponse) Reset() {
 	*x = GetAecsStatusResponse{}
-	mi := &file_kubetee_proto_msgTypes[22]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1622,7 @@ func (x *GetAecsStatusResponse) String() string {
 func (*GetAecsStatusResponse) ProtoMessage() {}
 
 func (x *GetAecsStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[22]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1635,7 @@ func (x *GetAecsStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAecsStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetAecsStatusResponse) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{22}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetAecsStatusResponse) GetAuthRaReport() *UnifiedAttestationAuthReport {
@@ -1672,7 +1672,7 @@ type EnclaveStatus struct {
 
 func (x *EnclaveStatus) Reset() {
 	*x = EnclaveStatus{}
-	mi := &file_kubetee_proto_msgTypes[23]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1684,7 @@ func (x *EnclaveStatus) String() string {
 func (*EnclaveStatus) ProtoMessage() {}
 
 func (x *EnclaveStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[23]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1697,7 @@ func (x *EnclaveStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnclaveStatus.ProtoReflect.Descriptor instead.
 func (*EnclaveStatus) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{23}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EnclaveStatus) GetVersion() string {
@@ -1748,7 +1748,7 @@ type GetEnclaveSecretPublicRequest struct {
 
 func (x *GetEnclaveSecretPublicRequest) Reset() {
 	*x = GetEnclaveSecretPublicRequest{}
-	mi := &file_kubetee_proto_msgTypes[24]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1760,7 @@ func (x *GetEnclaveSecretPublicRequest) String() string {
 func (*GetEnclaveSecretPublicRequest) ProtoMessage() {}
 
 func (x *GetEnclaveSecretPublicRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[24]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1773,7 @@ func (x *GetEnclaveSecretPublicRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEnclaveSecretPublicRequest.ProtoReflect.Descriptor instead.
 func (*GetEnclaveSecretPublicRequest) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{24}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetEnclaveSecretPublicRequest) GetServiceName() string {
@@ -1823,7 +1823,7 @@ type GetEnclaveSecretPublicResponse struct {
 
 func (x *GetEnclaveSecretPublicResponse) Reset() {
 	*x = GetEnclaveSecretPublicResponse{}
-	mi := &file_kubetee_proto_msgTypes[25]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +1835,7 @@ func (x *GetEnclaveSecretPublicResponse) String() string {
 func (*GetEnclaveSecretPublicResponse) ProtoMessage() {}
 
 func (x *GetEnclaveSecretPublicResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kubetee_proto_msgTypes[25]
+	mi := &file_attest_backend_aecs_wire_kubetee_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +1848,7 @@ func (x *GetEnclaveSecretPublicResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEnclaveSecretPublicResponse.ProtoReflect.Descriptor instead.
 func (*GetEnclaveSecretPublicResponse) Descriptor() ([]byte, []int) {
-	return file_kubetee_proto_rawDescGZIP(), []int{25}
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetEnclaveSecretPublicResponse) GetAuthRaReport() *UnifiedAttestationAuthReport {
@@ -1879,11 +1879,11 @@ func (x *GetEnclaveSecretPublicResponse) GetNonce() string {
 	return ""
 }
 
-var File_kubetee_proto protoreflect.FileDescriptor
+var File_attest_backend_aecs_wire_kubetee_proto protoreflect.FileDescriptor
 
-const file_kubetee_proto_rawDesc = "" +
+const file_attest_backend_aecs_wire_kubetee_proto_rawDesc = "" +
 	"\n" +
-	"\rkubetee.proto\x12\akubetee\"\xf4\x01\n" +
+	"&attest/backend/aecs/wire/kubetee.proto\x12\akubetee\"\xf4\x01\n" +
 	"\x18UnifiedAttestationReport\x12.\n" +
 	"\x12str_report_version\x18\x01 \x01(\tR\x12str_report_version\x12(\n" +
 	"\x0fstr_report_type\x18\x02 \x01(\tR\x0fstr_report_type\x12*\n" +
@@ -2049,20 +2049,20 @@ const file_kubetee_proto_rawDesc = "" +
 	"\fTaRemoteCall\x12\x1c.kubetee.TaRemoteCallRequest\x1a\x1d.kubetee.TaRemoteCallResponseB8Z6github.com/sesame-init/sesame/attest/backend/aecs/wireb\x06proto3"
 
 var (
-	file_kubetee_proto_rawDescOnce sync.Once
-	file_kubetee_proto_rawDescData []byte
+	file_attest_backend_aecs_wire_kubetee_proto_rawDescOnce sync.Once
+	file_attest_backend_aecs_wire_kubetee_proto_rawDescData []byte
 )
 
-func file_kubetee_proto_rawDescGZIP() []byte {
-	file_kubetee_proto_rawDescOnce.Do(func() {
-		file_kubetee_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_kubetee_proto_rawDesc), len(file_kubetee_proto_rawDesc)))
+func file_attest_backend_aecs_wire_kubetee_proto_rawDescGZIP() []byte {
+	file_attest_backend_aecs_wire_kubetee_proto_rawDescOnce.Do(func() {
+		file_attest_backend_aecs_wire_kubetee_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_attest_backend_aecs_wire_kubetee_proto_rawDesc), len(file_attest_backend_aecs_wire_kubetee_proto_rawDesc)))
 	})
-	return file_kubetee_proto_rawDescData
+	return file_attest_backend_aecs_wire_kubetee_proto_rawDescData
 }
 
-var file_kubetee_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_kubetee_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
-var file_kubetee_proto_goTypes = []any{
+var file_attest_backend_aecs_wire_kubetee_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_attest_backend_aecs_wire_kubetee_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_attest_backend_aecs_wire_kubetee_proto_goTypes = []any{
 	(EnclaveSecretType)(0),                 // 0: kubetee.EnclaveSecretType
 	(EnclavePolicyType)(0),                 // 1: kubetee.EnclavePolicyType
 	(*UnifiedAttestationReport)(nil),       // 2: kubetee.UnifiedAttestationReport
@@ -2092,7 +2092,7 @@ var file_kubetee_proto_goTypes = []any{
 	(*GetEnclaveSecretPublicRequest)(nil),  // 26: kubetee.GetEnclaveSecretPublicRequest
 	(*GetEnclaveSecretPublicResponse)(nil), // 27: kubetee.GetEnclaveSecretPublicResponse
 }
-var file_kubetee_proto_depIdxs = []int32{
+var file_attest_backend_aecs_wire_kubetee_proto_depIdxs = []int32{
 	2,  // 0: kubetee.UnifiedAttestationAuthReport.report:type_name -> kubetee.UnifiedAttestationReport
 	4,  // 1: kubetee.UnifiedAttestationPolicy.main_attributes:type_name -> kubetee.UnifiedAttestationAttributes
 	10, // 2: kubetee.DigitalEnvelopeEncrypted.aes_cipher:type_name -> kubetee.SymmetricKeyEncrypted
@@ -2128,27 +2128,27 @@ var file_kubetee_proto_depIdxs = []int32{
 	0,  // [0:20] is the sub-list for field type_name
 }
 
-func init() { file_kubetee_proto_init() }
-func file_kubetee_proto_init() {
-	if File_kubetee_proto != nil {
+func init() { file_attest_backend_aecs_wire_kubetee_proto_init() }
+func file_attest_backend_aecs_wire_kubetee_proto_init() {
+	if File_attest_backend_aecs_wire_kubetee_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kubetee_proto_rawDesc), len(file_kubetee_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_attest_backend_aecs_wire_kubetee_proto_rawDesc), len(file_attest_backend_aecs_wire_kubetee_proto_rawDesc)),
 			NumEnums:      2,
 			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_kubetee_proto_goTypes,
-		DependencyIndexes: file_kubetee_proto_depIdxs,
-		EnumInfos:         file_kubetee_proto_enumTypes,
-		MessageInfos:      file_kubetee_proto_msgTypes,
+		GoTypes:           file_attest_backend_aecs_wire_kubetee_proto_goTypes,
+		DependencyIndexes: file_attest_backend_aecs_wire_kubetee_proto_depIdxs,
+		EnumInfos:         file_attest_backend_aecs_wire_kubetee_proto_enumTypes,
+		MessageInfos:      file_attest_backend_aecs_wire_kubetee_proto_msgTypes,
 	}.Build()
-	File_kubetee_proto = out.File
-	file_kubetee_proto_goTypes = nil
-	file_kubetee_proto_depIdxs = nil
+	File_attest_backend_aecs_wire_kubetee_proto = out.File
+	file_attest_backend_aecs_wire_kubetee_proto_goTypes = nil
+	file_attest_backend_aecs_wire_kubetee_proto_depIdxs = nil
 }

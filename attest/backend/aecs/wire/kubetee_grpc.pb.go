@@ -7,7 +7,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.5.1
 // - protoc             v3.21.12
-// source: kubetee.proto
+// source: attest/backend/aecs/wire/kubetee.proto
 
 package wire
 
@@ -236,5 +236,5 @@ var Aecs_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
-	Metadata: "kubetee.proto",
+	Metadata: "attest/backend/aecs/wire/kubetee.proto",
 }

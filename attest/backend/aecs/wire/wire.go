@@ -23,8 +23,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative kubetee.proto
-
 // TaGetSecret is the function of generation B's TaRemoteCall that gets a secret.
 const TaGetSecret = "TaGetSecret"
 

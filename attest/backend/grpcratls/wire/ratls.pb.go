@@ -5,7 +5,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: ratls.proto
+// source: attest/backend/grpcratls/wire/ratls.proto
 
 package wire
 
@@ -33,7 +33,7 @@ type SecretRequest struct {
 
 func (x *SecretRequest) Reset() {
 	*x = SecretRequest{}
-	mi := &file_ratls_proto_msgTypes[0]
+	mi := &file_attest_backend_grpcratls_wire_ratls_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -45,7 +45,7 @@ func (x *SecretRequest) String() string {
 func (*SecretRequest) ProtoMessage() {}
 
 func (x *SecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ratls_proto_msgTypes[0]
+	mi := &file_attest_backend_grpcratls_wire_ratls_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -58,7 +58,7 @@ func (x *SecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretRequest.ProtoReflect.Descriptor instead.
 func (*SecretRequest) Descriptor() ([]byte, []int) {
-	return file_ratls_proto_rawDescGZIP(), []int{0}
+	return file_attest_backend_grpcratls_wire_ratls_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *SecretRequest) GetName() string {
@@ -77,7 +77,7 @@ type SecretReply struct {
 
 func (x *SecretReply) Reset() {
 	*x = SecretReply{}
-	mi := &file_ratls_proto_msgTypes[1]
+	mi := &file_attest_backend_grpcratls_wire_ratls_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -89,7 +89,7 @@ func (x *SecretReply) String() string {
 func (*SecretReply) ProtoMessage() {}
 
 func (x *SecretReply) ProtoReflect() protoreflect.Message {
-	mi := &file_ratls_proto_msgTypes[1]
+	mi := &file_attest_backend_grpcratls_wire_ratls_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -102,7 +102,7 @@ func (x *SecretReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretReply.ProtoReflect.Descriptor instead.
 func (*SecretReply) Descriptor() ([]byte, []int) {
-	return file_ratls_proto_rawDescGZIP(), []int{1}
+	return file_attest_backend_grpcratls_wire_ratls_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *SecretReply) GetSecret() []byte {
@@ -112,11 +112,11 @@ func (x *SecretReply) GetSecret() []byte {
 	return nil
 }
 
-var File_ratls_proto protoreflect.FileDescriptor
+var File_attest_backend_grpcratls_wire_ratls_proto protoreflect.FileDescriptor
 
-const file_ratls_proto_rawDesc = "" +
+const file_attest_backend_grpcratls_wire_ratls_proto_rawDesc = "" +
 	"\n" +
-	"\vratls.proto\x12\x05ratls\"#\n" +
+	")attest/backend/grpcratls/wire/ratls.proto\x12\x05ratls\"#\n" +
 	"\rSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"%\n" +
 	"\vSecretReply\x12\x16\n" +
@@ -125,23 +125,23 @@ const file_ratls_proto_rawDesc = "" +
 	"\tGetSecret\x12\x14.ratls.SecretRequest\x1a\x12.ratls.SecretReply\"\x00B=Z;github.com/sesame-init/sesame/attest/backend/grpcratls/wireb\x06proto3"
 
 var (
-	file_ratls_proto_rawDescOnce sync.Once
-	file_ratls_proto_rawDescData []byte
+	file_attest_backend_grpcratls_wire_ratls_proto_rawDescOnce sync.Once
+	file_attest_backend_grpcratls_wire_ratls_proto_rawDescData []byte
 )
 
-func file_ratls_proto_rawDescGZIP() []byte {
-	file_ratls_proto_rawDescOnce.Do(func() {
-		file_ratls_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_ratls_proto_rawDesc), len(file_ratls_proto_rawDesc)))
+func file_attest_backend_grpcratls_wire_ratls_proto_rawDescGZIP() []byte {
+	file_attest_backend_grpcratls_wire_ratls_proto_rawDescOnce.Do(func() {
+		file_attest_backend_grpcratls_wire_ratls_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_attest_backend_grpcratls_wire_ratls_proto_rawDesc), len(file_attest_backend_grpcratls_wire_ratls_proto_rawDesc)))
 	})
-	return file_ratls_proto_rawDescData
+	return file_attest_backend_grpcratls_wire_ratls_proto_rawDescData
 }
 
-var file_ratls_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
-var file_ratls_proto_goTypes = []any{
+var file_attest_backend_grpcratls_wire_ratls_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_attest_backend_grpcratls_wire_ratls_proto_goTypes = []any{
 	(*SecretRequest)(nil), // 0: ratls.SecretRequest
 	(*SecretReply)(nil),   // 1: ratls.SecretReply
 }
-var file_ratls_proto_depIdxs = []int32{
+var file_attest_backend_grpcratls_wire_ratls_proto_depIdxs = []int32{
 	0, // 0: ratls.GrSecret.GetSecret:input_type -> ratls.SecretRequest
 	1, // 1: ratls.GrSecret.GetSecret:output_type -> ratls.SecretReply
 	1, // [1:2] is the sub-list for method output_type
@@ -151,26 +151,26 @@ var file_ratls_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for field type_name
 }
 
-func init() { file_ratls_proto_init() }
-func file_ratls_proto_init() {
-	if File_ratls_proto != nil {
+func init() { file_attest_backend_grpcratls_wire_ratls_proto_init() }
+func file_attest_backend_grpcratls_wire_ratls_proto_init() {
+	if File_attest_backend_grpcratls_wire_ratls_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ratls_proto_rawDesc), len(file_ratls_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_attest_backend_grpcratls_wire_ratls_proto_rawDesc), len(file_attest_backend_grpcratls_wire_ratls_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_ratls_proto_goTypes,
-		DependencyIndexes: file_ratls_proto_depIdxs,
-		MessageInfos:      file_ratls_proto_msgTypes,
+		GoTypes:           file_attest_backend_grpcratls_wire_ratls_proto_goTypes,
+		DependencyIndexes: file_attest_backend_grpcratls_wire_ratls_proto_depIdxs,
+		MessageInfos:      file_attest_backend_grpcratls_wire_ratls_proto_msgTypes,
 	}.Build()
-	File_ratls_proto = out.File
-	file_ratls_proto_goTypes = nil
-	file_ratls_proto_depIdxs = nil
+	File_attest_backend_grpcratls_wire_ratls_proto = out.File
+	file_attest_backend_grpcratls_wire_ratls_proto_goTypes = nil
+	file_attest_backend_grpcratls_wire_ratls_proto_depIdxs = nil
 }

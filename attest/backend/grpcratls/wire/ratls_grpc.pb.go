@@ -5,7 +5,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.5.1
 // - protoc             v3.21.12
-// source: ratls.proto
+// source: attest/backend/grpcratls/wire/ratls.proto
 
 package wire
 
@@ -120,5 +120,5 @@ var GrSecret_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
-	Metadata: "ratls.proto",
+	Metadata: "attest/backend/grpcratls/wire/ratls.proto",
 }

@@ -15,8 +15,6 @@ import (
 	"github.com/sesame-init/sesame/attest"
 )
 
-//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative ratls.proto
-
 // EncodeSecret is the wire form of a secret. The caller may wipe it.
 func EncodeSecret(s attest.Secret) []byte {
 	b := make([]byte, 2+base64.StdEncoding.EncodedLen(s.Len()))
