@@ -85,9 +85,11 @@ build/model/.done: $(wildcard lab/standin/*.go lab/standin/*/*.go)
 demo: build model $(if $(filter linux,$(PLATFORM)),deps-linux)
 	@$(GO) run ./lab/demo -platform $(PLATFORM) -backend $(BACKEND) -wire $(WIRE) -tls $(TLS) $(if $(TAMPER),-tamper $(TAMPER))
 
-# As root, for the power cuts' file system. -p 1: one attack has both processors.
+# As root, for the power cuts' file system.
 attack: deps-test
-	SESAME_ATTACK=full $(GO) test -count=1 -p 1 -timeout 10m -v ./lab/attack/...
+	SESAME_ATTACK=full $(GO) test -count=1 -timeout 5m -v ./lab/attack
+	$(GO) test -count=1 -timeout 4m -v ./lab/attack/starve -crowd 2000
+	$(GO) test -count=1 -timeout 3m -v ./lab/attack/hostile
 
 test: build model deps-test
 	$(GO) test -race -timeout 40m ./...
