@@ -89,7 +89,7 @@ demo: build model $(if $(filter linux,$(PLATFORM)),deps-linux)
 attack: deps-test
 	SESAME_ATTACK=full $(GO) test -count=1 -timeout 5m -v ./lab/attack
 	$(GO) test -count=1 -timeout 4m -v ./lab/attack/starve -crowd 2000
-	$(GO) test -count=1 -timeout 3m -v ./lab/attack/hostile
+	$(GO) test -count=1 -timeout 3m -v -run Hostile ./attest/backend/grpcratls
 
 test: build model deps-test
 	$(GO) test -race -timeout 40m ./...
