@@ -1,11 +1,17 @@
 package tpm_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -285,4 +291,79 @@ func takeOutEK(t *testing.T, socket string) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestACredentialOpensForBothKeysOfOneTPMOnly(t *testing.T) {
+	socket, _ := machine(t, 0)
+	otherSocket, _ := machine(t, 1)
+	for name, o := range map[string]tpm.Options{"kept": {Path: socket, EK: true}, "ephemeral": {Path: socket, EK: true, EphemeralAK: true}} {
+		d := open(t, o)
+		o.Path = otherSocket
+		other := open(t, o)
+		quoted := evidence(t, d)
+		c := verified(t, quoted)
+		credential, secret, err := tpm.NewCredential(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := d.Activate(t.Context(), quoted, credential.Blob, credential.Seed)
+		if err != nil || !bytes.Equal(got.Expose(), secret.Expose()) || got.Len() != 32 {
+			t.Errorf("%s: %d bytes, %v", name, got.Len(), err)
+		}
+		if _, err := other.Activate(t.Context(), quoted, credential.Blob, credential.Seed); attest.CodeOf(err) != attest.CodeAttester {
+			t.Errorf("%s: another TPM: %v", name, err)
+		}
+		if _, err := other.Activate(t.Context(), evidence(t, other), credential.Blob, credential.Seed); attest.CodeOf(err) != attest.CodeAttester {
+			t.Errorf("%s: another TPM with evidence of its own: %v", name, err)
+		}
+		stolen := *verified(t, evidence(t, other)) // its attestation key beside this machine's endorsement key
+		stolen.EK, stolen.EKPublic = c.EK, c.EKPublic
+		if credential, _, err = tpm.NewCredential(&stolen); err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range []*tpm.Device{d, other} {
+			if _, err := a.Activate(t.Context(), evidence(t, a), credential.Blob, credential.Seed); err == nil {
+				t.Errorf("%s: a credential for keys of two TPMs opens", name)
+			}
+		}
+	}
+}
+
+func evidence(t testing.TB, d *tpm.Device) attest.Evidence {
+	t.Helper()
+	e, err := d.Evidence(t.Context(), attest.ReportData{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func verified(t testing.TB, e attest.Evidence) *attest.TPMClaims {
+	t.Helper()
+	c, err := verifier.Verify(t.Context(), e, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.TPM
+}
+
+func TestAnEndorsementKeyOfAnotherKindIsRefusedByName(t *testing.T) {
+	curve, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, key := range map[string]any{"P-384": &curve.PublicKey, "RSA-3072": &large.PublicKey} {
+		spki, err := x509.MarshalPKIXPublicKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = tpm.NewCredential(&attest.TPMClaims{AKName: make([]byte, 34), EKPublic: spki})
+		if attest.CodeOf(err) != attest.CodeEvidence || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
