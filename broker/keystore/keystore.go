@@ -48,7 +48,9 @@ type Options struct {
 	Fixed map[string]attest.Secret
 	// Refusals bounds how many refusals of unknown peers are recorded. Zero fields take the defaults.
 	Refusals Budget
-	Now      func() time.Time // default time.Now
+	// Ticks say when an entry tells of the refusals that are not recorded. Default: every minute.
+	Ticks <-chan time.Time
+	Now   func() time.Time // default time.Now
 	// Patience is for how long a decision waits for a store that is unavailable. Default 10 s.
 	Patience time.Duration
 	// Gather is for how long a decision waits for others, to share a commit with them, if decisions come several at a
@@ -82,11 +84,11 @@ type Keystore struct {
 	sharing sync.Mutex
 	shares  rootkey.Shares // that were brought so far
 
-	watermark  watermark
-	refusals   bucket
-	unrecorded atomic.Uint64
-	vouched    atomic.Pointer[time.Time] // newest moment of [Keystore.Vouch]; nil before the first
-	lag        atomic.Pointer[lag]       // of [Keystore.Follow]; nil where it has none
+	watermark watermark
+	refusals  bucket
+	dropped   dropped
+	vouched   atomic.Pointer[time.Time] // newest moment of [Keystore.Vouch]; nil before the first
+	lag       atomic.Pointer[lag]       // of [Keystore.Follow]; nil where it has none
 }
 
 var _ broker.Keeper = (*Keystore)(nil)
@@ -140,11 +142,23 @@ func Open(ctx context.Context, o Options) (*Keystore, error) {
 		}
 	}
 	k.ended.Go(func() { k.commit(background) })
+	k.ended.Go(func() {
+		ticks := o.Ticks
+		if ticks == nil {
+			ticker := time.NewTicker(toldEvery)
+			defer ticker.Stop()
+			ticks = ticker.C
+		}
+		k.tellAll(background, ticks)
+	})
 	return k, nil
 }
 
 // Close ends what the keystore does in the background and overwrites its keys.
 func (k *Keystore) Close() {
+	ctx, cancel := context.WithTimeout(context.Background(), closing)
+	k.tell(ctx)
+	cancel()
 	k.stop()
 	k.ended.Wait()
 	k.sharing.Lock()

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -526,7 +528,10 @@ func TestTemporaryFaultIsWaitedOut(t *testing.T) {
 }
 
 func TestRefusalsOfStrangersAreBudgeted(t *testing.T) {
-	k := open(t, memory.New(), func(o *keystore.Options) { o.Refusals = keystore.Budget{Burst: 3, Every: time.Hour} })
+	ticks := make(chan time.Time)
+	k := open(t, memory.New(), func(o *keystore.Options) {
+		o.Refusals, o.Ticks = keystore.Budget{Burst: 3, Every: time.Hour}, ticks
+	})
 	put(t, k, "a", "value")
 	stranger := decision(0)
 	stranger.Workload, stranger.Code, stranger.Reason = "", attest.CodePolicy, strings.Repeat("no\x00", 10_000)
@@ -543,15 +548,67 @@ func TestRefusalsOfStrangersAreBudgeted(t *testing.T) {
 			t.Errorf("an entry of %d bytes", len(r.Entry))
 		}
 	}
+	// Every refusal of a stranger is of one budget, whatever its reason and wire; what is beyond it is told once a minute.
+	for i := range 500 {
+		stranger.Peer, stranger.Code, stranger.Wire = fmt.Sprintf("[2001:db8::%x]:%d", i/2, 1000+i), attest.CodeEvidence, "legacy"
+		if r, err := k.Refuse(t.Context(), stranger); err != nil || r.Entry != nil {
+			t.Fatalf("refusal %d: %v", i, err)
+		}
+	}
 	known := decision(7)
 	known.Code, known.Reason = attest.CodeDenied, "outside its window"
 	r, err := k.Refuse(t.Context(), known)
-	if err != nil || checkReceipt(t, k, r).Unrecorded != 7 {
-		t.Errorf("the next entry is %s, %v", r.Entry, err)
+	if err != nil || checkReceipt(t, k, r).Dropped != nil {
+		t.Errorf("an entry between two ticks is %s, %v", r.Entry, err)
 	}
-	if _, r = release(t, k, decision(8, "a")); checkReceipt(t, k, r).Unrecorded != 0 {
-		t.Error("they are told of twice")
+	next := int64(r.Index) + 1
+	ticks <- time.Time{}
+	ticks <- time.Time{} // the first one is dealt with
+	entries, _, err := k.Entries(t.Context(), next, 10)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("%d entries, %v", len(entries), err)
 	}
+	e, err := releaselog.Parse(entries[0])
+	if err != nil || e.Kind != releaselog.Unrecorded || len(e.Dropped) != releaselog.MaxDropped {
+		t.Fatalf("%s, %v", entries[0], err)
+	}
+	sum, rows := uint64(0), map[string]uint64{}
+	for _, d := range e.Dropped {
+		sum += d.Count
+		rows[d.Peer+" "+d.Code] = d.Count
+	}
+	first := addressOf(decision(0).Peer) + " policy"
+	if sum != 507 || rows[first] != 7 || rows["2001:db8::1 evidence"] != 2 || rows[" "] != 507-7-2*62 {
+		t.Errorf("%d in all: %v", sum, rows)
+	}
+}
+
+func TestADecisionThatIsTooOldIsNotRecorded(t *testing.T) {
+	k := open(t, memory.New())
+	put(t, k, "a", "value")
+	before, err := k.Checkpoint(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := decision(1, "a")
+	fresh := false
+	d.Fresh = func() bool { return fresh }
+	if secrets, _, err := k.Release(t.Context(), d); !errors.Is(err, broker.ErrStale) || secrets != nil {
+		t.Errorf("%d secrets, %v", len(secrets), err)
+	}
+	if after, err := k.Checkpoint(t.Context()); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the log has grown: %s, %v", after, err)
+	}
+	fresh = true
+	release(t, k, d)
+}
+
+func addressOf(peer string) string {
+	host, _, err := net.SplitHostPort(peer)
+	if err != nil {
+		return peer
+	}
+	return host
 }
 
 func TestPolicyVersionsOnlyRise(t *testing.T) {

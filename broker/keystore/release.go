@@ -31,7 +31,8 @@ const stepRelease = "releasing secret"
 type job struct {
 	decision broker.Decision
 	release  bool
-	done     chan outcome // takes one, without a reader
+	dropped  []releaselog.Dropped // instead of a decision
+	done     chan outcome         // takes one, without a reader
 }
 
 type outcome struct {
@@ -84,10 +85,10 @@ func (k *Keystore) Release(ctx context.Context, d broker.Decision) ([]attest.Sec
 }
 
 // Refuse implements [broker.Keeper]. Of peers that are no workload only as many refusals are recorded as the budget
-// says; the next entry has the number of the others, and their receipt is empty.
+// says. The others are counted, which an entry a minute tells, and their receipt is empty.
 func (k *Keystore) Refuse(ctx context.Context, d broker.Decision) (broker.Receipt, error) {
 	if d.Workload == "" && !k.refusals.take(k.options.Now()) {
-		k.unrecorded.Add(1)
+		k.dropped.add(dropKey{addressOf(d.Peer), string(d.Code)}, 1)
 		return broker.Receipt{}, nil
 	}
 	o := k.submit(ctx, &job{decision: d})
@@ -185,17 +186,15 @@ func (k *Keystore) commitBatch(ctx context.Context, batch []*job) (later []*job)
 	}
 	outcomes := make([]outcome, len(now))
 	ring, err := k.ring()
-	var told uint64
 	var s *state
 	if err == nil {
 		err = k.update(ctx, func(w store.Writer) (err error) {
-			s, told, err = k.decideAll(w, ring, now, outcomes)
+			s, err = k.decideAll(w, ring, now, outcomes)
 			return err
 		})
 	}
 	if err == nil {
 		k.committed(s)
-		k.unrecorded.Add(-told)
 	}
 	for i, j := range now {
 		if err != nil {
@@ -208,14 +207,13 @@ func (k *Keystore) commitBatch(ctx context.Context, batch []*job) (later []*job)
 }
 
 // decideAll is the body of the transaction. It may run again. Each job is decided on the state that those before it have
-// left, and one that fails leaves the state as it was. told is the number of refusals that are not recorded and
-// that an entry tells of now.
-func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes []outcome) (s *state, told uint64, err error) {
+// left, and one that fails leaves the state as it was.
+func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes []outcome) (s *state, err error) {
 	if s, err = k.load(w, ring); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if err := s.begin(w); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	s.head.Counts = maps.Clone(s.head.Counts)
 	if s.head.Counts == nil {
@@ -227,13 +225,11 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 	}
 	known, err := w.Get(binderSpace, binders...)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	unrecorded := k.unrecorded.Load()
-	missing := unrecorded
 	for i, j := range batch {
 		outcomes[i].wipe()
-		d := &decider{k: k, w: w, ring: ring, state: s, missing: &missing}
+		d := &decider{k: k, w: w, ring: ring, state: s}
 		if fresh := j.decision.Fresh; j.release && fresh != nil && !fresh() {
 			outcomes[i] = outcome{index: -1, err: broker.ErrStale}
 		} else if known[i] != nil {
@@ -245,15 +241,15 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 		if errors.As(err, &ours) { // of this decision alone, which has changed nothing
 			outcomes[i] = outcome{err: err, index: -1}
 		} else if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 	}
 	if err := s.write(w, ring); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	signed, err := ring.signer.Checkpoint(s.head.Log) // one for all of the batch
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	for i := range outcomes {
 		if outcomes[i].index < 0 {
@@ -261,25 +257,28 @@ func (k *Keystore) decideAll(w store.Writer, ring *keys, batch []*job, outcomes 
 		}
 		proof, err := s.log.Prove(outcomes[i].index)
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		outcomes[i].receipt = newReceipt(signed, outcomes[i].index, outcomes[i].entry, proof)
 	}
-	return s, unrecorded - missing, nil
+	return s, nil
 }
 
 // decider decides one job in a transaction. Its errors are of the store: they end the transaction. Others are outcomes.
 type decider struct {
-	k       *Keystore
-	w       store.Writer
-	ring    *keys
-	state   *state
-	missing *uint64 // refusals that no entry has told of yet
+	k     *Keystore
+	w     store.Writer
+	ring  *keys
+	state *state
 }
 
 // decide records a new decision.
 func (d *decider) decide(j *job) (outcome, error) {
 	entry := entryOf(&j.decision)
+	if j.dropped != nil {
+		entry.Kind, entry.Dropped = releaselog.Unrecorded, j.dropped
+		return d.record(j, entry, nil, nil)
+	}
 	if !j.release {
 		entry.Kind = releaselog.Refusal
 		return d.record(j, entry, nil, nil)
@@ -356,7 +355,6 @@ func valueKey(name, version string) []byte { return append(append([]byte(name), 
 // record appends an entry, and counts what it releases.
 func (d *decider) record(j *job, entry releaselog.Entry, secrets []attest.Secret, refusal error) (outcome, error) {
 	o := outcome{secrets: secrets, err: refusal, index: -1}
-	entry.Unrecorded = *d.missing
 	text, err := entry.Encode()
 	if err != nil { // what cannot be recorded is not released
 		o.wipe()
@@ -367,7 +365,6 @@ func (d *decider) record(j *job, entry releaselog.Entry, secrets []attest.Secret
 		o.wipe()
 		return o, err
 	}
-	*d.missing = 0
 	o.entry = text
 	if entry.Kind == releaselog.Release {
 		for _, u := range entry.Secrets {

@@ -38,6 +38,8 @@ const (
 	maxRefused    = 16 // secrets of a refusal that are listed
 	maxRefusedLen = 64 // of their names, which the peer has chosen
 	maxAdvisories = 256
+
+	MaxDropped = 64 // rows of an entry of kind unrecorded
 )
 
 // Kind says what an entry is about.
@@ -48,6 +50,8 @@ const (
 	Release Kind = "release"
 	Refusal Kind = "refusal"
 	Admin   Kind = "admin" // a change of secrets, policy or root key
+	// Unrecorded tells of refusals of unknown peers that have no entries of their own, because there were too many.
+	Unrecorded Kind = "unrecorded"
 )
 
 // An Entry is one line of the log. Its encoding is JSON with exactly these fields in this order, without white space
@@ -67,9 +71,18 @@ type Entry struct {
 	Code     string        `json:"code,omitempty"`    // class of a refusal
 	Reason   string        `json:"reason,omitempty"`
 	Admin    *Administered `json:"admin,omitempty"`
-	// Unrecorded is the number of refusals of unknown peers since the entry before that are not in the log, because
-	// there were too many of them.
-	Unrecorded uint64 `json:"unrecorded,omitempty"`
+	// Unrecorded is the number of refusals of unknown peers since the entry before that are not in the log. Brokers
+	// before version 0.2.0 have written it; now an entry of kind unrecorded has Dropped.
+	Unrecorded uint64    `json:"unrecorded,omitempty"`
+	Dropped    []Dropped `json:"dropped,omitempty"` // at most MaxDropped
+}
+
+// Dropped counts refusals since the last entry of kind unrecorded, by who was refused and why. The row without a peer is
+// of all for whom there was no row.
+type Dropped struct {
+	Peer  string `json:"peer,omitempty"` // network address without port
+	Code  string `json:"code,omitempty"` // class of the refusal
+	Count uint64 `json:"count"`
 }
 
 // SecretUse is a secret that an entry is about.
@@ -181,6 +194,12 @@ func (e Entry) Encode() ([]byte, error) {
 			u.Name, u.Rule = printable(u.Name, maxRefusedLen), printable(u.Rule, maxShort)
 			e.Secrets = append(e.Secrets, u)
 		}
+	}
+	rows := e.Dropped
+	e.Dropped = nil
+	for _, d := range rows[:min(len(rows), MaxDropped)] {
+		d.Peer, d.Code = printable(d.Peer, maxShort), printable(d.Code, maxShort)
+		e.Dropped = append(e.Dropped, d)
 	}
 	if e.Admin != nil {
 		e.Admin = &Administered{By: printable(e.Admin.By, maxReason), Action: printable(e.Admin.Action, maxShort),

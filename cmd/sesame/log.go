@@ -154,6 +154,17 @@ func entryLine(e *releaselog.Entry) string {
 	if e.Unrecorded > 0 {
 		why += fmt.Sprintf(" (and %d refusals before it that are not recorded)", e.Unrecorded)
 	}
+	if len(e.Dropped) > 0 {
+		var rows []string
+		for _, d := range e.Dropped {
+			from, code := d.Peer, d.Code
+			if from == "" {
+				from, code = "others", "any"
+			}
+			rows = append(rows, fmt.Sprintf("%d from %s (%s)", d.Count, from, code))
+		}
+		why = "refusals that are not recorded: " + strings.Join(rows, ", ")
+	}
 	return strings.Join([]string{e.Time, string(e.Kind), who, strings.Join(what, ", "), why}, "\t")
 }
 
