@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -352,10 +353,10 @@ func TestARelayedSessionIsRefusedByBothSides(t *testing.T) {
 		t.Errorf("the client: %v", err)
 	}
 	middle.mu.Lock()
-	seen := len(middle.seen)
+	seen := slices.Clone(middle.seen) // of one try or more
 	middle.mu.Unlock()
-	if seen != 1 {
-		t.Errorf("the client has sent %d messages", seen)
+	if len(seen) == 0 || slices.ContainsFunc(seen, func(m *sessionpb.ClientMessage) bool { return m.GetHello() == nil }) {
+		t.Errorf("the client has sent %v", seen)
 	}
 
 	r := openRaw(t, l.Addr().String(), newKeyPair(t)) // takes any broker
