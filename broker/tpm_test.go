@@ -1,9 +1,12 @@
 package broker_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,13 +18,21 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"github.com/google/go-tpm-tools/client"
 	"github.com/google/go-tpm/legacy/tpm2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	appraisal "github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/attest/session/sessionpb"
 	"github.com/sesame-init/sesame/attest/tpm"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 	"github.com/sesame-init/sesame/lab/swtpm"
 )
 
@@ -348,6 +359,70 @@ func TestADecisionThatComesLateToItsCommitIsMadeAgain(t *testing.T) {
 		_, err := ask(t, f.client(t, f.platform.Attester(brokertest.Workload())), "image_key")
 		if (err == nil) != (code == "") || err != nil && attest.CodeOf(err) != code {
 			t.Errorf("after %s: %v", wait, err)
+		}
+	}
+}
+
+// asking is a broker that proves itself and then challenges again and again.
+type asking struct {
+	sessionpb.UnimplementedKeyBrokerServer
+	config session.BrokerConfig
+	own    *tls.Certificate
+}
+
+func (a *asking) Release(stream session.Stream) error {
+	p, _ := peer.FromContext(stream.Context())
+	who, err := a.config.Accept(stream, p.AuthInfo.(credentials.TLSInfo).State, a.own.Leaf)
+	if err != nil {
+		return err
+	}
+	for {
+		err := session.Challenge(stream, who, []byte("blob"), []byte("seed"), attest.NewSecret(bytes.Repeat([]byte{7}, 32)))
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// answering is an attester that opens every credential and counts them.
+type answering struct {
+	attest.Attester
+	answers atomic.Int64
+}
+
+func (a *answering) Activate(context.Context, attest.Evidence, []byte, []byte) (attest.Secret, error) {
+	a.answers.Add(1)
+	return attest.NewSecret(bytes.Repeat([]byte{7}, 32)), nil
+}
+
+func TestAClientAnswersAVerifiedBrokerAtMostTwice(t *testing.T) {
+	platform := brokertest.Platform(t, softsgx.Options{})
+	own := newKeyPair(t)
+	certificate := func(context.Context) (*tls.Certificate, error) { return own, nil }
+	for name, c := range map[string]struct {
+		policy  *appraisal.Policy
+		answers int64
+	}{
+		"the broker that it wants": {brokertest.BrokerPolicy(), 2},
+		"another one":              {brokertest.WorkloadPolicy(), 0},
+	} {
+		server := grpc.NewServer(grpc.Creds(credentials.NewTLS(ratls.ServerConfig(certificate, accept))))
+		sessionpb.RegisterKeyBrokerServer(server, &asking{own: own,
+			config: session.BrokerConfig{Quoter: brokertest.Quoter(platform, brokertest.Broker())}})
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _ = server.Serve(l) }()
+		t.Cleanup(server.Stop)
+		a := &answering{Attester: platform.Attester(brokertest.Workload())}
+		f := &fixture{platform: platform, address: l.Addr().String()}
+		_, err = ask(t, f.client(t, a, func(config *grpcratls.Config) { config.Policy = c.policy }), "image_key")
+		if err == nil || c.answers > 0 && (attest.CodeOf(err) != attest.CodeEvidence || !strings.Contains(err.Error(), "more than 2 times")) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := a.answers.Load(); n != c.answers {
+			t.Errorf("%s: %d answers, want %d", name, n, c.answers)
 		}
 	}
 }
