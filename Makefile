@@ -8,6 +8,7 @@
 # make lint        formatting, vet, staticcheck
 # make generate    the Go code of the .proto files anew (generate-check: fails if the code that is checked in differs)
 # make api         the list of exported names, docs/api.txt, anew
+# make map         the map of the house, docs/house.svg, anew
 # make english     how often some words occur in comments
 # make bench       what docs/benchmarks.md has
 # make fuzz        each fuzz target for FUZZTIME
@@ -43,8 +44,8 @@ LIBOS_GO    = $(shell test -e build/overlay/goroot && \
               echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
 PLAIN_FLAGS = -trimpath -buildvcs=false -ldflags "-s -w"
 
-.PHONY: build demo test attack test-vm e2e-k8s lint generate generate-check api english stamp check-date bench fuzz clean model help
-.PHONY: deps deps-linux deps-lint deps-generate deps-test deps-vm
+.PHONY: build demo test attack test-vm e2e-k8s lint generate generate-check api map english
+.PHONY: stamp check-date bench fuzz clean model help deps deps-linux deps-lint deps-generate deps-test deps-vm
 
 help:
 	@sed -n 's/^# \(make .*\|  .*\)/\1/p' Makefile
@@ -141,6 +142,8 @@ build/protoc/.done: Makefile | deps-generate
 
 api:
 	$(GO) run ./lab/api -w docs/api.txt
+map:
+	$(GO) run ./lab/map -w docs/house.svg
 english:
 	@$(GO) run ./lab/english
 stamp:
