@@ -24,7 +24,10 @@ import (
 	appraisal "github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/broker/keystore"
 	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/broker/rootkey"
+	"github.com/sesame-init/sesame/broker/store/memory"
 	"github.com/sesame-init/sesame/lab/attack"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -244,6 +247,75 @@ func TestReleasesAreCountedUpToTheirLimit(t *testing.T) {
 		if (err == nil) != (i < 2) || err != nil && (attest.CodeOf(err) != attest.CodeDenied || !strings.Contains(err.Error(), "2 times")) {
 			t.Errorf("release %d: %v", i+1, err)
 		}
+	}
+}
+
+// TestAReleaseLimitOfZeroReleasesNothing reads the limit from a policy file and asks on both wires.
+func TestAReleaseLimitOfZeroReleasesNothing(t *testing.T) {
+	zero := strings.Replace(twoWorkloads, "[demo]}", "[demo], releases: 0}", 1)
+	for name, store := range map[string]func(*testing.T) broker.Keeper{
+		"in memory": func(*testing.T) broker.Keeper {
+			return brokertest.Secrets(map[string][]byte{"image_key": []byte(canary), "empty": nil})
+		},
+		"with a store": func(t *testing.T) broker.Keeper {
+			k, err := keystore.Open(t.Context(), keystore.Options{Store: memory.New(), Root: &rootkey.Process{}, Now: brokertest.Clock})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(k.Close)
+			for name, value := range map[string]string{"image_key": canary, "empty": "not here"} {
+				if _, err := k.Put(t.Context(), "alice", name, keystore.Value, attest.NewSecret([]byte(value))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return k
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			keeper := &counted{Keeper: store(t)}
+			var policies *broker.Policies
+			f := start(t, func(f *fixture, c *broker.Config) {
+				c.Keeper = keeper
+				decide(t, f, c, nil, zero)
+				policies = c.Policies
+			})
+			client := f.client(t, f.platform.Attester(brokertest.Workload()))
+			for _, names := range [][]string{{"image_key"}, {"empty", "image_key"}} { // all or none
+				got, err := ask(t, client, names...)
+				if got != nil || attest.CodeOf(err) != attest.CodeDenied || !strings.Contains(err.Error(), "allows no release of secret \"image_key\"") {
+					t.Errorf("%v: %v, %v", names, got, err)
+				}
+			}
+			if limit := keeper.decision().Grants[1].Limit; limit == nil || *limit != 0 {
+				t.Errorf("the keeper gets the limit %v", limit)
+			}
+			if got, err := get(t, f.dial(t, f.workload(t)), "image_key"); got != "" || err == nil {
+				t.Errorf("legacy: %q, %v", got, err)
+			}
+			if _, err := ask(t, client, "empty"); err != nil { // without the key there is no limit
+				t.Error(err)
+			}
+			if k, ok := keeper.Keeper.(*keystore.Keystore); ok {
+				list, err := k.List(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, s := range list {
+					if want := map[string]uint64{"empty": 1}[s.Name]; s.Releases != want {
+						t.Errorf("%d releases of %s are counted, want %d", s.Releases, s.Name, want)
+					}
+				}
+			}
+			if err := policies.Replace(t.Context(), []byte(brokertest.PolicyText(2, strings.Replace(zero, "releases: 0", "releases: 1", 1))), "test"); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 2 { // the refusals have used nothing up
+				_, err := ask(t, client, "image_key")
+				if (err == nil) != (i == 0) {
+					t.Errorf("releases: 1, request %d: %v", i+1, err)
+				}
+			}
+		})
 	}
 }
 

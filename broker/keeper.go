@@ -64,6 +64,21 @@ type Grant struct {
 	Version string
 }
 
+// Exhausted is the refusal of a grant whose secret was released this many times before, and nil if one more is allowed.
+// Its code is [attest.CodeDenied].
+func (g Grant) Exhausted(released uint64) error {
+	const step = "releasing secret"
+	const hint = "Raise releases in the policy if more are wanted."
+	switch {
+	case g.Limit == nil || released < *g.Limit:
+		return nil
+	case *g.Limit == 0:
+		return attest.Errorf(attest.CodeDenied, step, hint, "the policy allows no release of secret %q", g.Secret)
+	}
+	return attest.Errorf(attest.CodeDenied, step, hint, "secret %q was released %d times, and the policy allows %d",
+		g.Secret, released, *g.Limit)
+}
+
 // An Adoption is a policy that is to take force.
 type Adoption struct {
 	At      time.Time

@@ -117,10 +117,9 @@ func (m *Memory) Release(_ context.Context, d Decision) ([]attest.Secret, Receip
 	index, again := m.known[d.Binder]
 	if !again {
 		for _, g := range d.Grants {
-			if g.Limit != nil && m.counts[g.Secret] >= *g.Limit {
+			if err := g.Exhausted(m.counts[g.Secret]); err != nil {
 				m.record(d, "limit")
-				return nil, Receipt{}, attest.Errorf(attest.CodeDenied, step, "Raise releases in the policy, if more are meant.",
-					"secret %s was released %d times, and no more are allowed", g.Secret, m.counts[g.Secret])
+				return nil, Receipt{}, err
 			}
 		}
 		for _, g := range d.Grants {

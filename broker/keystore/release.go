@@ -306,10 +306,9 @@ func (d *decider) grant(grants []broker.Grant) (secrets []attest.Secret, uses []
 	}
 	taken := map[string]uint64{}
 	for _, g := range grants {
-		count := d.state.head.Counts[g.Secret] + taken[g.Secret] + 1
-		if g.Limit != nil && count > *g.Limit {
-			return refuse(attest.Errorf(attest.CodeDenied, stepRelease, "Raise the limit in the policy if more are wanted.",
-				"all %d releases of secret %q that the policy allows are used up", *g.Limit, g.Secret))
+		before := d.state.head.Counts[g.Secret] + taken[g.Secret]
+		if err := g.Exhausted(before); err != nil {
+			return refuse(err)
 		}
 		version, value, err := d.value(g.Secret, g.Version)
 		if attest.CodeOf(err) == attest.CodeSecret {
@@ -320,7 +319,7 @@ func (d *decider) grant(grants []broker.Grant) (secrets []attest.Secret, uses []
 		}
 		taken[g.Secret]++
 		secrets = append(secrets, value)
-		uses = append(uses, releaselog.SecretUse{Name: g.Secret, Version: version, Rule: g.Rule, Count: count, Limit: g.Limit})
+		uses = append(uses, releaselog.SecretUse{Name: g.Secret, Version: version, Rule: g.Rule, Count: before + 1, Limit: g.Limit})
 	}
 	return secrets, uses, nil, nil
 }
