@@ -6,6 +6,7 @@ package swtpm
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -17,7 +18,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/go-tpm-tools/client"
 	"github.com/google/go-tpm/legacy/tpm2"
+	"github.com/google/go-tpm/tpmutil"
 )
 
 // Program is what has to be in PATH; Debian has it in the packages swtpm and swtpm-tools.
@@ -156,6 +159,38 @@ func (m *Machine) start(ctx context.Context, socket string, options ...string) (
 			return nil, errors.Join(ctx.Err(), r.Stop())
 		}
 	}
+}
+
+// Certify puts another certificate in the place of the RSA endorsement key's. sign gets the key.
+func (r *Running) Certify(sign func(ek crypto.PublicKey) (der []byte, err error)) error {
+	rw, err := tpm2.OpenTPM(r.Socket)
+	if err != nil {
+		return err
+	}
+	ek, err := client.EndorsementKeyRSA(rw)
+	if err != nil {
+		return err
+	}
+	defer ek.Close()
+	der, err := sign(ek.PublicKey())
+	if err != nil {
+		return err
+	}
+	const index = tpmutil.Handle(client.EKCertNVIndexRSA)
+	const chunk = 512 // fits into every TPM's buffer
+	if err := tpm2.NVUndefineSpace(rw, "", tpm2.HandlePlatform, index); err != nil {
+		return fmt.Errorf("removing the old certificate: %w", err)
+	}
+	if err := tpm2.NVDefineSpace(rw, tpm2.HandlePlatform, index, "", "", nil,
+		tpm2.AttrPlatformCreate|tpm2.AttrPPWrite|tpm2.AttrPPRead|tpm2.AttrOwnerRead|tpm2.AttrAuthRead|tpm2.AttrNoDA, uint16(len(der))); err != nil {
+		return fmt.Errorf("making room for the certificate: %w", err)
+	}
+	for at := 0; at < len(der); at += chunk {
+		if err := tpm2.NVWrite(rw, tpm2.HandlePlatform, index, "", der[at:min(at+chunk, len(der))], uint16(at)); err != nil {
+			return fmt.Errorf("writing the certificate: %w", err)
+		}
+	}
+	return nil
 }
 
 // Stop powers the TPM off, in order.
