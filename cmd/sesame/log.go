@@ -346,8 +346,14 @@ bound that older versions kept in the store.`,
 			if err != nil || index < 0 {
 				return usage("", "%q is not the number of an entry", args[0])
 			}
+			if reason == "" {
+				return usage("Say how it is known that the time is wrong.", "--reason is missing")
+			}
 			return link.with(cmd, func(ctx context.Context, c *admin.Client) error {
-				_, err := c.MarkMistimed(ctx, &adminpb.MarkMistimedRequest{Index: index, Reason: reason})
+				if _, err := c.MarkMistimed(ctx, &adminpb.MarkMistimedRequest{Index: index, Reason: reason}); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "the newest entry says that the time of entry %d is wrong\n", index)
 				return err
 			})
 		},
