@@ -70,7 +70,7 @@ func build(t *testing.T, env string, flags ...string) string {
 		args = append(args, strings.ReplaceAll(f, "OVERLAY", builds.overlay))
 	}
 	cmd := exec.Command("go", append(args, "./testdata/hello")...)
-	cmd.Env = append(os.Environ(), "GOARCH=amd64", env)
+	cmd.Env = append(os.Environ(), "GOARCH=amd64", "GOFLAGS=", env) // the flags are what is tested
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build %v: %v\n%s", flags, err, out)
 	}
