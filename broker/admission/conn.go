@@ -27,6 +27,7 @@ type Conn struct {
 	mu     sync.Mutex
 	rpc    *grpc.Server
 	going  bool
+	late   bool // the time to drain was over before its calls were
 	proved bool
 	calls  int
 	idle   *time.Timer
@@ -148,7 +149,12 @@ func (c *Conn) Leave() {
 		go c.cut()
 		return
 	}
-	timer := time.AfterFunc(c.door.Drain, c.cut)
+	timer := time.AfterFunc(c.door.Drain, func() {
+		c.mu.Lock()
+		c.late = true
+		c.mu.Unlock()
+		c.cut()
+	})
 	go func() {
 		c.rpc.GracefulStop()
 		timer.Stop()

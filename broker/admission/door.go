@@ -65,21 +65,17 @@ func (d *Door) Serve(ctx context.Context, l net.Listener) (drained bool, err err
 		return false, err
 	}
 	<-failed
+	s.late.Store(false) // of connections that had to go before
 	s.each((*Conn).Leave)
-	var cut atomic.Bool
-	timer := time.AfterFunc(d.Drain, func() {
-		cut.Store(true)
-		s.each((*Conn).cut)
-	})
-	defer timer.Stop()
 	s.served.Wait()
-	return !cut.Load(), nil
+	return !s.late.Load(), nil
 }
 
 // serving is one run of a door.
 type serving struct {
 	door   *Door
 	served sync.WaitGroup
+	late   atomic.Bool // a connection is late
 
 	mu   sync.Mutex
 	open map[*Conn]struct{}
@@ -124,6 +120,11 @@ func (s *serving) serve(c *Conn) {
 	defer func() {
 		c.cut()
 		c.place.Leave()
+		c.mu.Lock()
+		if c.late {
+			s.late.Store(true)
+		}
+		c.mu.Unlock()
 		s.mu.Lock()
 		delete(s.open, c)
 		s.mu.Unlock()
