@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -32,6 +33,7 @@ type connection struct {
 	evidence attest.Evidence
 	digest   [32]byte
 	seed     [32]byte // names the connection; binders of its calls come from it
+	verified atomic.Pointer[verified]
 
 	mu    sync.Mutex
 	calls uint64
@@ -106,7 +108,7 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 	case !force.policy.Legacy(): // nothing that the evidence could say matters
 		_, err = force.policy.Match(claims, r.at, policy.WireLegacy)
 	default:
-		claims, err = ratls.Genuine(ctx, force.trust.Verifier, cs, r.at)
+		claims, err = who.genuine(ctx, cs, r.reading)
 	}
 	who.digest = sha256.Sum256(who.evidence.Raw)
 	if err == nil {
@@ -144,17 +146,51 @@ type refusedError struct{ error }
 func (e *refusedError) Unwrap() error { return e.error }
 
 // judge judges a peer of the legacy wire by the evidence that it has shown in the handshake, under the policy, the
-// collateral and the clock of this moment. What the evidence rests on is cached by its verifier, the verdict is not.
+// collateral and the clock of this moment.
 func (s *Server) judge(ctx context.Context, c *connection, r *request) (attest.Claims, policy.Matched, error) {
 	ctx, cancel := context.WithTimeout(ctx, ratls.DefaultTimeout)
 	defer cancel()
 	r.read(s.read())
-	claims, err := ratls.Genuine(ctx, r.force.trust.Verifier, c.State, r.at)
+	claims, err := c.genuine(ctx, c.State, r.reading)
 	if err != nil {
 		return claims, policy.Matched{}, err
 	}
 	matched, err := r.force.policy.Match(claims, r.at, policy.WireLegacy)
 	return claims, matched, err
+}
+
+// verified is a peer's evidence that was found genuine, with all that this rests on.
+type verified struct {
+	claims attest.Claims
+	force  *inForce
+	basis  basis
+	from   time.Time // the moment of the verification
+	until  time.Time // the first expiry: of the certificate or of what the platform's state comes from
+}
+
+// holds reports whether another verification could find nothing else.
+func (v *verified) holds(ctx context.Context, r reading) bool {
+	return v != nil && v.force == r.force && !r.at.Before(v.from) && r.at.Before(v.until) &&
+		r.force.trust.unchanged(ctx, v.basis)
+}
+
+// genuine verifies the evidence of a peer of the legacy wire, whose TLS state is cs. What it has found holds until the
+// policy or the collateral is another one or something has expired; then it verifies anew.
+func (c *connection) genuine(ctx context.Context, cs tls.ConnectionState, r reading) (attest.Claims, error) {
+	if v := c.verified.Load(); v.holds(ctx, r) {
+		return v.claims, nil
+	}
+	v := &verified{force: r.force, from: r.at}
+	var err error
+	v.claims, err = ratls.Genuine(noting(ctx, &v.basis), r.force.trust.Verifier, cs, r.at)
+	if err != nil {
+		return v.claims, err
+	}
+	if v.until = v.claims.TCB.EarliestExpiry; cs.PeerCertificates[0].NotAfter.Before(v.until) {
+		v.until = cs.PeerCertificates[0].NotAfter
+	}
+	c.verified.Store(v)
+	return v.claims, nil
 }
 
 // binder names the next call of a connection.

@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"sync/atomic"
@@ -13,10 +14,12 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
 // TestAConnectionThatBeginsNoSessionIsClosed, and asking for the broker's health is no session.
@@ -130,37 +133,91 @@ func ended(t *testing.T, state func() connectivity.State, change func(context.Co
 	}
 }
 
-// turning is a verifier that learns something.
-type turning struct {
+// counting is a verifier that counts what it has to verify.
+type counting struct {
 	attest.Verifier
-	bad atomic.Bool
+	n atomic.Int64
 }
 
-func (v *turning) Verify(ctx context.Context, e attest.Evidence, at time.Time) (attest.Claims, error) {
-	if v.bad.Load() {
-		return attest.Claims{}, attest.Errorf(attest.CodeEvidence, "verifying", "", "the platform is revoked")
-	}
+func (v *counting) Verify(ctx context.Context, e attest.Evidence, at time.Time) (attest.Claims, error) {
+	v.n.Add(1)
 	return v.Verifier.Verify(ctx, e, at)
 }
 
-// TestEachLegacyCallIsJudgedByTheCollateralOfItsMoment: what the verifier has learned since the handshake counts.
-func TestEachLegacyCallIsJudgedByTheCollateralOfItsMoment(t *testing.T) {
-	v := &turning{}
+// currently is a source that has a platform's collateral of the moment, a new copy at each request.
+type currently struct{ platform *softsgx.Platform }
+
+func (c currently) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error) {
+	copied := *c.platform.Collateral()
+	copied.TCBInfo = bytes.Clone(copied.TCBInfo)
+	return &copied, nil
+}
+
+// TestEachLegacyCallIsJudgedByWhatHoldsAtItsMoment, and evidence is verified again only if that is not what it was.
+func TestEachLegacyCallIsJudgedByWhatHoldsAtItsMoment(t *testing.T) {
+	var past atomic.Int64
+	v := &counting{}
+	var policies *broker.Policies
 	f := start(t, func(f *fixture, c *broker.Config) {
-		trust := brokertest.Trust(t, f.platform)
+		f.platform = brokertest.Platform(t, softsgx.Options{Now: brokertest.Now, Validity: 30 * time.Minute})
+		c.Identity, c.Quoter = brokertest.Identity(t, f.platform, brokertest.Broker()), brokertest.Quoter(f.platform, brokertest.Broker())
+		trust := brokertest.TrustWith(t, f.platform, currently{f.platform})
 		v.Verifier, trust.Verifier = trust.Verifier, v
-		decide(t, f, c, trust, "")
+		decide(t, f, c, trust, twoWorkloads)
+		c.Now = func() time.Time { return brokertest.Now.Add(time.Duration(past.Load())) }
+		policies = c.Policies
 	})
 	conn := f.dial(t, f.workload(t))
-	if _, err := get(t, conn, "image_key"); err != nil {
-		t.Fatal(err)
+	calls := func(after string, verifications int64, code codes.Code) {
+		t.Helper()
+		for range 3 {
+			if got, err := get(t, conn, "image_key"); status.Code(err) != code || code != codes.OK && got != "" {
+				t.Errorf("%s: %q, %v", after, got, err)
+			}
+			if code != codes.OK {
+				break // the connection is closed, and gRPC would make another one
+			}
+		}
+		if n := v.n.Load(); n != verifications {
+			t.Errorf("%s: %d verifications, want %d", after, n, verifications)
+		}
 	}
-	v.bad.Store(true)
-	if got, err := get(t, conn, "image_key"); status.Code(err) != codes.PermissionDenied {
-		t.Errorf("%q, %v", got, err)
+	replace := func(version int, text string) {
+		t.Helper()
+		if err := policies.Replace(t.Context(), []byte(brokertest.PolicyText(version, text)), "test"); err != nil {
+			t.Fatal(err)
+		}
 	}
-	f.log.wait(t, "the platform is revoked")
+	reissue := func(at time.Duration, tcb softsgx.TCB) {
+		t.Helper()
+		past.Store(int64(at))
+		if err := f.platform.Reissue(brokertest.Now.Add(at), tcb); err != nil {
+			t.Fatal(err)
+		}
+	}
+	calls("the handshake", 1, codes.OK)
+	past.Store(int64(10 * time.Minute))
+	calls("ten minutes", 1, codes.OK)
+	replace(2, twoWorkloads)
+	calls("a new policy", 2, codes.OK)
+	reissue(11*time.Minute, softsgx.TCB{})
+	calls("new collateral", 3, codes.OK)
+	past.Store(int64(5 * time.Minute))
+	calls("a clock that was set back", 4, codes.OK)
+	reissue(12*time.Minute, softsgx.TCB{RevokedPCK: true})
+	calls("the platform is revoked", 5, codes.PermissionDenied)
+	f.log.wait(t, "the PCK certificate is revoked")
 	ended(t, conn.GetState, conn.WaitForStateChange)
+
+	reissue(13*time.Minute, softsgx.TCB{})
+	conn = f.dial(t, f.workload(t))
+	calls("another connection", 6, codes.OK)
+	past.Store(int64(43 * time.Minute))
+	calls("the collateral has expired", 6, codes.Unavailable)
+	ended(t, conn.GetState, conn.WaitForStateChange)
+	if got, err := get(t, conn, "image_key"); err == nil {
+		t.Errorf("on a new connection, by expired collateral, it has got %q", got)
+	}
 }
 
 // TestAStrangersConnectionHasOneStream: a second session waits in the client until the first has ended.

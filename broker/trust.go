@@ -138,15 +138,44 @@ type recorder struct {
 	last    *dcap.Collateral
 }
 
-// Collateral implements [dcap.Source].
+// Collateral implements [dcap.Source]. Collateral that is the same as the last is the same value.
 func (r *recorder) Collateral(ctx context.Context, request dcap.Request) (*dcap.Collateral, error) {
 	c, err := r.source.Collateral(ctx, request)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err == nil {
-		r.last, r.request, r.asked = c, request, true
+	if err != nil || c == nil {
+		return c, err
 	}
-	return c, err
+	r.mu.Lock()
+	if r.asked && r.request == request && r.last.Equal(c) {
+		c = r.last
+	}
+	r.last, r.request, r.asked = c, request, true
+	r.mu.Unlock()
+	if b, ok := ctx.Value(basisKey{}).(*basis); ok {
+		*b = basis{request, c}
+	}
+	return c, nil
+}
+
+// basis is the collateral that a verification rested on.
+type basis struct {
+	request    dcap.Request
+	collateral *dcap.Collateral // nil: it needed none
+}
+
+type basisKey struct{}
+
+// noting is for one verification of a peer's evidence, whose basis goes to b.
+func noting(ctx context.Context, b *basis) context.Context {
+	return context.WithValue(ctx, basisKey{}, b)
+}
+
+// unchanged reports whether a verification would rest on the same collateral now.
+func (t *Trust) unchanged(ctx context.Context, b basis) bool {
+	if b.collateral == nil || t.source == nil {
+		return false
+	}
+	now, err := t.source.Collateral(ctx, b.request)
+	return err == nil && now != nil && now.Equal(b.collateral)
 }
 
 func (r *recorder) latest() *dcap.Collateral {

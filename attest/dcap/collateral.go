@@ -57,7 +57,11 @@ func (c *Collateral) documents() [7]*[]byte {
 	}
 }
 
-func (c *Collateral) equal(other *Collateral) bool {
+// Equal reports whether all documents are the same, byte by byte.
+func (c *Collateral) Equal(other *Collateral) bool {
+	if c == other {
+		return true
+	}
 	theirs := other.documents()
 	for i, doc := range c.documents() {
 		if !bytes.Equal(*doc, *theirs[i]) {

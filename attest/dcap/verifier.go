@@ -230,7 +230,7 @@ func (v *Verifier) fetch(ctx context.Context, r Request, p *platform) (*Endorsem
 	v.mu.Lock()
 	known := v.endorsements[r]
 	v.mu.Unlock()
-	if known != nil && known.collateral.equal(c) {
+	if known != nil && known.collateral.Equal(c) {
 		return known.endorsements, nil
 	}
 	known = &loaded{collateral: c.clone()}

@@ -128,8 +128,14 @@ func Secrets(values map[string][]byte) *broker.Memory {
 // Trust is in a platform, with its collateral.
 func Trust(t testing.TB, p *softsgx.Platform) *broker.Trust {
 	t.Helper()
+	return TrustWith(t, p, pccs.Stapled(p.Collateral()))
+}
+
+// TrustWith is in a platform, with the collateral of a source.
+func TrustWith(t testing.TB, p *softsgx.Platform, source dcap.Source) *broker.Trust {
+	t.Helper()
 	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.RootCA().Raw})
-	trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, pccs.Stapled(p.Collateral()), nil)
+	trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, source, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
