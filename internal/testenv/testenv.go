@@ -6,7 +6,7 @@
 //
 // Names in use: "vectors" (the data sets below the folder in SESAME_VECTORS), "fuse", "root", "userns",
 // "ptrace", "musl", "cc", "podman", "swtpm", "nginx", "redis", "toolchains", "postgres", "bin", "shellcheck",
-// "buildah", "git" (a repository around the sources), "vm" (of make test-vm).
+// "buildah", "kubectl", "git" (a repository around the sources), "vm" (of make test-vm).
 package testenv
 
 import (
