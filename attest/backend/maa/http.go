@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
 )
 
 const (
@@ -25,7 +26,6 @@ const (
 	maxMessage   = 500       // bytes of a service's message that reach a log
 	firstPause   = time.Second
 	longestPause = 32 * time.Second
-	longestAfter = 10 * time.Minute // of a Retry-After that is believed
 )
 
 // call is one request, made anew for every try.
@@ -76,7 +76,8 @@ func statusOf(err error) int {
 }
 
 // do sends the call until it is answered with 200, refused for good, or ctx ends. Transport errors and the
-// statuses 408, 429 and 5xx are tried again, after what Retry-After asks for or an exponential pause with jitter.
+// statuses 408, 429 and 5xx are tried again, after what Retry-After asks for, cut to a quarter of the time that is left, or an
+// exponential pause with jitter.
 func (n Network) do(ctx context.Context, c call) ([]byte, error) {
 	pause := firstPause
 	for tries := 1; ; tries++ {
@@ -95,8 +96,8 @@ func (n Network) do(ctx context.Context, c call) ([]byte, error) {
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		shortened := a.wait
-		if shortened == 0 {
+		shortened := backend.Heed(ctx, a.wait)
+		if shortened < firstPause {
 			shortened = pause/2 + rand.N(pause/2+1)
 			pause = min(2*pause, longestPause)
 		}
@@ -163,7 +164,7 @@ func transportError(step string, err error) error {
 	return attest.Errorf(attest.CodeUnreachable, step, "Check the address in the config, the name service and the network.", "%w", err)
 }
 
-// retryAfter reads seconds or an HTTP date; what is absent, malformed or too long counts as not given.
+// retryAfter reads seconds or an HTTP date; what is absent, malformed or past counts as not given.
 func retryAfter(text string, now time.Time) time.Duration {
 	var wait time.Duration
 	if seconds, err := strconv.ParseUint(text, 10, 31); err == nil {
@@ -171,10 +172,7 @@ func retryAfter(text string, now time.Time) time.Duration {
 	} else if at, err := http.ParseTime(text); err == nil {
 		wait = at.Sub(now)
 	}
-	if wait < 0 || wait > longestAfter {
-		return 0
-	}
-	return wait
+	return max(0, wait)
 }
 
 // refusal turns an error answer into words.

@@ -426,25 +426,29 @@ func TestRetryAfterIsObeyed(t *testing.T) {
 	}
 }
 
-func TestLongRetryAfterLeavesTheServiceAlone(t *testing.T) {
-	s := newService(t, softsgx.Options{})
-	s.failing(func(w http.ResponseWriter, _ *http.Request) bool {
-		w.Header().Set("Retry-After", "600")
-		w.WriteHeader(http.StatusTooManyRequests)
-		return true
-	})
-	client := s.client(t)
-	_, err := client.Collateral(context.Background(), platformRequest)
-	wantCode(t, err, attest.CodeUnreachable)
-	s.clock.advance(599 * time.Second)
-	_, err = client.Collateral(context.Background(), platformRequest)
-	wantCode(t, err, attest.CodeUnreachable)
-	if s.count() != 1 || len(s.clock.waits) != 0 {
-		t.Errorf("the service was asked %d times after waits of %v, want once", s.count(), s.clock.waits)
+func TestLongRetryAfterIsCutToAQuarterOfTheTimeThatIsLeft(t *testing.T) {
+	for _, asked := range []string{"600", "2147483647"} {
+		s := newService(t, softsgx.Options{})
+		s.failing(func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Retry-After", asked)
+			w.WriteHeader(http.StatusTooManyRequests)
+			return true
+		})
+		client := s.client(t, func(c *pccs.Config) { c.FetchTimeout = 20 * time.Minute })
+		_, err := client.Collateral(context.Background(), platformRequest)
+		wantCode(t, err, attest.CodeUnreachable)
+		if s.count() != 4 || len(s.clock.waits) != 3 {
+			t.Fatalf("%s: the service was asked %d times after waits of %v, want 4", asked, s.count(), s.clock.waits)
+		}
+		for _, d := range s.clock.waits { // real time hardly passes
+			if d > 5*time.Minute || d < 4*time.Minute {
+				t.Errorf("%s: waited %v, want a quarter of 20 minutes", asked, d)
+			}
+		}
+		s.failing(nil)
+		s.clock.advance(31 * time.Second)
+		fetch(t, client)
 	}
-	s.failing(nil)
-	s.clock.advance(2 * time.Second)
-	fetch(t, client)
 }
 
 func TestSlowServiceIsGivenUp(t *testing.T) {

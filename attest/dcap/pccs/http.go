@@ -54,12 +54,16 @@ func passing(err error) bool {
 	return !errors.Is(err, errTooLarge) && !errors.As(err, &certificate)
 }
 
-func retryAfter(err error) time.Duration {
+// retryAfter is how long the service asks to be left alone, cut to a quarter of the time that is left.
+func retryAfter(ctx context.Context, err error) time.Duration {
 	var status *statusError
-	if errors.As(err, &status) {
-		return min(status.retryAfter, maxRetryAfter)
+	if !errors.As(err, &status) {
+		return 0
 	}
-	return 0
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(status.retryAfter, time.Until(deadline)/4)
+	}
+	return status.retryAfter
 }
 
 // get tries to fetch a document, again if that may help and as long as ctx lasts.
@@ -69,7 +73,7 @@ func (c *Client) get(ctx context.Context, address string) ([]byte, http.Header, 
 		if err == nil || !passing(err) || n+1 >= c.config.Attempts || ctx.Err() != nil {
 			return body, header, err
 		}
-		delay := max(backoff(n), retryAfter(err))
+		delay := max(backoff(n), retryAfter(ctx, err))
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < delay {
 			return nil, nil, err // there will be no time left
 		}

@@ -10,7 +10,7 @@
 //   - Requests for the same collateral share one fetch. Every fetch has a deadline of its own; every
 //     answer has a bound on its size.
 //   - Failures that may pass (no connection, 429, 5xx) are tried again with growing, jittered delays, or after
-//     what Retry-After says. A failure is remembered for a short while, so that a service that is down or does
+//     what Retry-After says, cut to a quarter of the time that is left. A failure is remembered for a short while, so that a service that is down or does
 //     not know a platform is not asked by every session.
 //   - Nothing is cached whose signatures do not lead to a trusted root, so neither a service nor, on plain HTTP,
 //     anyone on the network path can spoil the cache. The verifier checks all of it again.
@@ -62,8 +62,6 @@ const (
 	maxHeaders = 64 << 10
 	// maxEntries bounds the cache in memory.
 	maxEntries = 256
-	// maxRetryAfter bounds how long a service can ask to be left alone.
-	maxRetryAfter = time.Hour
 )
 
 // Config of a [Client]. Only URL is required.
@@ -361,7 +359,7 @@ func (c *Client) fetch(r dcap.Request) <-chan singleflight.Result {
 		if err != nil {
 			after = before
 			after.err = err
-			after.retry = c.config.Now().Add(max(c.config.NegativeAge, retryAfter(err)))
+			after.retry = c.config.Now().Add(c.config.NegativeAge)
 		}
 		c.mu.Lock()
 		c.put(r, after)
