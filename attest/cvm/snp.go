@@ -53,7 +53,7 @@ func (v *SNPVerifier) Verify(ctx context.Context, e attest.Evidence, at time.Tim
 	}
 	chain := attestation.GetCertificateChain()
 	if v.Fetch == nil && len(chain.GetVcekCert()) == 0 && len(chain.GetVlekCert()) == 0 {
-		return fail(attest.CodeCollateral, "Let the host fill its certificate table (snphost import), or fetch from AMD.",
+		return fail(attest.CodeEvidence, "Let the host fill its certificate table (snphost import), or fetch from AMD.",
 			fmt.Errorf("the evidence brings no certificate of the key that signs it"))
 	}
 	options := &verify.Options{

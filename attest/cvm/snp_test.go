@@ -107,7 +107,7 @@ func TestGenuineReportChainsToAMD(t *testing.T) {
 		t.Errorf("keys of a test below AMD's root: %v", err)
 	}
 	alone := attest.Evidence{Type: attest.SNP, Raw: own.Raw[:abi.ReportSize]}
-	if _, err := p.verifier().Verify(t.Context(), alone, now); attest.CodeOf(err) != attest.CodeCollateral || attest.HintOf(err) == "" {
+	if _, err := p.verifier().Verify(t.Context(), alone, now); attest.CodeOf(err) != attest.CodeEvidence || attest.HintOf(err) == "" {
 		t.Errorf("without certificates: %v", err)
 	}
 }

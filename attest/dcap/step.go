@@ -17,6 +17,9 @@ const (
 	StepCertificationData Step = "reading certification data"
 	StepPCKChain          Step = "verifying PCK chain"
 	StepPCKExtension      Step = "reading PCK extension"
+	StepQEReportSignature Step = "verifying QE report signature"
+	StepAttestationKey    Step = "verifying attestation key binding"
+	StepQuoteSignature    Step = "verifying quote signature"
 	StepFetch             Step = "fetching collateral"
 	StepRootCRL           Step = "verifying root CA CRL"
 	StepPCKCRL            Step = "verifying PCK CRL"
@@ -29,20 +32,17 @@ const (
 	StepRevocation        Step = "checking revocation"
 	StepMatchTCBInfo      Step = "matching TCB info"
 	StepMatchTDXModule    Step = "matching TDX module"
-	StepQEReportSignature Step = "verifying QE report signature"
-	StepAttestationKey    Step = "verifying attestation key binding"
 	StepMatchQEIdentity   Step = "matching QE identity"
-	StepQuoteSignature    Step = "verifying quote signature"
 	StepTCBLevel          Step = "evaluating TCB level"
 )
 
 // Steps lists all steps in the order in which they are taken.
 func Steps() []Step {
 	return []Step{
-		StepQuote, StepCertificationData, StepPCKChain, StepPCKExtension, StepFetch, StepRootCRL, StepPCKCRL,
-		StepTCBInfoChain, StepTCBInfo, StepQEIdentityChain, StepQEIdentity, StepMinimum, StepValidity,
-		StepRevocation, StepMatchTCBInfo, StepMatchTDXModule, StepQEReportSignature, StepAttestationKey,
-		StepMatchQEIdentity, StepQuoteSignature, StepTCBLevel,
+		StepQuote, StepCertificationData, StepPCKChain, StepPCKExtension, StepQEReportSignature, StepAttestationKey,
+		StepQuoteSignature, StepFetch, StepRootCRL, StepPCKCRL, StepTCBInfoChain, StepTCBInfo, StepQEIdentityChain,
+		StepQEIdentity, StepMinimum, StepValidity, StepRevocation, StepMatchTCBInfo, StepMatchTDXModule,
+		StepMatchQEIdentity, StepTCBLevel,
 	}
 }
 

@@ -74,7 +74,7 @@ type Verifier struct {
 // qeReport is an attestation key that a quoting enclave of a platform vouched for.
 type qeReport struct {
 	platform     *platform
-	endorsements *Endorsements // those that were in force; with new ones the report is verified again
+	endorsements *Endorsements // those that the quoting enclave has matched, nil for none; new ones are matched again
 	key          *ecdsa.PublicKey
 }
 
@@ -103,6 +103,9 @@ var _ attest.Verifier = (*Verifier)(nil)
 // is one of [Steps]. Everything must be valid at the later of at, which is what the host's clock says, and the
 // newest issue date among the objects that a trusted root stands behind: no honest clock is before that. The
 // claims say which it was, in TCB.VerifiedAt.
+//
+// The source is asked only for the platform of a quote whose signatures lead to a trusted root, so that a stranger cannot
+// have collateral fetched.
 func (v *Verifier) Verify(ctx context.Context, evidence attest.Evidence, at time.Time) (attest.Claims, error) {
 	if v.trustErr != nil {
 		return attest.Claims{}, attest.Errorf(attest.CodeConfig, "reading trusted roots", "", "%w", v.trustErr)
@@ -118,13 +121,20 @@ func (v *Verifier) Verify(ctx context.Context, evidence attest.Evidence, at time
 			"%d bytes follow the end of the quote", len(q.Trailing))
 	}
 	key := sha256.Sum256(q.Certification)
-	known := v.recallQEReport(key)
-	var p *platform
-	if known != nil {
-		p = known.platform
-	} else if p, err = v.platform(q); err != nil {
-		return attest.Claims{}, err
+	report := v.recallQEReport(key)
+	if report == nil {
+		p, err := v.platform(q)
+		if err != nil {
+			return attest.Claims{}, err
+		}
+		if report, err = verifyQEReport(p, q); err != nil {
+			return attest.Claims{}, err
+		}
 	}
+	if !verifyRaw(report.key, q.Signed, q.Signature) {
+		return attest.Claims{}, notGenuine(StepQuoteSignature, "", "the attestation key did not sign this quote")
+	}
+	p := report.platform
 	e, err := v.fetch(ctx, Request{TEE: q.Type(), FMSPC: p.ext.FMSPC, CA: p.caName}, p)
 	if err != nil {
 		return attest.Claims{}, err
@@ -141,14 +151,11 @@ func (v *Verifier) Verify(ctx context.Context, evidence attest.Evidence, at time
 	if err != nil {
 		return attest.Claims{}, err
 	}
-	if known == nil || known.endorsements != e {
-		if known, err = verifyQEReport(p, e, q); err != nil {
+	if report.endorsements != e {
+		if err := e.matchQE(q); err != nil {
 			return attest.Claims{}, err
 		}
-		v.rememberQEReport(key, known)
-	}
-	if !verifyRaw(known.key, q.Signed, q.Signature) {
-		return attest.Claims{}, notGenuine(StepQuoteSignature, "", "the attestation key did not sign this quote")
+		v.rememberQEReport(key, &qeReport{platform: p, key: report.key, endorsements: e})
 	}
 	tcb, err := e.evaluate(p, q, module)
 	if err != nil {
@@ -222,7 +229,11 @@ func (v *Verifier) fetch(ctx context.Context, r Request, p *platform) (*Endorsem
 	}
 	c, err := v.config.Source.Collateral(ctx, r)
 	if err != nil {
-		return nil, &attest.Error{Code: attest.CodeCollateral, Step: string(StepFetch), Err: &FetchError{Request: r, Err: err}}
+		code := attest.CodeCollateral
+		if ctx.Err() != nil {
+			code = attest.CodeUnreachable
+		}
+		return nil, &attest.Error{Code: code, Step: string(StepFetch), Err: &FetchError{Request: r, Err: err}}
 	}
 	if c == nil {
 		return nil, badCollateral(StepFetch, "", "the source of collateral has none for this platform")
@@ -305,8 +316,8 @@ func (e *Endorsements) match(p *platform, q *sgx.Quote) (*tdxModule, error) {
 	return module, nil
 }
 
-// verifyQEReport makes sure that the platform's quoting enclave vouches for the attestation key.
-func verifyQEReport(p *platform, e *Endorsements, q *sgx.Quote) (*qeReport, error) {
+// verifyQEReport makes sure that an enclave of the platform vouches for the attestation key.
+func verifyQEReport(p *platform, q *sgx.Quote) (*qeReport, error) {
 	if !verifyRaw(p.key, q.QEReportRaw, q.QEReportSignature) {
 		return nil, notGenuine(StepQEReportSignature, "", "the PCK did not sign this QE report")
 	}
@@ -316,16 +327,6 @@ func verifyQEReport(p *platform, e *Endorsements, q *sgx.Quote) (*qeReport, erro
 	if !bytes.Equal(h.Sum(nil), q.QEReport.ReportData[:sha256.Size]) {
 		return nil, notGenuine(StepAttestationKey, "", "the QE report is about another attestation key")
 	}
-	identity := identityQE
-	if q.TDX != nil {
-		identity = identityTDQE
-	}
-	if e.qe.id != identity {
-		return nil, badCollateral(StepMatchQEIdentity, "", "identity is that of %q, want %q", e.qe.id, identity)
-	}
-	if err := e.qe.match(&q.QEReport, q.QEReportRaw); err != nil {
-		return nil, notGenuine(StepMatchQEIdentity, "", "%w", err)
-	}
 	var point [65]byte
 	point[0] = 4
 	copy(point[1:], q.AttestationKey[:])
@@ -333,5 +334,20 @@ func verifyQEReport(p *platform, e *Endorsements, q *sgx.Quote) (*qeReport, erro
 	if err != nil {
 		return nil, notGenuine(StepQuoteSignature, "", "attestation key: %w", err)
 	}
-	return &qeReport{platform: p, endorsements: e, key: key}, nil
+	return &qeReport{platform: p, key: key}, nil
+}
+
+// matchQE makes sure that the enclave which vouches for the attestation key is Intel's quoting enclave.
+func (e *Endorsements) matchQE(q *sgx.Quote) error {
+	identity := identityQE
+	if q.TDX != nil {
+		identity = identityTDQE
+	}
+	if e.qe.id != identity {
+		return badCollateral(StepMatchQEIdentity, "", "identity is that of %q, want %q", e.qe.id, identity)
+	}
+	if err := e.qe.match(&q.QEReport, q.QEReportRaw); err != nil {
+		return notGenuine(StepMatchQEIdentity, "", "%w", err)
+	}
+	return nil
 }

@@ -1,7 +1,11 @@
 package dcap_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
 	"crypto/x509"
 	"errors"
 	"math/rand/v2"
@@ -361,6 +365,59 @@ func TestSourceIsAskedForThePlatformOfTheQuote(t *testing.T) {
 	cut := quoteOf(t, p).Raw
 	if _, err := dcap.RequestFor(cut[:len(cut)-1]); err == nil {
 		t.Error("a quote that is cut off asks for something")
+	}
+}
+
+// TestAStrangerCannotChooseWhatIsFetched: neither with certificates of its own, nor with those of a genuine platform.
+func TestAStrangerCannotChooseWhatIsFetched(t *testing.T) {
+	p, other := newPlatform(t, 1), newPlatform(t, 2)
+	genuine := quoteOf(t, p).Raw
+	q, err := sgx.ParseQuote(genuine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := func(part []byte) []byte {
+		at := bytes.Index(genuine, part)
+		if at < 0 {
+			t.Fatal("no such part")
+		}
+		raw := bytes.Clone(genuine)
+		raw[at+len(part)-1] ^= 1
+		return raw
+	}
+	// A quote of an attestation key of the stranger's own, with everything else copied.
+	stranger := bytes.Clone(genuine)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(stranger[bytes.Index(stranger, q.AttestationKey[:]):], point[1:])
+	for _, c := range []struct {
+		name string
+		raw  []byte
+		step dcap.Step
+	}{
+		{"a chain of its own", quoteOf(t, other).Raw, dcap.StepPCKChain},
+		{"another QE report", changed(q.QEReportRaw), dcap.StepQEReportSignature},
+		{"a key of its own", stranger, dcap.StepAttestationKey},
+		{"another enclave", changed(q.Signed), dcap.StepQuoteSignature},
+	} {
+		source := &live{platform: p}
+		d := dcap.NewVerifier(dcap.Config{Roots: []*x509.Certificate{p.RootCA()}, Source: source})
+		for range 2 {
+			_, err := d.Verify(t.Context(), attest.Evidence{Type: attest.SGX, Raw: c.raw}, now)
+			wantStep(t, err, c.step, attest.CodeEvidence)
+		}
+		if source.calls != 0 {
+			t.Errorf("%s: collateral was fetched", c.name)
+		}
+		if _, err := d.Verify(t.Context(), quoteOf(t, p), now); err != nil || source.calls != 1 {
+			t.Errorf("%s: the genuine quote: %v, %d fetches", c.name, err, source.calls)
+		}
 	}
 }
 
