@@ -5,8 +5,11 @@
 // the connection, and releases all secrets in one stream. GRPC-RATLS, the legacy wire of Occlum's init_ra_server and
 // of its C++ clients (package wire), has evidence in both certificates and one call per secret; it proves no
 // freshness (see package ratls) and is served only to workloads that ask for it. There a peer's evidence is verified
-// and appraised in the handshake, and a connection whose peer did not pass never carries a call for a secret. What a
-// connection or session has established belongs to it and to nothing else.
+// and appraised in the handshake and again at each call, and a connection whose peer was refused never carries a call for
+// a secret. What a connection or session has established belongs to it and to nothing else.
+//
+// A fault of the broker's own side (collateral, store, own evidence) is no verdict: the peer hears UNAVAILABLE with the
+// fault's class, on both wires, and no refusal is recorded.
 //
 // A peer whose evidence is not genuine learns nothing about why it is refused; the log says it, with what to do. To
 // an accepted peer a secret that does not exist and one that its workload may not have are the same answer.
@@ -69,6 +72,7 @@ type Server struct {
 	door       *admission.Door
 	health     *health.Server
 	metrics    *Metrics
+	lacking    lacking
 	handshakes chan struct{} // places for those whose evidence is verified
 	sessions   chan struct{} // places for those of the session protocol
 	wire.UnimplementedGrSecretServer
@@ -168,7 +172,10 @@ func (s *Server) GetSecret(ctx context.Context, asked *wire.SecretRequest) (*wir
 	claims, matched, err := s.judge(ctx, from, r)
 	leave()
 	r.claim(claims)
-	if err != nil {
+	switch {
+	case err != nil && ownFault(err):
+		return nil, s.unavailable(ctx, r, err)
+	case err != nil:
 		s.refuse(ctx, r, err)
 		from.life.Leave()
 		return nil, status.Error(codes.PermissionDenied, "")
@@ -179,7 +186,7 @@ func (s *Server) GetSecret(ctx context.Context, asked *wire.SecretRequest) (*wir
 	case errors.Is(err, ErrStale): // the next call decides again
 		return nil, status.Error(codes.Unavailable, err.Error())
 	case attest.CodeOf(err) == attest.CodeUnreachable:
-		return nil, status.Error(codes.Unavailable, err.Error())
+		return nil, session.Unavailable(attest.CodeUnreachable, err.Error(), hintStore)
 	default:
 		return nil, status.Error(codes.Canceled, "") // what Occlum's server answers
 	}

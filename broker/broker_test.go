@@ -23,8 +23,10 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/lab/attack"
 	"github.com/sesame-init/sesame/lab/brokertest"
@@ -263,24 +265,40 @@ func TestAnyOtherPeerIsRefusedInTheHandshakeAndTheLogSaysWhy(t *testing.T) {
 	}
 }
 
-func TestStaleOrWorseCollateralIsRefused(t *testing.T) {
+// TestOnlyASignedVerdictIsARefusal: expired collateral says nothing about a peer.
+func TestOnlyASignedVerdictIsARefusal(t *testing.T) {
 	for name, c := range map[string]struct {
 		options softsgx.Options
 		says    string
+		fault   bool
 	}{
-		"expired":     {softsgx.Options{Now: brokertest.Now.Add(-60 * 24 * time.Hour)}, "collateral"},
-		"out of date": {softsgx.Options{TCB: softsgx.TCB{Status: tcbstatus.OutOfDate}}, "OutOfDate"},
-		"revoked":     {softsgx.Options{TCB: softsgx.TCB{RevokedPCK: true}}, "revoked"},
+		"expired":     {softsgx.Options{Now: brokertest.Now.Add(-60 * 24 * time.Hour)}, "peer not judged", true},
+		"out of date": {softsgx.Options{TCB: softsgx.TCB{Status: tcbstatus.OutOfDate}}, "OutOfDate", false},
+		"revoked":     {softsgx.Options{TCB: softsgx.TCB{RevokedPCK: true}}, "revoked", false},
 	} {
 		platform := brokertest.Platform(t, c.options)
+		k := &counted{}
 		f := start(t, func(f *fixture, config *broker.Config) {
+			k.Keeper, config.Keeper = config.Keeper, k
 			decide(t, f, config, brokertest.Trust(t, platform), "")
 		})
 		f.platform = platform
-		if got, err := get(t, f.dial(t, f.workload(t)), "image_key"); status.Code(err) != codes.Unavailable || got != "" {
+		got, err := get(t, f.dial(t, f.workload(t)), "image_key")
+		fault := session.Fault(err)
+		if (fault != nil && attest.CodeOf(fault) == attest.CodeCollateral) != c.fault || status.Code(err) != codes.Unavailable || got != "" {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 		f.log.wait(t, c.says)
+		a := platform.Attester(brokertest.Workload())
+		byKey := func(c *grpcratls.Config) { c.Verifier, c.Policy = believing{}, believing{} }
+		if c.fault {
+			err = untilSaid(t, "the broker cannot decide now", f, a, byKey)
+		} else if _, err = ask(t, f.client(t, a, byKey), "image_key"); attest.CodeOf(err) != attest.CodeDenied {
+			t.Errorf("%s: a session ends with [%s] %v", name, attest.CodeOf(err), err)
+		}
+		if refused := k.refused.Load(); err == nil || k.released.Load() != 0 || (refused == 0) != c.fault {
+			t.Errorf("%s: %d released, %d refused, %v", name, k.released.Load(), refused, err)
+		}
 	}
 }
 

@@ -238,13 +238,15 @@ func (s *Server) grants(ctx context.Context, r *request, peer policy.Matched, na
 func (s *Server) notReleased(r *request, err error) error {
 	code := attest.CodeOf(err)
 	r.log.WithField("code", string(code)).Errorf("nothing released: %v", err)
-	s.metrics.refused(r.decision.Wire, code)
 	switch code {
 	case attest.CodeDenied:
+		s.metrics.refused(r.decision.Wire, code)
 		return err
 	case attest.CodeSecret:
+		s.metrics.refused(r.decision.Wire, code)
 		return attest.Errorf(attest.CodeSecret, "reading secret", "The broker's log says which.", "it is not there or damaged")
 	}
+	s.metrics.undecided(r.decision.Wire, code)
 	return errUnavailable()
 }
 

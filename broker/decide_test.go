@@ -3,7 +3,6 @@ package broker_test
 import (
 	"context"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -22,10 +21,10 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/dcap"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/broker"
 	"github.com/sesame-init/sesame/broker/keystore"
-	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store/memory"
 	"github.com/sesame-init/sesame/lab/attack"
@@ -554,19 +553,23 @@ func (s source) Collateral(ctx context.Context, r dcap.Request) (*dcap.Collatera
 func TestWithoutTrueCollateralNothingIsReleasedAndReadinessSaysSo(t *testing.T) {
 	stranger := brokertest.Platform(t, softsgx.Options{})
 	old := brokertest.Platform(t, softsgx.Options{Now: brokertest.Now.Add(-60 * 24 * time.Hour)})
-	for name, s := range map[string]source{
-		"down": func(context.Context, dcap.Request) (*dcap.Collateral, error) {
+	const reach, invalid = "something that it needs cannot be reached", "it has no valid collateral for this platform now"
+	for name, c := range map[string]struct {
+		source source
+		reason string // that a peer hears
+	}{
+		"down": {func(context.Context, dcap.Request) (*dcap.Collateral, error) {
 			return nil, attest.Errorf(attest.CodeUnreachable, "fetching collateral", "", "connection refused")
-		},
-		"slow": func(ctx context.Context, _ dcap.Request) (*dcap.Collateral, error) {
+		}, reach},
+		"slow": {func(ctx context.Context, _ dcap.Request) (*dcap.Collateral, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
-		},
-		"lying": func(context.Context, dcap.Request) (*dcap.Collateral, error) { return stranger.Collateral(), nil },
-		"garbage": func(context.Context, dcap.Request) (*dcap.Collateral, error) {
+		}, reach},
+		"lying": {func(context.Context, dcap.Request) (*dcap.Collateral, error) { return stranger.Collateral(), nil }, invalid},
+		"garbage": {func(context.Context, dcap.Request) (*dcap.Collateral, error) {
 			return &dcap.Collateral{TCBInfo: []byte("{")}, nil
-		},
-		"expired": func(context.Context, dcap.Request) (*dcap.Collateral, error) { return old.Collateral(), nil },
+		}, invalid},
+		"expired": {func(context.Context, dcap.Request) (*dcap.Collateral, error) { return old.Collateral(), nil }, invalid},
 	} {
 		k := &counted{}
 		var server *broker.Server
@@ -574,21 +577,18 @@ func TestWithoutTrueCollateralNothingIsReleasedAndReadinessSaysSo(t *testing.T) 
 		if name == "expired" {
 			platform = old
 		}
-		f := start(t, func(f *fixture, c *broker.Config) {
+		f := start(t, func(f *fixture, config *broker.Config) {
 			f.platform = platform
-			c.Identity, c.Quoter = brokertest.Identity(t, platform, brokertest.Broker()), brokertest.Quoter(platform, brokertest.Broker())
-			k.Keeper, c.Keeper = c.Keeper, k
-			root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: platform.RootCA().Raw})
-			trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, s, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
+			config.Identity, config.Quoter = brokertest.Identity(t, platform, brokertest.Broker()), brokertest.Quoter(platform, brokertest.Broker())
+			k.Keeper, config.Keeper = config.Keeper, k
+			trust := brokertest.TrustWith(t, platform, c.source)
 			limits := ""
 			if name == "slow" { // the others answer, on a busy machine later than so
 				limits = "broker: {limits: {session: 300ms, handshake: 300ms}}"
 			}
-			decide(t, f, c, trust, twoWorkloads+limits)
-			if server, err = broker.New(*c); err != nil {
+			decide(t, f, config, trust, twoWorkloads+limits)
+			var err error
+			if server, err = broker.New(*config); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -596,27 +596,46 @@ func TestWithoutTrueCollateralNothingIsReleasedAndReadinessSaysSo(t *testing.T) 
 		byKey := func(c *grpcratls.Config) { // the client's own collateral is not what is tested
 			c.Verifier, c.Policy = believing{}, believing{}
 		}
-		patience := 30 * time.Second
-		if name == "slow" { // and tried again
-			patience = 2 * time.Second
+		if err := untilSaid(t, "the broker cannot decide now: "+c.reason, f, a, byKey); err == nil {
+			t.Errorf("%s: no error", name)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		got, err := f.client(t, a, byKey).Fetch(ctx, []string{"image_key"})
-		cancel()
-		if got != nil || err == nil {
-			t.Errorf("%s: a session has got %d secrets", name, len(got))
+		got, err := get(t, f.dial(t, f.workload(t)), "image_key")
+		if fault := session.Fault(err); got != "" || fault == nil || !strings.Contains(fault.Error(), c.reason) {
+			t.Errorf("%s: a legacy peer has got %q, %v", name, got, err)
 		}
-		if got, err := get(t, f.dial(t, f.workload(t)), "image_key"); got != "" || err == nil {
-			t.Errorf("%s: a legacy peer has got %q", name, got)
-		}
-		if n := k.released.Load(); n != 0 {
-			t.Errorf("%s: %d releases", name, n)
+		if released, refused := k.released.Load(), k.refused.Load(); released != 0 || refused != 0 {
+			t.Errorf("%s: %d releases, %d refusals", name, released, refused)
 		}
 		// Only a source that has answered is known to be needed.
 		if ready := server.Ready(context.Background()); name == "expired" && ready.Collateral == nil {
 			t.Errorf("%s: ready", name)
 		}
 	}
+}
+
+// saysTo has a client log to l.
+func saysTo(l *log) func(*grpcratls.Config) {
+	return func(c *grpcratls.Config) { c.Logger = brokertest.Logger(l) }
+}
+
+// untilSaid lets a client ask until it has logged a text, as one that tries again does, and returns what it ends with.
+func untilSaid(t *testing.T, text string, f *fixture, a attest.Attester, change func(*grpcratls.Config)) error {
+	t.Helper()
+	said := &log{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	client := f.client(t, a, change, saysTo(said))
+	ended := make(chan error, 1)
+	go func() {
+		got, err := client.Fetch(ctx, []string{"image_key"})
+		if got != nil {
+			t.Errorf("a session has got %d secrets", len(got))
+		}
+		ended <- err
+	}()
+	said.wait(t, text)
+	cancel()
+	return <-ended
 }
 
 // believing takes any broker's evidence.

@@ -117,6 +117,10 @@ func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connect
 			who.proved()
 		}
 	}
+	if err != nil && ownFault(err) { // each call judges anew, and can say so, which a handshake cannot
+		who.life.Until(cs.PeerCertificates[0].NotAfter)
+		return nil
+	}
 	if err != nil {
 		r.shown(sha256.Sum256(append(who.seed[:], "handshake"...)), who.digest)
 		r.claim(claims)
@@ -148,7 +152,7 @@ func (e *refusedError) Unwrap() error { return e.error }
 // judge judges a peer of the legacy wire by the evidence that it has shown in the handshake, under the policy, the
 // collateral and the clock of this moment.
 func (s *Server) judge(ctx context.Context, c *connection, r *request) (attest.Claims, policy.Matched, error) {
-	ctx, cancel := context.WithTimeout(ctx, ratls.DefaultTimeout)
+	ctx, cancel := context.WithTimeout(ctx, min(time.Duration(s.settings.Limits.Handshake), ratls.DefaultTimeout))
 	defer cancel()
 	r.read(s.read())
 	claims, err := c.genuine(ctx, c.State, r.reading)
@@ -156,6 +160,12 @@ func (s *Server) judge(ctx context.Context, c *connection, r *request) (attest.C
 		return claims, policy.Matched{}, err
 	}
 	matched, err := r.force.policy.Match(claims, r.at, policy.WireLegacy)
+	if err == nil && matched.Proved { // in the handshake it may not have been judged
+		c.proved()
+	}
+	if err == nil {
+		c.life.Until(claims.TCB.EarliestExpiry)
+	}
 	return claims, matched, err
 }
 

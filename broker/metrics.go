@@ -18,6 +18,7 @@ type Metrics struct {
 	releases    *prometheus.CounterVec
 	secrets     *prometheus.CounterVec
 	refusals    *prometheus.CounterVec
+	faults      *prometheus.CounterVec
 	overloads   *prometheus.CounterVec
 	open        prometheus.Gauge
 	shakes      *prometheus.HistogramVec
@@ -48,6 +49,7 @@ func NewMetrics() *Metrics {
 		releases:    counter("releases_total", "Requests whose secrets were released.", "wire", "workload"),
 		secrets:     counter("secrets_released_total", "Secrets that were released.", "wire", "workload"),
 		refusals:    counter("refusals_total", "Requests that were refused, by class of refusal.", "wire", "code"),
+		faults:      counter("undecided_total", "Requests that could not be decided through a fault of the broker's side.", "wire", "code"),
 		overloads:   counter("overload_total", "Connections and sessions that were sent away, by limit.", "limit"),
 		open:        gauge("connections", "Open connections."),
 		shakes:      histogram("handshake_seconds", "TLS handshakes with their verification.", "outcome"),
@@ -60,7 +62,7 @@ func NewMetrics() *Metrics {
 		ready: prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "ready",
 			Help: "1 where a condition of readiness holds."}, []string{"condition"}),
 	}
-	m.registry.MustRegister(m.releases, m.secrets, m.refusals, m.overloads, m.open, m.shakes, m.sessionTime, m.keeper, m.reloads,
+	m.registry.MustRegister(m.releases, m.secrets, m.refusals, m.faults, m.overloads, m.open, m.shakes, m.sessionTime, m.keeper, m.reloads,
 		m.version, m.expiry, m.ready, m.rolledBack, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -104,6 +106,10 @@ func (m *Metrics) released(wire, workload string, secrets int) {
 
 func (m *Metrics) refused(wire string, code attest.Code) {
 	m.refusals.WithLabelValues(wire, string(code)).Inc()
+}
+
+func (m *Metrics) undecided(wire string, code attest.Code) {
+	m.faults.WithLabelValues(wire, string(code)).Inc()
 }
 
 func (m *Metrics) overload(limit string) { m.overloads.WithLabelValues(limit).Inc() }

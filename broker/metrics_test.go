@@ -40,6 +40,7 @@ func TestMetricsAreThoseOfTheManual(t *testing.T) {
 	m := NewMetrics()
 	m.released("session", "demo", 1)
 	m.refused("session", attest.CodePolicy)
+	m.undecided("session", attest.CodeUnreachable)
 	m.overload("rate")
 	m.connections(1)
 	m.handshake(time.Second, nil)

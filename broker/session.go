@@ -49,7 +49,10 @@ func (s *Server) session(stream *clocked, from *connection) error {
 	accept := session.BrokerConfig{Quoter: s.config.Quoter}
 	peer, err := accept.Accept(stream, from.State, from.own)
 	r.shown(peer.Binder, peer.Digest)
-	if err != nil {
+	switch {
+	case err != nil && ownFault(err):
+		return s.unavailable(ctx, r, err)
+	case err != nil:
 		s.failed(ctx, r, err)
 		return status.Error(codes.PermissionDenied, "")
 	}
@@ -71,7 +74,10 @@ var errAgain = errors.New("to be decided again")
 func (s *Server) answer(ctx context.Context, r *request, stream *clocked, from *connection, peer session.Peer) error {
 	r.read(s.read())
 	claims, err := peer.Verify(ctx, r.force.trust.Verifier, r.at)
-	if err != nil {
+	switch {
+	case err != nil && ownFault(err):
+		return s.unavailable(ctx, r, err)
+	case err != nil:
 		s.failed(ctx, r, err)
 		return status.Error(codes.PermissionDenied, "")
 	}
@@ -102,7 +108,7 @@ func (s *Server) answer(ctx context.Context, r *request, stream *clocked, from *
 	case errors.Is(err, ErrStale):
 		return errAgain
 	case attest.CodeOf(err) == attest.CodeUnreachable:
-		return status.Error(codes.Unavailable, err.Error())
+		return session.Unavailable(attest.CodeUnreachable, err.Error(), hintStore)
 	default:
 		return session.Deny(stream, err, (*session.Receipt)(receipt))
 	}
@@ -160,8 +166,6 @@ func (s *Server) failed(ctx context.Context, r *request, err error) {
 		s.refuse(ctx, r, err)
 	case errors.Is(err, io.EOF) || status.Code(errors.Unwrap(err)) == codes.Canceled:
 		r.log.Debugf("peer left a session: %v", err)
-	case attest.CodeOf(err) == attest.CodeAttester:
-		r.log.WithField("hint", attest.HintOf(err)).Errorf("no session without own evidence: %v", err)
 	default:
 		r.log.Infof("session failed: %v", err)
 	}
