@@ -174,6 +174,7 @@ func TestOutsideAnEnclaveItIsKnownByItsKeyAndFollowsItsPolicyFile(t *testing.T) 
 		t.Fatalf("it does not print its key:\n%s", r.log)
 	}
 	client := grpcratls.Config{
+		Pause:   10 * time.Millisecond,
 		Servers: []string{r.address}, Attester: platform.Attester(brokertest.Workload()), BrokerKey: r.pin,
 	}
 	if got, err := fetch(t, client); got != imageKey {
@@ -185,6 +186,7 @@ func TestOutsideAnEnclaveItIsKnownByItsKeyAndFollowsItsPolicyFile(t *testing.T) 
 		t.Errorf("another pin: %v", err)
 	}
 	unpinned := grpcratls.Config{
+		Pause:   10 * time.Millisecond,
 		Servers: client.Servers, Attester: client.Attester, Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(),
 	}
 	if _, err := fetch(t, unpinned); attest.CodeOf(err) != attest.CodePolicy || !strings.Contains(err.Error(), "outside an enclave") {
@@ -224,7 +226,7 @@ func TestOperatorsSeeStateAndFiguresButNoSecret(t *testing.T) {
 	dir := folder(t, platform)
 	write(t, filepath.Join(dir, policyName), policyFor(platform, dir, 7, aa, ""))
 	r := run(t, place{name: "bare"}, dir, "--secrets", filepath.Join(dir, broker.SecretsFile), "--log-format", "json")
-	client := grpcratls.Config{Servers: []string{r.address}, Attester: platform.Attester(brokertest.Workload()), BrokerKey: pin(t, dir)}
+	client := grpcratls.Config{Pause: 10 * time.Millisecond, Servers: []string{r.address}, Attester: platform.Attester(brokertest.Workload()), BrokerKey: pin(t, dir)}
 	if got, err := fetch(t, client); got != imageKey {
 		t.Fatal(err)
 	}
@@ -320,6 +322,7 @@ func TestInAnEnclaveOnlyThePinnedKeyChangesThePolicyAndVersionsRise(t *testing.T
 	here := inEnclave(func() (attester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil })
 	r := run(t, here, dir, "--signed-policy", signed)
 	client := grpcratls.Config{
+		Pause:   10 * time.Millisecond,
 		Servers: []string{r.address}, Attester: platform.Attester(brokertest.Workload()),
 		Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(),
 	}

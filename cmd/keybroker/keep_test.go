@@ -48,6 +48,7 @@ func TestWithAStoreEveryReleaseHasAReceiptAndTheLogGoesOnAfterARestart(t *testin
 			key := r.logKey(t)
 			keys = append(keys, fmt.Sprint(key.Name(), key.KeyHash()))
 			client := grpcratls.Config{
+				Pause:   10 * time.Millisecond,
 				Servers: []string{r.address}, Attester: platform.Attester(brokertest.Workload()), BrokerKey: r.pin, Log: key,
 			}
 			if got, err := fetch(t, client); got != imageKey {
@@ -110,6 +111,7 @@ func TestANewReplicaGetsTheRootKeyFromARunningOneThatKnowsIt(t *testing.T) {
 		t.Error("the replica has another log key")
 	}
 	client := grpcratls.Config{
+		Pause:   10 * time.Millisecond,
 		Servers: []string{moved.address}, Attester: platform.Attester(brokertest.Workload()),
 		Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Log: first.logKey(t),
 	}
@@ -118,7 +120,7 @@ func TestANewReplicaGetsTheRootKeyFromARunningOneThatKnowsIt(t *testing.T) {
 	}
 	// The workload itself may not have the root key.
 	client.Servers, client.Log = []string{first.address}, nil
-	c, err := grpcratls.New(grpcratls.Config{Servers: client.Servers, Protocol: grpcratls.SessionV1, Attester: client.Attester,
+	c, err := grpcratls.New(grpcratls.Config{Pause: 10 * time.Millisecond, Servers: client.Servers, Protocol: grpcratls.SessionV1, Attester: client.Attester,
 		Verifier: client.Verifier, Policy: client.Policy})
 	if err != nil {
 		t.Fatal(err)

@@ -13,13 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
@@ -80,6 +77,7 @@ func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 		t.Fatalf("standard output is %q, %v\n%s", line, err, &stderr)
 	}
 	client, err := grpcratls.New(grpcratls.Config{
+		Pause:   10 * time.Millisecond,
 		Servers: []string{m[1]}, Attester: platform.Attester(brokertest.Workload()),
 		Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(),
 	})
@@ -104,50 +102,6 @@ func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 	}
 	if strings.Contains(stderr.String(), "canary") {
 		t.Errorf("the log holds a secret:\n%s", &stderr)
-	}
-	start, serves, _ := strings.Cut(stderr.String(), "peer accepted")
-	lines := strings.Split(strings.TrimSuffix(start, "\n"), "\n")
-	for _, line := range lines[:len(lines)-1] {
-		if !strings.Contains(line, `secrets="readable by the host"`) {
-			t.Errorf("a line of the start does not warn: %s", line)
-		}
-	}
-	if strings.Contains(serves, "readable by the host") {
-		t.Errorf("it warns after its start, too:\n%s", serves)
-	}
-}
-
-func TestAnImageHoldsWhatAPolicyWritesOut(t *testing.T) {
-	with := func(change func(*policy.Policy)) *begun {
-		p := new(policy.Policy)
-		change(p)
-		return &begun{policy: p}
-	}
-	for name, test := range map[string]struct {
-		first *begun
-		want  int
-	}{
-		"nothing":  {with(func(p *policy.Policy) { p.Broker.Store.Postgres = "postgres://broker@db/s?sslmode=verify-full" }), 0},
-		"SQLite":   {with(func(p *policy.Policy) { p.Broker.Store.SQLite = "/var/lib/sesame/store.db" }), 0},
-		"database": {with(func(p *policy.Policy) { p.Broker.Store.Postgres = "postgres://broker:s3cret@db/s" }), 1},
-		"in the query": {with(func(p *policy.Policy) {
-			p.Broker.Store.Postgres = "postgres://broker@db/s?password=s3cret"
-		}), 1},
-		"as words":   {with(func(p *policy.Policy) { p.Broker.Store.Postgres = "host=db user=broker password=s3cret" }), 1},
-		"collateral": {with(func(p *policy.Policy) { p.Trust.Collateral.URL = "https://u:s3cret@pccs:8081/" }), 1},
-		"a witness":  {with(func(p *policy.Policy) { p.Broker.Witnesses.At = []string{"https://w/a", "https://u:s3cret@w/b"} }), 1},
-	} {
-		var log bytes.Buffer
-		logger := logrus.New()
-		logger.SetOutput(&log)
-		in := command{place: place{enclave: true}}
-		found := in.inImage(test.first)
-		if found.warn(logger); len(found) != test.want || (log.Len() > 0) != (test.want > 0) || strings.Contains(log.String(), "s3cret") {
-			t.Errorf("%s: found %q, the log is %q", name, found, &log)
-		}
-		if found := new(command).inImage(test.first); len(found) > 0 {
-			t.Errorf("%s: outside of an enclave it found %q", name, found)
-		}
 	}
 }
 

@@ -43,7 +43,10 @@ func (i *Instance) Package(name string, debug bool) error {
 }
 
 func (i *Instance) pack(w io.Writer) error {
-	compressed := gzip.NewWriter(w)
+	compressed, err := gzip.NewWriterLevel(w, gzip.BestSpeed) // encrypted files grow no smaller
+	if err != nil {
+		return err
+	}
 	archive := tar.NewWriter(compressed)
 	for _, top := range packaged {
 		if err := i.packTree(archive, top); err != nil {

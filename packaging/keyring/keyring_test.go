@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,22 +17,49 @@ import (
 
 var options = Options{Names: []string{"localhost", "127.0.0.1"}, Lifetime: time.Hour, Now: time.Now()}
 
-func TestKeysAreMadeOnceAndALossIsAnError(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "keys")
-	if _, err := Open(dir); attest.CodeOf(err) != attest.CodeUsage {
-		t.Errorf("opening an empty folder: %v", err)
-	}
-	given := []byte("00-01-02-03-04-05-06-07-08-09-0a-0b-0c-0d-0e-0f\n")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
+// filled is a folder that was made once for all tests, as signing keys take their time. One of its keys was given.
+type filled struct {
+	dir  string
+	ring *Ring
+	made []string
+}
+
+var given = []byte("00-01-02-03-04-05-06-07-08-09-0a-0b-0c-0d-0e-0f\n")
+
+// tempDir is where folder makes it, and removed when the tests end.
+var tempDir string
+
+var folder = sync.OnceValues(func() (filled, error) {
+	dir := filepath.Join(tempDir, "keys")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return filled{}, err
 	}
 	if err := os.WriteFile(filepath.Join(dir, ImageKey), given, 0o600); err != nil {
-		t.Fatal(err)
+		return filled{}, err
 	}
 	ring, made, err := Make(dir, options)
+	return filled{dir, ring, made}, err
+})
+
+func TestMain(m *testing.M) {
+	var err error
+	if tempDir, err = os.MkdirTemp("", "keyring-test-"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(tempDir)
+	os.Exit(code)
+}
+
+func TestKeysAreMadeOnceAndALossIsAnError(t *testing.T) {
+	if _, err := Open(filepath.Join(t.TempDir(), "keys")); attest.CodeOf(err) != attest.CodeUsage {
+		t.Errorf("opening an empty folder: %v", err)
+	}
+	f, err := folder()
 	if err != nil {
 		t.Fatal(err)
 	}
+	dir, ring, made := f.dir, f.ring, f.made
 	if strings.Join(made, " ") != strings.Join([]string{BrokerSigner, WorkloadSigner, ModelKey, SSLConfig, AdminKey},
 		" ") {
 		t.Errorf("made %v", made)
@@ -79,10 +107,11 @@ func TestKeysAreMadeOnceAndALossIsAnError(t *testing.T) {
 }
 
 func TestSignersAreWhatSGXTakes(t *testing.T) {
-	ring, _, err := Make(t.TempDir(), options)
+	f, err := folder()
 	if err != nil {
 		t.Fatal(err)
 	}
+	ring := f.ring
 	for _, file := range []string{BrokerSigner, WorkloadSigner} {
 		key, err := occlumsim.ReadSignKey(ring.Path(file))
 		if err != nil {
@@ -102,10 +131,11 @@ func TestSignersAreWhatSGXTakes(t *testing.T) {
 }
 
 func TestTheCertificateHasItsNamesAndVerifiesItself(t *testing.T) {
-	ring, _, err := Make(t.TempDir(), options)
+	f, err := folder()
 	if err != nil {
 		t.Fatal(err)
 	}
+	ring := f.ring
 	for _, file := range []string{Certificate, AdminCert} {
 		text, err := os.ReadFile(ring.Path(file))
 		if err != nil {

@@ -98,6 +98,7 @@ func TestTheNextServerIsAsked(t *testing.T) {
 	}
 	_ = down.Close()
 	client, err := grpcratls.New(grpcratls.Config{
+		Pause: 10 * time.Millisecond,
 		Servers: []string{
 			down.Addr().String(), brokertest.Listen(t, config(99)), brokertest.Listen(t, config(100)),
 		},
@@ -124,6 +125,7 @@ func TestTheNextServerIsAsked(t *testing.T) {
 func TestAConfigThatCannotWorkIsRefused(t *testing.T) {
 	platform := brokertest.Platform(t, softsgx.Options{})
 	good := grpcratls.Config{
+		Pause:    10 * time.Millisecond,
 		Servers:  []string{"localhost:5000"},
 		Attester: platform.Attester(brokertest.Workload()),
 		Verifier: brokertest.Verifier(platform),
@@ -175,6 +177,7 @@ func TestReplayedEvidenceIsRefusedByBothSides(t *testing.T) {
 		config.Quoter = session.NewQuoter(session.QuoterOptions{Attester: c.broker})
 		address := brokertest.Listen(t, config)
 		client, err := grpcratls.New(grpcratls.Config{
+			Pause:   10 * time.Millisecond,
 			Servers: []string{address}, Protocol: grpcratls.SessionV1, Attester: c.workload,
 			Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock,
 		})
@@ -200,6 +203,7 @@ func TestAQuoteOfAnotherUseIsRefusedByBothSides(t *testing.T) {
 			for _, side := range []string{"client", "broker"} {
 				config := brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, io.Discard)
 				c := grpcratls.Config{
+					Pause:    10 * time.Millisecond,
 					Protocol: protocol, Attester: workload,
 					Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock,
 				}
@@ -256,6 +260,7 @@ func TestOnlyACurrentBrokersCertificateMakesABroker(t *testing.T) {
 		config := brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, io.Discard)
 		config.Identity = identityOf{test.shown}
 		client, err := grpcratls.New(grpcratls.Config{
+			Pause:   10 * time.Millisecond,
 			Servers: []string{brokertest.Listen(t, config)}, Protocol: grpcratls.Legacy, Attester: platform.Attester(brokertest.Workload()),
 			Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock,
 		})
