@@ -2,6 +2,7 @@
 # make demo        the main job, end to end, on this machine (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy,
 #                  BACKEND=grpc-ratls|maa|aecs; PLATFORM=linux: with a software TPM instead of Occlum, TAMPER=pcr|ak)
 # make test        all tests, race detector on
+# make test-short  the quick tests and samples of the others, without the race detector
 # make attack      attacks on the whole broker, at most 10 minutes: what docs/trust.md has
 # make test-vm     init in a virtual machine, as process 1 and under systemd
 # make e2e-k8s     the deployment on the cluster of the current kubeconfig
@@ -44,7 +45,7 @@ LIBOS_GO    = $(shell test -e build/overlay/goroot && \
               echo GOTOOLCHAIN=local GOROOT=$(CURDIR)/build/overlay/goroot build/overlay/goroot/bin/go || echo $(GO))
 PLAIN_FLAGS = -trimpath -buildvcs=false -ldflags "-s -w"
 
-.PHONY: build demo test attack test-vm e2e-k8s lint generate generate-check api map english
+.PHONY: build demo test test-short attack test-vm e2e-k8s lint generate generate-check api map english
 .PHONY: stamp check-date bench fuzz clean model help deps deps-linux deps-lint deps-generate deps-test deps-vm
 
 help:
@@ -94,6 +95,9 @@ attack: deps-test
 
 test: build model deps-test
 	$(GO) test -race -timeout 40m ./...
+# No Debian packages are installed for it: what lacks one is skipped.
+test-short: build model
+	$(GO) test -short ./...
 
 # init as process 1 of a Debian kernel in QEMU, with a software TPM at /dev/tpm0, and under systemd of a Debian there. Takes
 # two minutes without other load, and the first time two more.

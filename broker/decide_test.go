@@ -27,6 +27,7 @@ import (
 	"github.com/sesame-init/sesame/broker/keystore"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store/memory"
+	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/attack"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -116,10 +117,7 @@ func startCounted(t *testing.T, text string, change func(*counted)) (*fixture, *
 
 func TestNoSecretLeavesToThousandsOfBadPeersOnBothWires(t *testing.T) {
 	f, keeper := startCounted(t, twoWorkloads, nil)
-	rounds := 120 // of 9 sessions and 11 connections
-	if testing.Short() {
-		rounds = 5
-	}
+	rounds := testenv.Effort(120, 5) // of 9 sessions and 11 connections
 	type try func() (got string, err error)
 	var bad []try
 	for _, a := range attack.BadEnclaves(t, f.platform) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
 	"github.com/sesame-init/sesame/occlum/occlumcheck"
 )
@@ -120,6 +121,7 @@ func TestBinaryIsWhatOcclumRuns(t *testing.T) {
 // TestBackendsKeepToTheirSize compares init with an init without a backend: what the backend adds, with all that only it
 // needs, the LibOS holds in its heap even if another one is chosen.
 func TestBackendsKeepToTheirSize(t *testing.T) {
+	testenv.Long(t, "links init three times")
 	whole := sizeOf(t, buildInit(t, nil))
 	for _, c := range []struct {
 		backend  string

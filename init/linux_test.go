@@ -640,6 +640,9 @@ func TestProcessBehindAVolumeHasNothingThatItDoesNotNeed(t *testing.T) {
 func TestLostVolumeEndsTheApplicationWithAClearMessage(t *testing.T) {
 	for app, patience := range map[string]time.Duration{"wait": 0, "stubborn": 10 * time.Second} {
 		t.Run(app, func(t *testing.T) {
+			if patience > 0 {
+				testenv.Long(t, fmt.Sprintf("init waits %v for the application", patience))
+			}
 			r := supervised(t, app)
 			r.waitFor("waiting")
 			if err := syscall.Kill(r.server(), syscall.SIGKILL); err != nil {

@@ -17,9 +17,7 @@ func TestEnclaveProgramsHaveTheSameBytesWhereverTheyAreBuilt(t *testing.T) {
 	if err := exec.Command("git", "rev-parse", "HEAD").Run(); err != nil {
 		testenv.Missing(t, "git", "these sources are not in a repository of git")
 	}
-	if testing.Short() {
-		t.Skip("links programs six times")
-	}
+	testenv.Long(t, "links programs six times")
 	run := func(dir, name string, args ...string) {
 		t.Helper()
 		cmd := exec.Command(name, args...)

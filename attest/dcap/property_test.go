@@ -133,14 +133,14 @@ func TestNoSignedByteCanChange(t *testing.T) {
 			t.Parallel()
 			v := readVector(t, "testdata/vectors/"+name)
 			verify := warm(t, v)
-			total := 0
+			total, step := 0, testenv.Effort(1, 13)
 			for _, r := range regions(t, v) {
-				for i := range r.size {
+				for i := 0; i < r.size; i += step {
 					if _, err := verify(r.change(i)); err == nil {
 						t.Errorf("%s: accepted with byte %d of %d changed", r.name, i, r.size)
 					}
+					total++
 				}
-				total += r.size
 			}
 			t.Logf("%d changes refused", total)
 		})
@@ -149,7 +149,7 @@ func TestNoSignedByteCanChange(t *testing.T) {
 
 func TestNoSignedByteOfAnyAcceptedVectorCanChange(t *testing.T) {
 	t.Parallel()
-	const positions = 200
+	positions := testenv.Effort(200, 20)
 	total := 0
 	for _, v := range readVectors(t, testenv.Vectors(t, "dcap"), "*/*") {
 		if _, ok := deliberate[v.name]; ok || !v.accepted() {

@@ -21,6 +21,7 @@ import (
 	"github.com/sesame-init/sesame/broker/releaselog"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/testenv"
 )
 
 // victimEnv makes the test's program the one that is killed: it names the store's folder.
@@ -98,10 +99,7 @@ func victim(dir string) error {
 
 // TestBrokerKilledAHundredTimes kills it in the middle of its work, mostly in the middle of a commit.
 func TestBrokerKilledAHundredTimes(t *testing.T) {
-	kills := 100
-	if testing.Short() {
-		kills = 5
-	}
+	kills := testenv.Effort(100, 5)
 	dir := t.TempDir()
 	ctx := t.Context()
 	k, s, err := openFile(ctx, dir)

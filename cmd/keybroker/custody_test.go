@@ -26,6 +26,7 @@ import (
 	"github.com/sesame-init/sesame/broker/admin"
 	"github.com/sesame-init/sesame/broker/admin/adminpb"
 	"github.com/sesame-init/sesame/broker/releaselog"
+	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/admintest"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -97,7 +98,7 @@ func (n *noting) Evidence(ctx context.Context, data attest.ReportData) (attest.E
 func (c *custody) fetch(ctx context.Context) (string, error) {
 	evidence := &noting{Attester: c.platform.Attester(brokertest.Workload())}
 	now := c.alive(ctx)
-	err := fetchKey(ctx, now, grpcratls.Config{Attester: evidence, BrokerKey: c.pin})
+	err := fetchKey(ctx, now, grpcratls.Config{Pause: 10 * time.Millisecond, Attester: evidence, BrokerKey: c.pin})
 	return evidence.last, err
 }
 
@@ -143,10 +144,7 @@ func entries(t *testing.T, client *admin.Client) (all []*releaselog.Entry) {
 // TestKilledAHundredTimesItReleasesNothingWithoutItsEntry kills the broker while workloads fetch and an administrator
 // puts secrets.
 func TestKilledAHundredTimesItReleasesNothingWithoutItsEntry(t *testing.T) {
-	kills := 100
-	if testing.Short() {
-		kills = 3
-	}
+	kills := testenv.Effort(100, 3)
 	c := newCustody(t, keyFile)
 	c.start()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -260,7 +258,7 @@ func TestNoSecretLeavesButToWorkloads(t *testing.T) {
 	}
 	stranger := brokertest.Workload()
 	stranger.MREnclave[0] ^= 1
-	client, err := grpcratls.New(grpcratls.Config{Servers: []string{c.life.Load().session}, Protocol: grpcratls.SessionV1,
+	client, err := grpcratls.New(grpcratls.Config{Pause: 10 * time.Millisecond, Servers: []string{c.life.Load().session}, Protocol: grpcratls.SessionV1,
 		Attester: c.platform.Attester(stranger), BrokerKey: c.pin})
 	if err != nil {
 		t.Fatal(err)

@@ -30,6 +30,7 @@ import (
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/broker/admin"
 	"github.com/sesame-init/sesame/broker/releaselog"
+	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/admintest"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/postgrestest"
@@ -173,7 +174,7 @@ func (r *replica) run(stdin string, args ...string) string {
 func (r *replica) fetch(ctx context.Context) (string, error) {
 	now := r.alive(ctx)
 	evidence := &noting{Attester: r.of.platform.Attester(brokertest.Workload())}
-	err := fetchKey(ctx, now, grpcratls.Config{Attester: evidence, Verifier: brokertest.Verifier(r.of.platform),
+	err := fetchKey(ctx, now, grpcratls.Config{Pause: 10 * time.Millisecond, Attester: evidence, Verifier: brokertest.Verifier(r.of.platform),
 		Policy: brokertest.BrokerPolicy(), Log: r.of.log})
 	return evidence.last, err
 }
@@ -224,6 +225,7 @@ func verified(said string) int {
 // restart; one goes on when the other is killed; both come back from a restart of the database, an orderly one and a
 // crash; and whatever happened, each release is in the one log, which either of them proves whole.
 func TestTwoReplicasOfADatabaseServeAsOne(t *testing.T) {
+	testenv.Long(t, "restarts a database twice")
 	server := postgrestest.Start(t)
 	r := newReplicas(t, server.URL())
 	a, b := r.all[0], r.all[1]

@@ -87,6 +87,15 @@ func (c *command) begin() (*begun, error) {
 	return b, err
 }
 
+// warnOfImage says that secrets come from the image of an enclave.
+func (c *command) warnOfImage(first *begun, log logrus.FieldLogger) {
+	if c.place.enclave && len(first.secrets) > 0 {
+		log.WithFields(logrus.Fields{"secrets": len(first.secrets), "hint": "Name a store in policy.yaml, put new secrets into it with " +
+			"\"sesame secret put\", and build without " + broker.SecretsFile + "."}).
+			Warn("secrets of this broker stand in its image, which is measured but not encrypted: the host can read them")
+	}
+}
+
 func (c *command) serve(ctx context.Context, address string) error {
 	log, err := c.logger()
 	if err != nil {
@@ -101,9 +110,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	image := c.inImage(first)
-	image.mark(log)
-	image.warn(log)
+	c.warnOfImage(first, log)
 	keyFile := c.keyFile
 	if !filepath.IsAbs(keyFile) {
 		keyFile = filepath.Join(c.folder, keyFile)
@@ -209,7 +216,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 			})
 		})
 	}
-	image.warn(log) // among the last lines of a start, too, where operators look
+	c.warnOfImage(first, log) // among the last lines of a start, too, where operators look
 	return c.answer(ctx, address, listener, server, beside, log, config.Policies)
 }
 
@@ -243,7 +250,6 @@ func (c *command) answer(ctx context.Context, address string, listener net.Liste
 	if p.Legacy() {
 		log.Warn("serving the legacy wire GRPC-RATLS, too, which proves no freshness")
 	}
-	unmark(log)
 	fmt.Fprintf(c.stdout, "Server listening on %s\n", reached(address, listener))
 	notify(daemon.SdNotifyReady)
 	go func() {

@@ -57,7 +57,6 @@ With at least one error the exit status is 1; warnings alone leave it 0.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.OcclumLibc, "occlum-libc", "", "compare C libraries with those that Occlum installed in `DIR`, or a list of\ntheir hashes as sha256sum prints it")
-	cmd.Flags().BoolVar(&o.Encrypted, "encrypted", false, "the image will be built with occlum build --image-key, which a config in\nOcclum's shape does not say: secrets in it are no errors")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the findings as JSON")
 	return cmd
 }

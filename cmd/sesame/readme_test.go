@@ -16,29 +16,6 @@ func TestReadmeExamplesRun(t *testing.T) {
 	}
 }
 
-// TestReadmeMakesNoReproducibleVolume: such a volume tells anyone who sees two of them what they share, which the owner of a
-// model must choose, not copy.
-func TestReadmeMakesNoReproducibleVolume(t *testing.T) {
-	for _, readme := range []string{"README.md", "README.zh-CN.md"} {
-		text, err := os.ReadFile(filepath.Join("../..", readme))
-		if err != nil {
-			t.Fatal(err)
-		}
-		examples := 0
-		for line := range strings.Lines(string(text)) {
-			if strings.Contains(line, "volume create --key-file") {
-				examples++
-			}
-			if strings.Contains(line, "--reproducible") {
-				t.Errorf("%s: %s", readme, line)
-			}
-		}
-		if examples == 0 {
-			t.Error(readme + " has no example that makes a volume")
-		}
-	}
-}
-
 func runReadme(t *testing.T, readme string) {
 	text, err := os.ReadFile(readme)
 	if err != nil {

@@ -26,7 +26,10 @@ var layouts = []string{"occlum-0.31", "occlum-0.30"}
 // eachRoot runs a test on the vectors in the repository and on the full set.
 func eachRoot(t *testing.T, test func(t *testing.T, root string)) {
 	t.Run("some", func(t *testing.T) { test(t, filepath.Join("testdata", "vectors")) })
-	t.Run("all", func(t *testing.T) { test(t, testenv.Vectors(t, "sefs")) })
+	t.Run("all", func(t *testing.T) {
+		testenv.Long(t, "the images are many")
+		test(t, testenv.Vectors(t, "sefs"))
+	})
 }
 
 // manifest describes an image of the vectors.

@@ -6,7 +6,7 @@
 //
 // Names in use: "vectors" (the data sets below the folder in SESAME_VECTORS), "fuse", "root", "userns",
 // "ptrace", "musl", "cc", "podman", "swtpm", "nginx", "redis", "toolchains", "postgres", "bin", "shellcheck",
-// "buildah", "kubectl", "git" (a repository around the sources), "vm" (of make test-vm).
+// "buildah", "git" (a repository around the sources), "vm" (of make test-vm).
 package testenv
 
 import (
@@ -29,6 +29,22 @@ func Missing(t testing.TB, name, why string) {
 		t.Fatalf("%s is required by SESAME_REQUIRE, but: %s", name, why)
 	}
 	t.Skipf("needs %s: %s", name, why)
+}
+
+// Long skips a test that make test-short has no time for, saying why it takes long.
+func Long(t testing.TB, why string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("not with -short: " + why)
+	}
+}
+
+// Effort is full, or short with -short: how often a test repeats what it does, or in which steps it goes.
+func Effort(full, short int) int {
+	if testing.Short() {
+		return short
+	}
+	return full
 }
 
 // Vectors is a path below the folder of the larger data sets: Vectors(t, "dcap", "INDEX.json").

@@ -43,6 +43,9 @@ func TestMainJob(t *testing.T) {
 		"attested TLS":     func(d *demo) { d.attestedTLS = true },
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name != "session protocol" {
+				testenv.Long(t, "the demo once more")
+			}
 			d := newDemo(t, "grpc-ratls")
 			change(d)
 			if err := d.run(t.Context(), nil); err != nil {
@@ -55,6 +58,7 @@ func TestMainJob(t *testing.T) {
 		"AECS, Occlum's config": func(d *demo) { d.wire, d.occlumShape = "legacy", true },
 	} {
 		t.Run(name, func(t *testing.T) {
+			testenv.Long(t, "the demo once more")
 			d := newDemo(t, "aecs")
 			change(d)
 			if err := d.run(t.Context(), nil); err != nil {
@@ -67,6 +71,7 @@ func TestMainJob(t *testing.T) {
 			continue
 		}
 		t.Run(backend, func(t *testing.T) {
+			testenv.Long(t, "the demo once more")
 			if err := newDemo(t, backend).run(t.Context(), nil); err != nil {
 				t.Fatal(err)
 			}
@@ -109,6 +114,9 @@ func TestEveryTamperingIsRefusedForItsReason(t *testing.T) {
 	for _, backend := range serviceWords() {
 		for word := range newDemo(t, backend).tamperings() {
 			t.Run(backend+"/"+word, func(t *testing.T) {
+				if backend != "grpc-ratls" || word != "quote" {
+					testenv.Long(t, "the demo once more")
+				}
 				d := newDemo(t, backend)
 				if err := d.run(t.Context(), d.tamperings()[word]); !errors.Is(err, errRefused) {
 					t.Fatal(err)
@@ -123,6 +131,9 @@ func TestMainJobOnLinux(t *testing.T) {
 	testenv.Program(t, "swtpm", swtpm.Program, "swtpm swtpm-tools")
 	for _, tamper := range []string{"", "pcr", "ak"} {
 		t.Run("tamper "+tamper, func(t *testing.T) {
+			if tamper != "" {
+				testenv.Long(t, "the demo once more")
+			}
 			d := newDemo(t, "grpc-ratls")
 			work, err := os.MkdirTemp("", "demo") // a socket's path must be short
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/occlum/occlumcheck"
 )
 
@@ -92,6 +93,7 @@ func secretErrors(t *testing.T, dir string) (found []string) {
 
 // TestHostReadsNoSecretOfTheDemo looks through both instances, before and after they have run with their secrets.
 func TestHostReadsNoSecretOfTheDemo(t *testing.T) {
+	testenv.Long(t, "the demo once more")
 	d := newDemo(t, "grpc-ratls")
 	if err := d.run(t.Context(), nil); err != nil {
 		t.Fatal(err)
@@ -115,6 +117,7 @@ func TestHostReadsNoSecretOfTheDemo(t *testing.T) {
 // TestInstancesOfOcclumsStillServe boots against a broker that was built as Occlum's examples build it. The check calls it
 // what it is, the broker says so at every start, and the search of the test above finds its secrets.
 func TestInstancesOfOcclumsStillServe(t *testing.T) {
+	testenv.Long(t, "the demo once more")
 	d := newDemo(t, "grpc-ratls")
 	d.wire, d.occlumShape, d.occlumFiles = "legacy", true, true
 	if err := d.prepare(t.Context()); err != nil {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/occlumsim"
 	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
 )
@@ -15,6 +16,7 @@ import (
 // TestBrokersStoreKeepsItsPromisesUnderTheLibOS runs the suites of the embedded store and of the keystore on it as an
 // application under --strict-app: with the LibOS's system calls, and with mappings of files that are copies.
 func TestBrokersStoreKeepsItsPromisesUnderTheLibOS(t *testing.T) {
+	testenv.Long(t, "builds two test programs with the Go runtime for Occlum")
 	dir := instance(t, "root - 0")
 	config := filepath.Join(dir, "Occlum.json")
 	text, err := os.ReadFile(config)

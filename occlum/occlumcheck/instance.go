@@ -26,9 +26,6 @@ type Options struct {
 	// their SHA-256 as sha256sum prints them. Every libc in the instance must be one of these. If it is empty
 	// the check tells a stock library by how it starts threads.
 	OcclumLibc string
-	// Encrypted says that the image will be built with a key ("occlum build --image-key"), which init_ra_conf.json in Occlum's
-	// shape does not say. What a build left counts more.
-	Encrypted bool
 }
 
 // What a program needs in Occlum.
@@ -62,7 +59,7 @@ func Instance(dir string, o Options) (Findings, error) {
 // File checks an Occlum.json alone, such as a template, for an instance with Sesame's init.
 func File(name string) (Findings, error) {
 	i := &inspection{dir: os.DevNull, alone: true} // a directory below which there is nothing
-	return i.run(name, i.limits, i.mounts, i.entryPoints, i.metadata, i.environment, func() error { return i.secretInConfig(name) })
+	return i.run(name, i.limits, i.mounts, i.entryPoints, i.metadata, i.environment)
 }
 
 // run reads the file, without which nothing can be checked, and makes the checks.

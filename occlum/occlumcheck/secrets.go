@@ -20,32 +20,18 @@ import (
 	"github.com/sesame-init/sesame/init/config"
 )
 
-// MaxSearched is how many bytes of a file are searched for secrets. Programs and weights are larger than a secret's file.
-const MaxSearched = 8 << 20
-
+// What is looked at for secrets. Programs and weights are larger than a secret's file.
 const (
-	maxScanned      = MaxSearched // larger files of a file system are not read
-	maxConfig       = 256 << 10   // bytes of a file that is read as a config
-	maxScannedFiles = 50000       // files of a file system
-	maxScannedBytes = 2 << 30     // bytes of a file system
+	maxScanned      = 8 << 20   // bytes of a file; larger ones are not read
+	maxConfig       = 256 << 10 // bytes of a file that is read as a config
+	maxScannedFiles = 50000     // files of a file system
+	maxScannedBytes = 2 << 30   // bytes of a file system
 )
 
 // secret is something in a file that a host must not read.
 type secret struct {
 	severity Severity
 	what     string // what it is, never its value
-}
-
-// Secrets finds what only its owner may read in a file that others will have, such as one of a container image. name is its path
-// there: by its ending it is read as a config, and test data below it is a warning. Content beyond [MaxSearched] is not looked at.
-func Secrets(name string, content []byte) (found Findings) {
-	for _, s := range secretsIn(name, content) {
-		if sample(name) {
-			s.severity = Warning
-		}
-		found = append(found, Finding{s.severity, name, s.what, "take it out and put it into the key broker (sesame secret put)"})
-	}
-	return found
 }
 
 // secretsIn finds secrets by a file's content. The name only says whether it is read as a config.
@@ -69,9 +55,6 @@ func secretsIn(name string, content []byte) (found []secret) {
 	}
 	if s, ok := secretConfig(line); ok {
 		add(s, "is of the shape of Occlum's secret_config.json: names and base64 values")
-	}
-	if base64PEM(content) {
-		add(Error, "holds a private key in base64")
 	}
 	if isConfig(name) && len(content) <= maxConfig {
 		if s, what := literal(content); what != "" {
@@ -123,36 +106,6 @@ func hasBody(text []byte) bool {
 	body = strings.Join(strings.Fields(body), "")
 	b, err := base64.StdEncoding.DecodeString(body[:min(len(body), 1024)&^3])
 	return err == nil && len(b) >= 32 && (b[0] == 0x30 || bytes.HasPrefix(b, []byte("openssh-key-v1")))
-}
-
-// encodedPEM is how PEM begins in base64, as manifests of Kubernetes have it, on one line or folded.
-const encodedPEM = "LS0tLS1CRUdJTi"
-
-func base64PEM(text []byte) bool {
-	const most = 8 << 10 // bytes of a key in base64
-	for range 64 {
-		k := bytes.Index(text, []byte(encodedPEM))
-		if k < 0 {
-			return false
-		}
-		text = text[k:]
-		var line []byte
-		for _, c := range text[:min(len(text), most)] {
-			if strings.IndexByte(" \t\r\n", c) >= 0 {
-				continue
-			}
-			if !('A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '+' || c == '/') {
-				break
-			}
-			line = append(line, c)
-		}
-		decoded, _ := base64.RawStdEncoding.AppendDecode(nil, line[:len(line)&^3])
-		if s, ok := privatePEM(decoded); ok && s == Error {
-			return true
-		}
-		text = text[len(encodedPEM):]
-	}
-	return false
 }
 
 func privateDER(b []byte) bool {
@@ -278,67 +231,48 @@ func sample(name string) bool {
 	return false
 }
 
-// secrets looks for secrets in all that the host can read: the initfs, the two configs that a build takes, and an image
-// without encryption. A path that leads out by a link is not followed.
+// secrets looks for secrets in all that the host can read: the initfs, Occlum.json, and an image without encryption. A
+// path that leads out by a link is not followed.
 func (i *inspection) secrets() error {
-	if err := i.secretsBelow("initfs", "remove it and let init fetch it"); err != nil {
+	if err := i.secretsBelow("initfs", Error, "remove it and let init fetch it"); err != nil {
 		return err
 	}
-	for _, name := range []string{"Occlum.json", path.Base(config.Path)} {
-		if err := i.secretInConfig(filepath.Join(i.dir, name)); err != nil {
-			return err
-		}
-	}
-	encrypted, hint := i.imageEncrypted()
-	if encrypted {
-		return nil
-	}
-	return i.secretsBelow("image",
-		"take it out and put it into the key broker (sesame secret put); what was in such an image is known to the host: replace it"+hint)
-}
-
-// secretInConfig looks for a literal secret in one of the files from which a build makes the initfs.
-func (i *inspection) secretInConfig(file string) error {
-	text, err := readScanned(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if text, err := i.read("Occlum.json", maxScanned); err != nil {
 		return err
+	} else if s, what := literal(text); what != "" {
+		i.report(s, "Occlum.json", what+", which stands in the open", "give it to the application as a secret of init's config")
 	}
-	if s, what := literal(text); what != "" {
-		i.report(s, filepath.Base(file), what+", which stands in the open", "remove it: an application gets secrets by init's config, init its credentials by the environment")
+	most := Error
+	switch encrypted, known := i.imageEncrypted(); {
+	case encrypted:
+		return nil
+	case !known:
+		most = Warning
 	}
-	return nil
+	return i.secretsBelow("image", most,
+		"take it out and put it into the key broker (sesame secret put); what was in such an image is known to the host: replace it")
 }
 
-// imageEncrypted says whether the image is, or will be, encrypted. Without a sign of it it is not, for so Occlum builds unless told
-// otherwise; hint then says how to tell the check.
-func (i *inspection) imageEncrypted() (encrypted bool, hint string) {
+// imageEncrypted says whether the image is, or will be, encrypted, and whether that is known.
+func (i *inspection) imageEncrypted() (encrypted, known bool) {
 	if h, err := i.readHeader("build/mount/__ROOT"); err == nil && h != nil {
-		return !h.integrityOnly, ""
+		return !h.integrityOnly, true
 	}
-	switch {
-	case i.o.Encrypted || i.init != nil && i.init.Root.Key != "":
-		return true, ""
-	case i.init != nil && (!i.init.Legacy || i.init.Backend == "none"):
-		return false, ""
+	if i.init == nil || i.init.Legacy {
+		return false, i.init != nil && i.init.Backend == "none"
 	}
-	return false, "; if it will be built with occlum build --image-key, check it with --encrypted"
+	return i.init.Root.Key != "", true
 }
 
 func (i *inspection) report(s Severity, field, problem, write string) {
 	i.found = append(i.found, Finding{s, field, problem, write})
 }
 
-// secretsBelow reports secrets in one of the instance's file systems.
-func (i *inspection) secretsBelow(root, write string) error {
-	clientKey, credential := "", ""
+// secretsBelow reports secrets in one of the instance's file systems, none worse than most.
+func (i *inspection) secretsBelow(root string, most Severity, write string) error {
+	clientKey := ""
 	if i.init != nil && i.init.AECS != nil && i.init.AECS.TLS != nil { // also if another backend is chosen
 		clientKey = i.init.AECS.TLS.Key
-	}
-	if i.init != nil && i.init.MAA != nil {
-		credential = i.init.MAA.AAD.File
 	}
 	files, total := 0, int64(0)
 	base := filepath.Join(i.dir, root)
@@ -364,14 +298,9 @@ func (i *inspection) secretsBelow(root, write string) error {
 				"build without --buildin-image-key and let init fetch the key")
 			return nil
 		}
-		if root == "initfs" && in == credential {
-			i.error("initfs"+in, "is the credential of maa.aad in a file system that anyone can read",
-				"remove it and maa.aad.file: the credential comes by the environment")
-			return nil
-		}
 		for _, s := range secretsIn(in, content) {
 			severity := s.severity
-			if sample(in) {
+			if most == Warning || sample(in) {
 				severity = Warning
 			}
 			if in == clientKey && root == "initfs" {

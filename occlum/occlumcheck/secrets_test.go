@@ -9,11 +9,9 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
-	"iter"
 	"math/big"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -53,17 +51,6 @@ func certificate(t testing.TB) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-// chunks are the lines of a folded text.
-func chunks(s string, width int) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for c := range slices.Chunk([]byte(s), width) {
-			if !yield(string(c)) {
-				return
-			}
-		}
-	}
-}
-
 const textKey = "00-11-22-33-44-55-66-77-88-99-aa-bb-cc-dd-ee-ff"
 
 // secretFiles are files with secrets, by what they are.
@@ -83,8 +70,6 @@ func secretFiles(t testing.TB) map[string]string {
 		"16 random bytes in it":     fmt.Sprintf("{\"p\": %q}", b64("\x80\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\xff")),
 		"a key in a config":         `{"image_key": "` + textKey + `"}`,
 		"a database's password":     "store: {postgres: \"postgres://broker:s3cret@db/sesame\"}",
-		"PEM in base64":             "data: {tls.key: " + b64(privateKey(t)) + "}",
-		"folded":                    "data:\n  tls.key: |\n    " + strings.Join(slices.Collect(chunks(b64(privateKey(t)), 70)), "\n    ") + "\n",
 		"a token":                   `{"t": "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0x.c2lnbmF0dXJlc2lnbmF0dXJl"}`,
 		"secrets beside a digest":   fmt.Sprintf("{\"d\": %q, \"p\": %q}", b64(strings.Repeat("\xff", 32)), b64("hunter2")),
 		"secrets beside public PEM": fmt.Sprintf("{\"c\": %q, \"p\": %q}", b64(string(certificate(t))), b64("hunter2")),
@@ -125,95 +110,6 @@ func finds(t *testing.T, dir string, s Severity, field string) bool {
 		}
 	}
 	return false
-}
-
-// TestAnImageIsReadableUnlessSomethingSaysThatItIsEncrypted has instances that were not built yet.
-func TestAnImageIsReadableUnlessSomethingSaysThatItIsEncrypted(t *testing.T) {
-	legacy := `{"kms_server": "broker:5000", "kms_keys": [{"key": "ssl_config", "path": "/etc/tf_ssl.cfg"}],
-		"ra_config": {"verify_mr_enclave": "on", "verify_mr_signer": "off", "verify_isv_prod_id": "off", "verify_isv_svn": "off",
-			"verify_config_svn": "off", "verify_enclave_debuggable": "on", "sgx_mrs": [{"mr_enclave": "` + strings.Repeat("aa", 32) + `",
-			"mr_signer": "", "isv_prod_id": 0, "isv_svn": 0, "config_svn": 0, "debuggable": false}]},
-		"root": {ROOT"upper": "temporary"}, "collateral": {"pccs_url": "https://pccs:8081/sgx/certification/v4/"}}`
-	for _, c := range []struct {
-		name, config string
-		o            Options
-		built        string // the header that a build left
-		want         bool   // an error
-	}{
-		{"Occlum's shape", strings.Replace(legacy, "ROOT", "", 1), Options{}, "", true},
-		{"Occlum's shape, and it is said", strings.Replace(legacy, "ROOT", "", 1), Options{Encrypted: true}, "", false},
-		{"said, but it was built otherwise", strings.Replace(legacy, "ROOT", "", 1), Options{Encrypted: true}, volume(1), true},
-		{"Occlum's shape with root.key", strings.Replace(legacy, "ROOT", `"key": "image_key", `, 1), Options{}, "", false},
-		{"ours with root.key", initJSON, Options{}, "", false},
-		{"ours without", strings.Replace(initJSON, `"key": "image_key", `, "", 1), Options{}, "", true},
-		{"one that cannot be read", "{", Options{}, "", true},
-	} {
-		dir := newInstance(t)
-		for _, name := range []string{"init_ra_conf.json", "initfs/etc/init_ra_conf.json"} {
-			write(t, filepath.Join(dir, name), c.config)
-		}
-		if err := os.Remove(filepath.Join(dir, "build/mount/__ROOT/metadata")); err != nil {
-			t.Fatal(err)
-		}
-		if c.built != "" {
-			write(t, filepath.Join(dir, "build/mount/__ROOT/metadata"), c.built)
-		}
-		write(t, filepath.Join(dir, "image/secret_config.json"), `{"password": "aHVudGVyMg=="}`)
-		found, err := Instance(dir, c.o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := slices.ContainsFunc(found, func(f Finding) bool { return f.Severity == Error && f.Field == "image/secret_config.json" })
-		if got != c.want {
-			t.Errorf("%s: error %v, want %v, in %v", c.name, got, c.want, found)
-		}
-	}
-}
-
-// TestTheConfigsOfABuildHoldNoSecret has them before a build has copied them into the initfs.
-func TestTheConfigsOfABuildHoldNoSecret(t *testing.T) {
-	for name, spoil := range map[string]func(text string) string{
-		"init_ra_conf.json": func(text string) string { return strings.Replace(text, "https://", "https://sesame:s3cret@", 1) },
-		"Occlum.json": func(text string) string {
-			return strings.Replace(text, `"OCCLUM=yes"`, `"OCCLUM=yes", "DB=postgres://u:s3cret@db/x"`, 1)
-		},
-	} {
-		dir := newInstance(t)
-		file := filepath.Join(dir, name)
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		write(t, file, spoil(string(text)))
-		if !finds(t, dir, Error, name) {
-			t.Errorf("%s with a password in a URL is no error", name)
-		}
-		if name != "Occlum.json" {
-			continue
-		}
-		alone, err := File(file)
-		if err != nil || !slices.ContainsFunc(alone, func(f Finding) bool { return f.Severity == Error && f.Field == name }) {
-			t.Errorf("alone: %v, %v", alone, err)
-		}
-	}
-}
-
-// TestACredentialInTheInitFSIsFoundByItsPlace, for its text has no form of its own.
-func TestACredentialInTheInitFSIsFoundByItsPlace(t *testing.T) {
-	dir := newInstance(t)
-	text := `{"backend": "maa", "maa": {"endpoint": "https://sharedweu.weu.attest.azure.net", "vault": "https://models.vault.azure.net",
-		"tls_roots": "/etc/ssl/certs/ca-certificates.crt", "keys": {"image_key": {"name": "image"}},
-		"aad": {"mode": "client-secret", "tenant": "t", "client_id": "c", "file": "/etc/sesame/client"}},
-		"root": {"key": "image_key"}, "app": {"path": "/opt/tensorflow_model_server", "args": [], "entry_point": "/bin/tensorflow_model_server"},
-		"collateral": {"pccs_url": "https://pccs:8081/sgx/certification/v4/"}}`
-	for _, name := range []string{"init_ra_conf.json", "initfs/etc/init_ra_conf.json"} {
-		write(t, filepath.Join(dir, name), text)
-	}
-	write(t, filepath.Join(dir, "initfs/etc/sesame/client"), "abc~def")
-	if !finds(t, dir, Error, "initfs/etc/sesame/client") {
-		found, _ := Instance(dir, Options{})
-		t.Errorf("found %v", found)
-	}
 }
 
 // TestWhatIsPublicIsNoError has what applications hold that looks like secrets.

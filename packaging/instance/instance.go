@@ -70,10 +70,6 @@ type Built struct {
 
 // Build makes the instance.
 func (t Tool) Build(ctx context.Context, s Spec) (*Built, error) {
-	conf := *s.InitConf
-	if err := conf.MatchImage(s.ImageKey != ""); err != nil {
-		return nil, err // before the check takes the config's word that the image is encrypted
-	}
 	if err := os.RemoveAll(s.Dir); err != nil {
 		return nil, err
 	}
@@ -87,7 +83,7 @@ func (t Tool) Build(ctx context.Context, s Spec) (*Built, error) {
 		return nil, fmt.Errorf("filling instance %s: %w", s.Dir, err)
 	}
 	b := new(Built)
-	findings, err := occlumcheck.Instance(s.Dir, occlumcheck.Options{OcclumLibc: s.OcclumLibc, Encrypted: s.ImageKey != ""})
+	findings, err := occlumcheck.Instance(s.Dir, occlumcheck.Options{OcclumLibc: s.OcclumLibc})
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -207,9 +206,6 @@ func (p *Pipeline) images(ctx context.Context) error {
 		return err
 	}
 	for _, pic := range pictures {
-		if err := pic.holdsNoSecret(); err != nil {
-			return err
-		}
 		if p.o.Writer == "oci" {
 			err = p.writeLayout(ctx, pic)
 		} else {
@@ -220,42 +216,6 @@ func (p *Pipeline) images(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// rootMAC is a file of Occlum's build whose text has the form of a key.
-const rootMAC = ".ROOT_MAC"
-
-// holdsNoSecret looks into every file of an image, as given ones may hold more than they should: a server.crt with its key.
-func (pic *picture) holdsNoSecret() error {
-	for _, e := range slices.Concat(pic.layers...) {
-		if e.Mode.Type() != 0 || path.Base(e.Path) == rootMAC {
-			continue
-		}
-		text := e.Text
-		if e.From != "" {
-			var err error
-			if text, err = readStart(e.From); err != nil {
-				return err
-			}
-		}
-		for _, found := range occlumcheck.Secrets(e.Path, text) {
-			if found.Severity == occlumcheck.Error {
-				return attest.Errorf(attest.CodeConfig, "packing "+pic.name, "Take it out: everyone who can pull the image would have it.",
-					"%s %s", e.Path, found.Problem)
-			}
-		}
-	}
-	return nil
-}
-
-// readStart reads as much of a file as is searched for secrets.
-func readStart(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, occlumcheck.MaxSearched))
 }
 
 func (p *Pipeline) writeLayout(ctx context.Context, pic *picture) error {

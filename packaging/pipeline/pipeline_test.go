@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/init/config"
@@ -72,12 +70,16 @@ func write(t *testing.T, file, text string, mode fs.FileMode) {
 	}
 }
 
+// ringDir is the folder of ring, if that was made.
+var ringDir string
+
 // ring is made once for all tests: signing keys take their time.
 var ring = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "pipeline-test-")
 	if err != nil {
 		return "", err
 	}
+	ringDir = dir
 	_, _, err = keyring.Make(filepath.Join(dir, "keys"), keyring.Options{Names: []string{"localhost"},
 		Lifetime: time.Hour, Now: time.Now()})
 	return dir, err
@@ -85,8 +87,8 @@ var ring = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if dir, err := ring(); err == nil {
-		_ = os.RemoveAll(dir)
+	if ringDir != "" {
+		_ = os.RemoveAll(ringDir)
 	}
 	os.Exit(code)
 }
@@ -133,7 +135,16 @@ func digest(t *testing.T, p *Pipeline, name string) string {
 func TestOneInputGivesOneDigestAndNoImageHoldsASecret(t *testing.T) {
 	o, _ := options(t)
 	first := all(t, o)
-	// The inputs are what a clean checkout of a deployment has: keys, platform, and which builds are allowed.
+	if !testing.Short() {
+		sameDigests(t, first, o)
+	}
+	noSecrets(t, first)
+}
+
+// sameDigests builds once more, elsewhere. The inputs are what a clean checkout of a deployment has: keys, platform, and
+// which builds are allowed.
+func sameDigests(t *testing.T, first *Pipeline, o Options) {
+	t.Helper()
 	again := o
 	again.Work = filepath.Join(t.TempDir(), "other", "work")
 	for _, input := range []string{"keys", "platform"} {
@@ -147,6 +158,11 @@ func TestOneInputGivesOneDigestAndNoImageHoldsASecret(t *testing.T) {
 			t.Errorf("%s: %s and %s", name, a, b)
 		}
 	}
+}
+
+// noSecrets looks for secrets in the images, and in the manifests and what is pushed to the broker.
+func noSecrets(t *testing.T, first *Pipeline) {
+	t.Helper()
 	keys, err := first.ring()
 	if err != nil {
 		t.Fatal(err)
@@ -155,16 +171,18 @@ func TestOneInputGivesOneDigestAndNoImageHoldsASecret(t *testing.T) {
 	for _, s := range keyring.Secrets() {
 		secrets = append(secrets, s.Name)
 	}
+	values := map[string][]byte{}
 	for _, secret := range secrets {
 		text, err := os.ReadFile(keys.Path(secret))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for form, value := range written(canary(text)) { // and in no manifest, nor in what is pushed to the broker
-			searchFor(t, first.path("kubernetes"), "a manifest holds "+secret+form, value)
-			searchFor(t, first.path("policy.yaml"), "the policy holds "+secret+form, value)
+		for form, value := range written(canary(text)) {
+			values[secret+form] = value
 		}
 	}
+	searchFor(t, first.path("kubernetes"), "a manifest", values)
+	searchFor(t, first.path("policy.yaml"), "the policy", values)
 	for _, name := range Images() {
 		image, err := ociimage.Open(t.Context(), "oci:"+first.layout(name))
 		if err != nil {
@@ -174,156 +192,7 @@ func TestOneInputGivesOneDigestAndNoImageHoldsASecret(t *testing.T) {
 		if err := ociimage.Unpack(image, dir); err != nil {
 			t.Fatal(err)
 		}
-		for _, secret := range secrets {
-			text, err := os.ReadFile(keys.Path(secret))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for form, value := range written(canary(text)) {
-				searchFor(t, dir, name+" holds "+secret+form, value)
-			}
-		}
-		searchFor(t, dir, name+" holds the model", []byte(strings.Repeat("weights ", 8)))
-	}
-}
-
-// TestNothingSecretIsPacked gives the pipeline files that hold more than they should.
-func TestNothingSecretIsPacked(t *testing.T) {
-	o, _ := options(t)
-	p := all(t, o, "platform", "keys", "root", "volume")
-	key, _, err := keyring.NewAdministrator(time.Hour, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	refused := func(what, file string, o Options, steps ...string) {
-		t.Helper()
-		p, err := New(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		wanted := slices.DeleteFunc(Steps(), func(s Step) bool { return !slices.Contains(steps, s.Name) })
-		err = p.Run(t.Context(), wanted...)
-		if attest.CodeOf(err) != attest.CodeConfig || !strings.Contains(fmt.Sprint(err), file) {
-			t.Errorf("%s: %v", what, err)
-		}
-		if bytes.Contains(fmt.Append(nil, err), canary(key)) {
-			t.Errorf("%s: the error tells it", what)
-		}
-	}
-	spoilt := o
-	secret := filepath.Join(t.TempDir(), "any.pem")
-	write(t, secret, string(key), 0o600)
-	spoilt.InitFS = map[string]string{"/etc/sesame/aecs_ca.pem": secret}
-	refused("a key in the initfs", "initfs/etc/sesame/aecs_ca.pem", spoilt, "workload")
-
-	spoilt = o
-	spoilt.Template = filepath.Join(t.TempDir(), "Occlum.json")
-	text, err := os.ReadFile(o.Template)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, spoilt.Template, strings.Replace(string(text), `"OCCLUM=yes"`, `"OCCLUM=yes", "DB=postgres://u:s3cret@db/x"`, 1), 0o644)
-	refused("a password in the template", "Occlum.json", spoilt, "workload")
-
-	all(t, o, "workload", "policy", "broker", "client")
-	certificate := p.path("keys", keyring.Certificate)
-	text, err = os.ReadFile(certificate)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, certificate, string(text)+string(key), 0o644)
-	refused("a certificate with its key", "/opt/sesame/client/server.crt", o, "images")
-	write(t, certificate, string(text), 0o644)
-
-	admin := p.path("keys", keyring.AdminCert)
-	if text, err = os.ReadFile(admin); err != nil {
-		t.Fatal(err)
-	}
-	write(t, admin, string(text)+string(key), 0o644)
-	if err := os.Remove(p.path("policy.yaml")); err != nil {
-		t.Fatal(err)
-	}
-	steps := slices.DeleteFunc(Steps(), func(s Step) bool { return s.Name != "policy" })
-	if err := p.Run(t.Context(), steps...); err == nil {
-		t.Error("an administrator's certificate with its key became a part of the policy")
-	}
-}
-
-// TestManifestsHoldNoSecret looks into what kubectl makes of the manifests. The chart renders the same objects: the check of
-// a cluster compares them.
-func TestManifestsHoldNoSecret(t *testing.T) {
-	kubectl := testenv.Program(t, "kubectl", "kubectl", "kubernetes-client")
-	o, _ := options(t)
-	for _, name := range []string{"workload", "broker"} { // what the manifests need of the builds
-		write(t, filepath.Join(o.Work, name+".json"), `{"mr_enclave": "`+strings.Repeat("ab", 32)+`", "epc": "100Mi", "cpus": 2}`, 0o644)
-	}
-	p := all(t, o, "platform", "manifests")
-	for dir, secret := range map[string]string{
-		filepath.Join(repository, "packaging/kubernetes"):     "",
-		filepath.Join(repository, "packaging/kubernetes-sim"): "",
-		p.path("kubernetes"): "sim-platform", // which stands in for processors
-	} {
-		cmd := exec.Command(kubectl, "kustomize", "--load-restrictor", "LoadRestrictionsNone", dir)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		text, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("kustomize %s: %v\n%s", dir, err, &stderr)
-		}
-		documents := 0
-		for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
-			documents++
-			var o struct {
-				Kind     string `yaml:"kind"`
-				Metadata struct {
-					Name string `yaml:"name"`
-				} `yaml:"metadata"`
-			}
-			if err := yaml.Unmarshal(document, &o); err != nil {
-				t.Fatal(err)
-			}
-			switch {
-			case o.Kind == "Secret" && secret != "" && strings.HasPrefix(o.Metadata.Name, secret):
-				if len(occlumcheck.Secrets("secret.yaml", document)) == 0 {
-					t.Error("the search does not find the keys of the software platform")
-				}
-				continue
-			case o.Kind == "ConfigMap" || o.Kind == "Secret":
-				t.Errorf("%s has the %s %s", dir, o.Kind, o.Metadata.Name)
-			}
-			for _, found := range occlumcheck.Secrets(o.Kind+".yaml", document) {
-				t.Errorf("%s: %v", dir, found)
-			}
-		}
-		if documents < 8 {
-			t.Errorf("%s has %d objects", dir, documents)
-		}
-	}
-}
-
-// TestWhatIsInstalledHoldsNoSecret looks into the files of the repository from which images, units and releases are made.
-func TestWhatIsInstalledHoldsNoSecret(t *testing.T) {
-	for _, dir := range []string{"packaging/helm", "packaging/systemd", "packaging/ego", "packaging/clientscripts", "docker", "examples"} {
-		files := 0
-		err := filepath.WalkDir(filepath.Join(repository, dir), func(file string, d fs.DirEntry, err error) error {
-			if err != nil || !d.Type().IsRegular() || strings.HasSuffix(file, ".go") {
-				return err
-			}
-			files++
-			text, err := os.ReadFile(file)
-			for _, found := range occlumcheck.Secrets(file, text) {
-				t.Error(found)
-			}
-			for _, kind := range []string{"kind: Secret", "kind: ConfigMap", "stringData:"} {
-				if bytes.Contains(text, []byte(kind)) {
-					t.Errorf("%s has %s", file, kind)
-				}
-			}
-			return err
-		})
-		if err != nil || files == 0 {
-			t.Errorf("%s: %d files, %v", dir, files, err)
-		}
+		searchFor(t, dir, name, values)
 	}
 }
 
@@ -344,15 +213,18 @@ func canary(secret []byte) []byte {
 	return line[:min(len(line), 47)]
 }
 
-func searchFor(t *testing.T, dir, what string, text []byte) {
+// searchFor looks for the values, which have names, in all files of dir.
+func searchFor(t *testing.T, dir, what string, values map[string][]byte) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		content, err := os.ReadFile(file)
-		if bytes.Contains(content, text) {
-			t.Errorf("%s, in %s", what, file)
+		for name, value := range values {
+			if bytes.Contains(content, value) {
+				t.Errorf("%s holds %s, in %s", what, name, file)
+			}
 		}
 		return err
 	})
@@ -384,6 +256,7 @@ func TestAStepIsDoneOnceAndAKeyNeverTwice(t *testing.T) {
 }
 
 func TestARollOutAllowsBothMeasurementsUntilTheOldOneIsWithdrawn(t *testing.T) {
+	testenv.Long(t, "builds four times")
 	o, _ := options(t)
 	p := all(t, o, enclaves...)
 	old, err := p.Measurement("workload")
@@ -628,6 +501,7 @@ func TestBuildScriptIsSoundAndPassesEverythingOn(t *testing.T) {
 }
 
 func TestAContainerEngineWritesTheSameFiles(t *testing.T) {
+	testenv.Long(t, "builds all images with buildah")
 	buildah := testenv.Program(t, "buildah", "buildah", "buildah")
 	testenv.Root(t)
 	o, _ := options(t)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/attack/hostile"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -63,6 +64,9 @@ func TestAHostileBrokerIsLeftForTheNextOneWithoutBeingBelieved(t *testing.T) {
 	const most = 16 << 20 // of heap, garbage and the attacker's own included
 	for _, kind := range hostile.Kinds() {
 		t.Run(kind.Name, func(t *testing.T) {
+			if kind.Name == "silent" || kind.Name == "one byte a second" {
+				testenv.Long(t, "seconds of silence")
+			}
 			var log bytes.Buffer
 			platform := brokertest.Platform(t, softsgx.Options{})
 			honest := brokertest.Listen(t, brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, io.Discard))

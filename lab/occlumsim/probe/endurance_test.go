@@ -13,7 +13,15 @@ import (
 	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
-var boots = flag.Int("boots", 20, "how many times TestGoProgramBootsEveryTime boots")
+var boots = flag.Int("boots", 0, "how many times the tests named EveryTime boot; 20 if 0, or 2 with -short")
+
+// bootsWanted is the flag or what it means if it is not given.
+func bootsWanted() int {
+	if *boots > 0 {
+		return *boots
+	}
+	return testenv.Effort(20, 2)
+}
 
 // goProgram builds the program that uses threads, TLS, DNS, timers, signals and the heap, with some of the hunks.
 func goProgram(t *testing.T, hunks ...overlay.Hunk) string {
@@ -68,15 +76,17 @@ func goInstance(t *testing.T, program string) *instance {
 
 func TestGoProgramBootsEveryTime(t *testing.T) {
 	in := goInstance(t, goProgram(t, overlay.Hunks()...))
-	for n := range *boots {
+	count := bootsWanted()
+	for n := range count {
 		status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app")
 		if status != 0 || !strings.HasPrefix(stdout, "done\napp\t") {
-			t.Fatalf("boot %d of %d: exit status %d\n%s\n%s", n+1, *boots, status, stdout, stderr)
+			t.Fatalf("boot %d of %d: exit status %d\n%s\n%s", n+1, count, status, stdout, stderr)
 		}
 	}
 }
 
 func TestProgramsOfOtherReleasesBoot(t *testing.T) {
+	testenv.Long(t, "builds the runtimes of other releases")
 	for _, series := range overlay.Minors() {
 		goroots := testenv.Toolchains(t, series)
 		goroot := goroots[len(goroots)-1]
@@ -98,6 +108,7 @@ func TestProgramsOfOtherReleasesBoot(t *testing.T) {
 }
 
 func TestStockRuntimeDiesAtOnceAndIsToldWhy(t *testing.T) {
+	testenv.Long(t, "builds a Go program once more")
 	in := goInstance(t, goProgram(t))
 	status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app")
 	if status != 1 || !strings.Contains(stderr, "starts a thread as Linux does") ||
@@ -109,6 +120,7 @@ func TestStockRuntimeDiesAtOnceAndIsToldWhy(t *testing.T) {
 // TestHeapCheckFailsWithTheCloneFixAlone proves that the simulator's madvise catches a runtime that relies on zeros:
 // the program's own check, or the runtime's, must fail.
 func TestHeapCheckFailsWithTheCloneFixAlone(t *testing.T) {
+	testenv.Long(t, "builds a Go runtime of its own")
 	in := goInstance(t, goProgram(t, overlay.CloneHunks()...))
 	status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app")
 	if status == 0 || strings.Contains(stdout, "done") {

@@ -275,7 +275,8 @@ func initInstance(t *testing.T, program string, root []byte) *instance {
 // and hands over to the launcher, again and again.
 func TestInitBootsThroughGRPCRATLSEveryTime(t *testing.T) {
 	needSimulator(t)
-	if !inNamespace(t, fmt.Sprint("-boots=", *boots)) {
+	count := bootsWanted()
+	if !inNamespace(t, fmt.Sprint("-boots=", count)) {
 		return
 	}
 	asked := nameServer(t)
@@ -298,19 +299,19 @@ func TestInitBootsThroughGRPCRATLSEveryTime(t *testing.T) {
 		"other_key": []byte(keyText(otherKey)), "token": []byte("secret"),
 	})
 	start := time.Now()
-	for n := range *boots {
+	for n := range count {
 		status, stdout, stderr := in.run(t, in.dir, "run", "--platform", dir, "/bin/app")
 		ok := status == 0 && strings.Contains(stderr, "mrenclave="+mrEnclave)
 		for _, want := range []string{"app\t/\t2\n", "arg\tpinned\n", "file\t/mnt/weights\t0\n", "file\t/run/secrets/made\t0\n"} {
 			ok = ok && strings.Contains(stdout, want)
 		}
 		if !ok {
-			t.Fatalf("boot %d of %d: exit status %d\n%s\n%s", n+1, *boots, status, stdout, stderr)
+			t.Fatalf("boot %d of %d: exit status %d\n%s\n%s", n+1, count, status, stdout, stderr)
 		}
 	}
-	t.Logf("%d boots, %s each", *boots, (time.Since(start) / time.Duration(*boots)).Round(time.Millisecond))
-	if n := asked.Load(); n < int64(*boots) {
-		t.Errorf("the name server was asked %d times in %d boots", n, *boots)
+	t.Logf("%d boots, %s each", count, (time.Since(start) / time.Duration(count)).Round(time.Millisecond))
+	if n := asked.Load(); n < int64(count) {
+		t.Errorf("the name server was asked %d times in %d boots", n, count)
 	}
 	if status, stdout, stderr := in.run(t, in.dir, "run", "--platform", dir, "/bin/app", "other"); status == 0 ||
 		strings.Contains(stdout, "app\t") {
@@ -324,6 +325,7 @@ func TestInitBootsThroughGRPCRATLSEveryTime(t *testing.T) {
 
 // TestInitWithoutTheOverlayDiesAtOnceAndSaysWhy builds the same source with the stock runtime.
 func TestInitWithoutTheOverlayDiesAtOnceAndSaysWhy(t *testing.T) {
+	testenv.Long(t, "builds init once more")
 	needSimulator(t)
 	in := newInstance(t, buildInit(t, false))
 	in.occlum(t, in.dir, "build", "--image-key", "image.key")

@@ -201,6 +201,7 @@ func TestAllFailuresAreNamedAtOnce(t *testing.T) {
 // TestProgramRunsOnPlainLinux builds a program the way programs for Occlum are built and runs it under the musl
 // loader of this machine. Two builds, each with an overlay of its own, must give the same bytes: they are measured.
 func TestProgramRunsOnPlainLinux(t *testing.T) {
+	testenv.Long(t, "builds the Go runtime")
 	const loader = "/lib/ld-musl-x86_64.so.1"
 	if _, err := os.Stat(loader); err != nil {
 		testenv.Missing(t, "musl", err.Error()+" (Debian package musl)")
