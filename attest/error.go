@@ -23,6 +23,7 @@ const (
 	CodeSecret   Code = "secret"   // a secret is missing, malformed or cannot be stored safely
 	CodeMount    Code = "mount"    // a file system could not be mounted
 	CodeLaunch   Code = "launch"   // the application could not be started, or not with these arguments
+	CodeStopped  Code = "stopped"  // a signal ended it
 	CodeUsage    Code = "usage"    // a command line is wrong
 	CodeInternal Code = "internal" // a fault of this program
 )

@@ -7,6 +7,7 @@
 package fs
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -40,13 +41,35 @@ type Volume struct {
 }
 
 // A Mounter mounts file systems on one platform. MountRoot comes first and succeeds once; it may be tried
-// again after an error.
+// again after an error. A mount that ctx ends leaves nothing behind; a platform whose calls cannot be interrupted may
+// finish the one that is under way.
 type Mounter interface {
-	MountRoot(Root) error
-	MountVolume(Volume) error
+	MountRoot(context.Context, Root) error
+	MountVolume(context.Context, Volume) error
 	// MountMemory mounts an empty file system that never leaves memory.
 	MountMemory(target string) error
 	Unmount(target string) error
+}
+
+// MakeDir makes a directory, and those above it that are missing. undo takes away those that it made, if they are empty.
+func MakeDir(dir string, mode fs.FileMode) (undo func(), err error) {
+	var made []string // the innermost first
+	for d := filepath.Clean(dir); ; d = filepath.Dir(d) {
+		if _, err := os.Lstat(d); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		made = append(made, d)
+	}
+	undo = func() {
+		for _, d := range made {
+			_ = os.Remove(d)
+		}
+	}
+	if err := os.MkdirAll(dir, mode); err != nil {
+		undo()
+		return func() {}, err
+	}
+	return undo, nil
 }
 
 // WriteSecret writes a secret file atomically: it appears under its name complete, with mode and owner set, or

@@ -16,6 +16,7 @@ import (
 	"github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/init/stop"
 )
 
 // appVariable carries the measured app block from init to the launcher, in the trusted environment.
@@ -37,14 +38,14 @@ type boot struct {
 	undo []func()
 }
 
-// run boots, or takes back what it did and says why not.
+// run boots, or takes back what it did and says why not. If a signal has ended ctx (see [stop.Watch]), that is why.
 func (b *boot) run(ctx context.Context) (err error) {
 	defer func() {
-		if err == nil {
-			return
+		if cause := stop.Cause(ctx); cause != nil {
+			err = cause
 		}
-		for i := len(b.undo) - 1; i >= 0; i-- {
-			b.undo[i]()
+		if err != nil {
+			b.takeBack()
 		}
 	}()
 
@@ -57,24 +58,24 @@ func (b *boot) run(ctx context.Context) (err error) {
 			s.Wipe()
 		}
 	}()
-	if err := b.phase("root mounted", func() error { return b.mountRoot(secrets) }); err != nil {
+	if err := b.phase(ctx, "root mounted", func() error { return b.mountRoot(ctx, secrets) }); err != nil {
 		return err
 	}
 	for _, v := range b.config.Volumes {
-		if err := b.phase("volume mounted at "+v.Target, func() error { return b.mountVolume(v, secrets) }); err != nil {
+		if err := b.phase(ctx, "volume mounted at "+v.Target, func() error { return b.mountVolume(ctx, v, secrets) }); err != nil {
 			return err
 		}
 	}
-	if err := b.mountMemory(); err != nil {
+	if err := b.mountMemory(ctx); err != nil {
 		return err
 	}
 	if len(b.config.Secrets) > 0 {
-		if err := b.phase("secret files written", func() error { return b.writeSecrets(secrets) }); err != nil {
+		if err := b.phase(ctx, "secret files written", func() error { return b.writeSecrets(ctx, secrets) }); err != nil {
 			return err
 		}
 	}
 	if c := b.config.AppTLS; c != nil {
-		return b.phase("application's TLS identity made, its certificate carries evidence", func() error {
+		return b.phase(ctx, "application's TLS identity made, its certificate carries evidence", func() error {
 			return b.identity.write(ctx, c, b.prefix, func(file string) {
 				b.undo = append(b.undo, func() { _ = os.Remove(file) })
 			})
@@ -83,8 +84,19 @@ func (b *boot) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// phase runs one step and logs it with its duration.
-func (b *boot) phase(done string, step func() error) error {
+// takeBack undoes what was done, the last first.
+func (b *boot) takeBack() {
+	for i := len(b.undo) - 1; i >= 0; i-- {
+		b.undo[i]()
+	}
+	b.undo = nil
+}
+
+// phase runs one step, unless ctx has ended, and logs it with its duration.
+func (b *boot) phase(ctx context.Context, done string, step func() error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	start := time.Now()
 	if err := step(); err != nil {
 		return err
@@ -101,14 +113,14 @@ func (b *boot) fetch(ctx context.Context) (map[string]attest.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(b.config.Timeout))
 	defer cancel()
 	var secrets map[string]attest.Secret
-	err := b.phase("attested, keys released", func() (err error) {
+	err := b.phase(ctx, "attested, keys released", func() (err error) {
 		secrets, err = b.backend.Fetch(ctx, names)
 		return err
 	})
 	return secrets, err
 }
 
-func (b *boot) mountRoot(secrets map[string]attest.Secret) error {
+func (b *boot) mountRoot(ctx context.Context, secrets map[string]attest.Secret) error {
 	root := fs.Root{Source: b.config.Root.Source, MAC: strings.ToLower(b.config.Root.MAC)}
 	if name := b.config.Root.Key; name != "" {
 		key, err := volumeKey(name, secrets[name])
@@ -126,7 +138,7 @@ func (b *boot) mountRoot(secrets map[string]attest.Secret) error {
 		root.EntryPoint = app.EntryPoint
 		root.Environment = []string{appVariable + "=" + string(text)}
 	}
-	if err := b.mounter.MountRoot(root); err != nil {
+	if err := b.mounter.MountRoot(ctx, root); err != nil {
 		return err
 	}
 	if b.root != nil {
@@ -135,13 +147,14 @@ func (b *boot) mountRoot(secrets map[string]attest.Secret) error {
 	return nil
 }
 
-func (b *boot) mountVolume(v config.Volume, secrets map[string]attest.Secret) error {
+func (b *boot) mountVolume(ctx context.Context, v config.Volume, secrets map[string]attest.Secret) error {
 	key, err := volumeKey(v.Key, secrets[v.Key])
 	if err != nil {
 		return err
 	}
 	defer key.Wipe()
-	if err := b.mounter.MountVolume(fs.Volume{Source: v.Source, Target: v.Target, Key: key, MAC: strings.ToLower(v.MAC)}); err != nil {
+	volume := fs.Volume{Source: v.Source, Target: v.Target, Key: key, MAC: strings.ToLower(v.MAC)}
+	if err := b.mounter.MountVolume(ctx, volume); err != nil {
 		return err
 	}
 	b.undo = append(b.undo, func() { b.unmount(v.Target) })
@@ -149,10 +162,13 @@ func (b *boot) mountVolume(v config.Volume, secrets map[string]attest.Secret) er
 }
 
 // mountMemory mounts a memory file system at /run/secrets if something is to stand there.
-func (b *boot) mountMemory() error {
+func (b *boot) mountMemory(ctx context.Context) error {
 	const memory = "/run/secrets"
 	if !slices.ContainsFunc(b.config.SecretPaths(), func(p string) bool { return strings.HasPrefix(p, memory+"/") }) {
 		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if err := b.mounter.MountMemory(memory); err != nil {
 		return err
@@ -161,12 +177,17 @@ func (b *boot) mountMemory() error {
 	return nil
 }
 
-func (b *boot) writeSecrets(secrets map[string]attest.Secret) error {
+func (b *boot) writeSecrets(ctx context.Context, secrets map[string]attest.Secret) error {
 	for _, s := range b.config.Secrets {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		name := path.Join(b.prefix, s.Path)
-		if err := os.MkdirAll(path.Dir(name), 0o755); err != nil {
+		undo, err := fs.MakeDir(path.Dir(name), 0o755)
+		if err != nil {
 			return secretError(s, err)
 		}
+		b.undo = append(b.undo, undo)
 		uid, gid := s.Owner()
 		if err := fs.WriteSecret(name, secrets[s.Name], os.FileMode(s.Mode), uid, gid); err != nil {
 			return secretError(s, err)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/sirupsen/logrus"
@@ -15,18 +16,23 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	sesamefs "github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/init/stop"
 )
 
 // fakeBackend hands out fixed secrets and counts what was asked.
 type fakeBackend struct {
 	secrets map[string]string
 	err     error
+	at      func() // told of a call
 	out     map[string]attest.Secret
 }
 
 func (f *fakeBackend) Name() string { return "fake" }
 
 func (f *fakeBackend) Fetch(_ context.Context, names []string) (map[string]attest.Secret, error) {
+	if f.at != nil {
+		f.at()
+	}
 	if f.err != nil {
 		return nil, f.err
 	}
@@ -41,23 +47,27 @@ func (f *fakeBackend) Fetch(_ context.Context, names []string) (map[string]attes
 type recorder struct {
 	calls []string
 	fail  string
+	at    func(call string) // told of each call
 	keys  []attest.Secret
 }
 
 func (r *recorder) call(text string) error {
 	r.calls = append(r.calls, text)
+	if r.at != nil {
+		r.at(text)
+	}
 	if text == r.fail {
 		return attest.Errorf(attest.CodeMount, "mounting", "hint", "input/output error")
 	}
 	return nil
 }
 
-func (r *recorder) MountRoot(root sesamefs.Root) error {
+func (r *recorder) MountRoot(_ context.Context, root sesamefs.Root) error {
 	r.keys = append(r.keys, root.Key)
 	return r.call(fmt.Sprintf("root key=%x entry=%s", root.Key.Expose(), root.EntryPoint))
 }
 
-func (r *recorder) MountVolume(v sesamefs.Volume) error {
+func (r *recorder) MountVolume(_ context.Context, v sesamefs.Volume) error {
 	r.keys = append(r.keys, v.Key)
 	return r.call(fmt.Sprintf("volume %s key=%x", v.Target, v.Key.Expose()))
 }
@@ -180,6 +190,39 @@ func TestFailedBootLeavesNothing(t *testing.T) {
 		for secret, s := range backend.out {
 			if s.Len() != 0 {
 				t.Errorf("%s: %s is not wiped", name, secret)
+			}
+		}
+	}
+}
+
+// TestSignalInAnyPhaseEndsTheBoot: whatever is under way is finished, and then taken back.
+func TestSignalInAnyPhaseEndsTheBoot(t *testing.T) {
+	for _, phase := range []string{"fetch", rootCall, modelCall, "memory /run/secrets"} {
+		b, backend, mounter, _ := newBoot(t)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		signal := func() { cancel(stop.By(syscall.SIGTERM)) }
+		mounter.at = func(call string) {
+			if call == phase {
+				signal()
+			}
+		}
+		if phase == "fetch" {
+			backend.at = signal
+		}
+		err := b.run(ctx)
+		if attest.CodeOf(err) != attest.CodeStopped || !strings.Contains(err.Error(), "terminated") {
+			t.Errorf("%s: error %v", phase, err)
+		}
+		if i := slices.Index(mounter.calls, phase); phase != "fetch" && slices.ContainsFunc(mounter.calls[i+1:],
+			func(call string) bool { return !strings.HasPrefix(call, "unmount ") }) {
+			t.Errorf("%s: it went on to %q", phase, mounter.calls[i+1:])
+		}
+		if left := files(t, b.prefix); len(left) > 0 {
+			t.Errorf("%s: left behind %q", phase, left)
+		}
+		for name, s := range backend.out {
+			if s.Len() != 0 {
+				t.Errorf("%s: %s is not wiped", phase, name)
 			}
 		}
 	}

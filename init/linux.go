@@ -11,10 +11,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -32,96 +30,162 @@ const self = "/proc/self/exe"
 
 func main() {
 	runtime.LockOSThread() // namespaces and capabilities belong to threads
-	switch os.Args[0] {
+	var status int
+	var err error
+	log := newLogger()
+	switch args := os.Args[1:]; os.Args[0] {
 	case linux.ServerName:
-		os.Exit(linux.Serve(os.Args[1:], newLogger()))
-	case handover.StageName:
-		os.Exit(refuse(os.Stderr, handover.Stage(os.Args[1:])))
+		os.Exit(linux.Serve(args, log))
+	case handover.BootName:
+		var link *handover.Link
+		if link, err = handover.OpenLink(); err == nil {
+			_, err = runOnLinux(args, link, log)
+		}
+	default:
+		status, err = runOnLinux(args, nil, log)
 	}
-	status, err := runOnLinux(os.Args[1:], newLogger())
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		status = refuse(os.Stderr, err)
 	}
 	os.Exit(status)
 }
 
-// runOnLinux boots and hands over. It returns only in mode supervise, or with an error.
-func runOnLinux(args []string, log *logrus.Logger) (status int, err error) {
+// runOnLinux boots and hands over, and takes back what it did if it fails. In mode supervise, which no supervisor has
+// started yet, it starts itself anew for that, below one that never holds a secret, and returns the application's exit
+// status.
+func runOnLinux(args []string, link *handover.Link, log *logrus.Logger) (status int, err error) {
+	if err := linux.Harden(); err != nil {
+		return 0, err
+	}
 	path, asked, err := parseArgs(args)
 	if err != nil {
 		return 0, err
 	}
-	if err := linux.Harden(); err != nil {
+	text, c, err := readConfig(path)
+	if err != nil {
 		return 0, err
 	}
+	if mode := c.Linux.Mode; link == nil && (mode == config.Supervise || mode == "" && os.Getpid() == 1) {
+		return handover.Supervisor{Self: self, Args: args, Log: log}.Run()
+	}
+	l := &linuxInit{link: link, text: text}
+	l.config = c
+	err = boundBySignals(func(ctx context.Context) error {
+		err := link.Begun()
+		if err == nil {
+			err = l.prepare(asked, log)
+		}
+		if err == nil {
+			err = l.run(ctx)
+		}
+		return err
+	})
+	if err == nil {
+		err = l.handOver()
+	}
+	var gone *given
+	if l.mounter != nil && !errors.As(err, &gone) {
+		l.takeBack()
+	}
+	return 0, err
+}
+
+func readConfig(path string) ([]byte, *config.Config, error) {
 	text, err := boundedfile.Read(path, config.MaxSize)
 	if err != nil {
-		return 0, attest.Errorf(attest.CodeConfig, "reading the config", "Name it with --config, or put it at "+config.Path+".",
+		return nil, nil, attest.Errorf(attest.CodeConfig, "reading the config", "Name it with --config, or put it at "+config.Path+".",
 			"%w", err)
 	}
 	c, err := config.Parse(text)
 	if err != nil {
-		return 0, err
+		return nil, nil, err
 	}
 	if c.Platform != config.OnLinux {
-		return 0, attest.Errorf(attest.CodeConfig, "choosing the platform", `Write "platform": "linux", or use Occlum's build.`,
+		return nil, nil, attest.Errorf(attest.CodeConfig, "choosing the platform", `Write "platform": "linux", or use Occlum's build.`,
 			"this build of init is for Linux, the config is for %s", c.Platform)
 	}
+	return text, c, nil
+}
+
+// given is an error that came after this process has given up what it would need to take anything back. The end of the
+// process does it: mounts are gone with the mount namespace, and processes behind volumes end with it.
+type given struct{ error }
+
+func (g *given) Unwrap() error { return g.error }
+
+// linuxInit is a boot on Linux, and what it hands over to.
+type linuxInit struct {
+	boot
+	link    *handover.Link // nil without a supervisor
+	text    []byte         // of the config
+	mounter *linux.Mounter
+	app     handover.App
+}
+
+// prepare does what needs no secret.
+func (l *linuxInit) prepare(asked []string, log *logrus.Logger) (err error) {
+	c := l.config
 	c.ApplyHost(os.Getenv)
 	for _, line := range c.Remarks() {
 		log.Warn(line)
 	}
-	app, err := application(c, asked)
-	if err != nil {
-		return 0, err
+	if l.app, err = application(c, asked); err != nil {
+		return err
 	}
+	l.app.Tied = l.link != nil
 	if err := linux.Unshare(); err != nil {
-		return 0, err
+		return err
 	}
-	mounter := linux.NewMounter(linux.Options{
+	l.mounter = linux.NewMounter(linux.Options{
 		Self: self, UID: *c.Linux.VolumeUID, OwnerUID: *c.Linux.UID, OwnerGID: *c.Linux.GID,
-		Overlay: c.Root.Upper == "temporary",
+		Siblings: l.link != nil, Overlay: c.Root.Upper == "temporary",
 	})
-	if err := bootLinux(c, text, mounter, log); err != nil {
-		return 0, err
-	}
-	if err := mounter.Enter(); err != nil {
-		return 0, err
-	}
-	if c.Linux.Mode == config.Supervise || c.Linux.Mode == "" && os.Getpid() == 1 {
-		s := handover.Supervisor{Self: self, Log: log}
-		for _, server := range mounter.Servers() {
-			s.Guarded = append(s.Guarded, handover.Guarded{PID: server.PID, What: "volume at " + server.Target})
-		}
-		return s.Run(app)
-	}
-	if err := linux.Unlock(); err != nil { // what was secret is wiped
-		return 0, err
-	}
-	return 0, app.Exec()
+	l.boot = boot{config: c, mounter: l.mounter, log: log, root: l.mounter.Root}
+	return nil
 }
 
-func bootLinux(c *config.Config, text []byte, mounter *linux.Mounter, log *logrus.Logger) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	b := &boot{config: c, mounter: mounter, log: log, root: mounter.Root}
+// run boots and enters the root.
+func (l *linuxInit) run(ctx context.Context) error {
+	c := l.config
 	if c.Backend != "none" {
-		attester, err := openAttester(ctx, c, sha256.Sum256(text))
+		attester, err := openAttester(ctx, c, sha256.Sum256(l.text))
 		if err != nil {
 			return err
 		}
 		defer attester.Close()
-		log.WithFields(logrus.Fields{"platform": "linux", "attester": attester.Type()}).Info("chosen by the config")
+		l.log.WithFields(logrus.Fields{"platform": "linux", "attester": attester.Type()}).Info("chosen by the config")
 		host, err := clock.Built(time.Now, buildTime)
 		if err != nil {
 			return attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
 		}
-		if b.backend, err = newBackend(c, attester, host.Now, log); err != nil {
+		if l.backend, err = newBackend(c, attester, host.Now, l.log); err != nil {
 			return err
 		}
-		b.identity = identityMaker{attester, host.Now}
+		l.identity = identityMaker{attester, host.Now}
 	}
-	return b.run(ctx)
+	if err := l.boot.run(ctx); err != nil {
+		return err
+	}
+	return l.mounter.Enter()
+}
+
+// handOver becomes the application, and returns only with an error.
+func (l *linuxInit) handOver() error {
+	for _, server := range l.mounter.Servers() {
+		if err := l.link.Guard(server.PID, "volume at "+server.Target); err != nil {
+			return err
+		}
+	}
+	if err := linux.Unlock(); err != nil { // what was secret is wiped
+		return err
+	}
+	return &given{l.app.Exec()}
+}
+
+// takeBack undoes what the boot did.
+func (l *linuxInit) takeBack() {
+	l.boot.takeBack()
+	l.mounter.Close()
 }
 
 // parseArgs reads init's own command line: what stands behind -- is the host's wish for the application.

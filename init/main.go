@@ -29,6 +29,9 @@
 //	18 mount        a file system could not be mounted
 //	19 launch       the application could not be started, or not with these arguments
 //	20 internal     a fault of init itself
+//	21 stopped      a signal ended the boot: SIGTERM, SIGINT, SIGHUP or SIGQUIT
+//
+// Until init has begun, some milliseconds, a signal has its usual effect; from then on none is lost.
 //
 // # The launcher
 //
@@ -63,14 +66,32 @@
 package main
 
 import (
+	"context"
 	"os"
+	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/sesame-init/sesame/init/stop"
 )
 
 // buildTime raises the lower bound of every clock that init believes, in seconds since 1970, if a linker sets it. Programs
 // that are to have the same measurement leave it alone.
 var buildTime = "0"
+
+// grace is how long a boot may go on after a signal, in a call that nothing interrupts, such as one to a TPM. Then init
+// ends without it: what it has mounted is gone with its mount namespace, and processes behind volumes end with it.
+const grace = 5 * time.Second
+
+// boundBySignals runs a boot whose ctx ends at a signal. The boot takes back what it did then.
+func boundBySignals(boot func(context.Context) error) error {
+	ctx, done := stop.Watch(context.Background(), grace, func(err error) { os.Exit(refuse(os.Stderr, err)) })
+	err := boot(ctx)
+	if stopped := done(); stopped != nil {
+		return stopped
+	}
+	return err
+}
 
 func newLogger() *logrus.Logger {
 	log := logrus.New()

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -31,9 +30,7 @@ func main() {
 	if filepath.Base(os.Args[0]) != "init" {
 		os.Exit(refuse(os.Stderr, launch(os.Args[1:], os.Environ(), syscall.Exec)))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	os.Exit(refuse(os.Stderr, runOnOcclum(ctx, newLogger())))
+	os.Exit(refuse(os.Stderr, boundBySignals(func(ctx context.Context) error { return runOnOcclum(ctx, newLogger()) })))
 }
 
 // peerVerifier is what judges the broker's evidence: on Occlum quotes only.

@@ -22,6 +22,7 @@ var exitCodes = map[attest.Code]int{
 	attest.CodeMount:       18,
 	attest.CodeLaunch:      19,
 	attest.CodeInternal:    20,
+	attest.CodeStopped:     21,
 }
 
 // refuse prints the refusal on two lines and returns the exit status; nil is status 0 and prints nothing.

@@ -1,20 +1,19 @@
 // Package linux mounts a workload's file systems on plain Linux: encrypted volumes through FUSE, each served by a
-// process of its own, memory that is never swapped out, and, where asked, a root from a volume.
+// process of its own, memory that is never swapped out, and, if asked, a root from a volume.
 //
 // # What it promises
 //
 //   - Mounts are made in a mount namespace that [Unshare] makes: nothing else on the machine sees them, and they are
 //     gone with the last process in it. Only root in the machine's first namespaces can still look inside.
 //   - A volume is served by a process ([Serve]) with a user of its own. It has no capability but the one to read the
-//     volume's files, cannot be traced or dumped, its memory stays out of swap, and it ends with the process that
-//     started it. The key reaches it through a pipe.
+//     volume's files, cannot be traced or dumped, its memory stays out of swap, and it ends with its parent. The key reaches it through a pipe.
 //   - Files have the modes of the volume, which keeps no owners: they belong to the application's user, and those of a
-//     root to root. Nobody can write.
+//     root to root. No one can write.
 //
 // # What it does not promise
 //
 // When the process behind a volume dies, readers get ENOTCONN (EIO or ECONNABORTED for calls that are under way), but
-// for what the kernel has in its cache. Whoever is root in the machine and outside of the namespace reads everything: what
+// for what the kernel has in its cache. Anyone who is root in the machine and outside of the namespace reads everything: what
 // keeps the machine's owner out is a confidential VM, not this package.
 //
 // All calls of a [Mounter] and the start of the application must come from one goroutine that is locked to its thread
@@ -22,10 +21,12 @@
 package linux
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,7 @@ import (
 	"github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/fs/fuse"
 	"github.com/sesame-init/sesame/internal/memory"
+	"github.com/sesame-init/sesame/internal/pidfd"
 )
 
 // runDir holds what is needed to build a root, in a file system in memory.
@@ -40,12 +42,14 @@ const runDir = "/run/sesame"
 
 // Options of a [Mounter].
 type Options struct {
-	// Self is the program to start for a volume. It has to call [Serve] where its argv[0] is [ServerName].
+	// Self is the program to start for a volume. It has to call [Serve] if its argv[0] is [ServerName].
 	Self string
 	// UID is the user and group that serves volumes.
 	UID uint32
 	// OwnerUID and OwnerGID own all files of volumes but the root's.
 	OwnerUID, OwnerGID uint32
+	// Siblings makes the processes behind volumes children of this process's parent, which then has to end and reap them.
+	Siblings bool
 	// Overlay puts a writable layer in memory above a root from a volume.
 	Overlay bool
 }
@@ -55,6 +59,7 @@ type Mounter struct {
 	options Options
 	root    string // below which the workload's tree stands, "" for the one that is there
 	servers []Server
+	undo    []func()
 }
 
 // NewMounter returns a mounter whose root is, until MountRoot says otherwise, the one that is there.
@@ -65,6 +70,35 @@ func (m *Mounter) Root() string { return m.root }
 
 // Servers are the processes behind the volumes.
 func (m *Mounter) Servers() []Server { return m.servers }
+
+// closePatience is how long a server may take to end.
+const closePatience = 5 * time.Second
+
+// Close takes back what this mounter has made and [Mounter.Unmount] has not: it ends the servers, and takes away the root
+// and the directories made for mounts. After [Mounter.Enter] these are out of reach.
+func (m *Mounter) Close() {
+	var fds []int
+	for _, s := range m.servers {
+		fds = append(fds, s.FD)
+	}
+	pidfd.End(fds, closePatience)
+	for _, s := range m.servers {
+		_, _ = unix.Wait4(s.PID, nil, 0, nil)
+		_ = unix.Close(s.FD)
+	}
+	m.servers = nil
+	for i := len(m.undo) - 1; i >= 0; i-- {
+		m.undo[i]()
+	}
+	m.undo = nil
+}
+
+// makeDir makes a directory that Close takes away.
+func (m *Mounter) makeDir(dir string, mode os.FileMode) error {
+	undo, err := fs.MakeDir(dir, mode)
+	m.undo = append(m.undo, undo)
+	return err
+}
 
 // Unshare gives the calling thread a mount namespace of its own, from which no mount gets out.
 func Unshare() error {
@@ -93,32 +127,36 @@ func mountError(target string, err error) error {
 }
 
 // MountRoot mounts the volume that becomes the root, if there is one. [Mounter.Enter] goes into it.
-func (m *Mounter) MountRoot(root fs.Root) error {
+func (m *Mounter) MountRoot(ctx context.Context, root fs.Root) error {
 	if root.Source == "" {
 		return nil
 	}
-	if err := os.MkdirAll(runDir, 0o700); err != nil {
+	if err := m.makeDir(runDir, 0o700); err != nil {
 		return mountError(runDir, err)
 	}
 	if err := mountMemory(runDir, "mode=0755"); err != nil {
 		return err
 	}
-	undo := func(err error) error {
+	takeBack := func() {
 		_ = unix.Unmount(runDir, unix.MNT_DETACH)
 		m.root = ""
+	}
+	undo := func(err error) error {
+		takeBack()
 		return err
 	}
 	volume := fs.Volume{Source: root.Source, Target: "/", Key: root.Key, MAC: root.MAC}
 	m.root = filepath.Join(runDir, "root")
 	if !m.options.Overlay {
-		if err := m.MountVolume(volume); err != nil {
+		if err := m.MountVolume(ctx, volume); err != nil {
 			return undo(err)
 		}
+		m.undo = append(m.undo, takeBack)
 		return nil
 	}
 	merged := m.root
 	m.root = filepath.Join(runDir, "lower")
-	if err := m.MountVolume(volume); err != nil {
+	if err := m.MountVolume(ctx, volume); err != nil {
 		return undo(err)
 	}
 	upper, work := filepath.Join(runDir, "upper"), filepath.Join(runDir, "work")
@@ -132,13 +170,14 @@ func (m *Mounter) MountRoot(root fs.Root) error {
 		return undo(mountError(merged, err))
 	}
 	m.root = merged
+	m.undo = append(m.undo, takeBack)
 	return nil
 }
 
 // MountVolume starts a process that serves the volume and waits until it does.
-func (m *Mounter) MountVolume(v fs.Volume) error {
+func (m *Mounter) MountVolume(ctx context.Context, v fs.Volume) error {
 	target := filepath.Join(m.root, v.Target)
-	if err := os.MkdirAll(target, 0o755); err != nil {
+	if err := m.makeDir(target, 0o755); err != nil {
 		return mountError(v.Target, err)
 	}
 	source, err := filepath.Abs(v.Source)
@@ -150,7 +189,7 @@ func (m *Mounter) MountVolume(v fs.Volume) error {
 	if v.Target == "/" {
 		owner = fuse.Owner{}
 	}
-	server, err := start(m.options, v, target, owner)
+	server, err := start(ctx, m.options, v, target, owner)
 	if err != nil {
 		return err
 	}
@@ -161,7 +200,7 @@ func (m *Mounter) MountVolume(v fs.Volume) error {
 // MountMemory mounts a file system in memory that is never swapped out.
 func (m *Mounter) MountMemory(target string) error {
 	dir := filepath.Join(m.root, target)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := m.makeDir(dir, 0o755); err != nil {
 		return mountError(target, err)
 	}
 	return mountMemory(dir, "mode=0755")
@@ -230,6 +269,6 @@ func (m *Mounter) Enter() error {
 	if err != nil {
 		return mountError("/", err)
 	}
-	m.root = ""
+	m.root, m.undo = "", nil
 	return nil
 }

@@ -104,7 +104,7 @@ func TestWithoutARootFromAVolumeTheRootStays(t *testing.T) {
 	inNamespace(t, func() {
 		before, err := os.Readlink("/proc/thread-self/root")
 		m := linux.NewMounter(linux.Options{})
-		if err := m.MountRoot(fs.Root{}); err != nil || m.Root() != "" {
+		if err := m.MountRoot(t.Context(), fs.Root{}); err != nil || m.Root() != "" {
 			t.Errorf("root is %q: %v", m.Root(), err)
 		}
 		if err := m.Enter(); err != nil {
@@ -152,7 +152,7 @@ func TestAVolumeThatCannotBeServedLeavesNothing(t *testing.T) {
 				self = "/proc/self/exe"
 			}
 			m := linux.NewMounter(linux.Options{Self: self})
-			err := m.MountVolume(v)
+			err := m.MountVolume(t.Context(), v)
 			if attest.CodeOf(err) != c.code || !strings.Contains(fmt.Sprint(err), c.says) {
 				t.Errorf("%s: code %s: %v", name, attest.CodeOf(err), err)
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/sesame-init/sesame/fs/fuse"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/memory"
+	"github.com/sesame-init/sesame/internal/pidfd"
 )
 
 // ServerName is argv[0] of a process that has to call [Serve].
@@ -28,6 +29,7 @@ const ServerName = "sesame-volume"
 // Server is a process behind a volume.
 type Server struct {
 	PID    int
+	FD     int    // its pidfd, which is closed by an exec
 	Target string // of the volume, in the workload's tree
 }
 
@@ -45,8 +47,8 @@ type report struct {
 
 const maxReport = 16 << 10
 
-// start starts a server and waits for its word. The key is not kept.
-func start(o Options, v fs.Volume, target string, owner fuse.Owner) (server Server, err error) {
+// start starts a server and waits for its word, at most until ctx ends. The key is not kept.
+func start(ctx context.Context, o Options, v fs.Volume, target string, owner fuse.Owner) (server Server, err error) {
 	fail := func(err error) (Server, error) {
 		return Server{}, attest.Errorf(attest.CodeMount, "starting the process behind "+v.Target, "", "%w", err)
 	}
@@ -69,6 +71,11 @@ func start(o Options, v fs.Volume, target string, owner fuse.Owner) (server Serv
 		return fail(fmt.Errorf("closing descriptors: %w", err))
 	}
 	args := []string{ServerName, v.Source, target, v.MAC, fmt.Sprint(owner.UID), fmt.Sprint(owner.GID)}
+	process := -1
+	var flags uintptr
+	if o.Siblings {
+		flags = unix.CLONE_PARENT
+	}
 	pid, err := syscall.ForkExec(o.Self, args, &syscall.ProcAttr{
 		Dir: "/", Env: []string{"GOMEMLIMIT=256MiB"},
 		Files: []uintptr{null.Fd(), 2, 2, keyRead.Fd(), reportWrite.Fd()},
@@ -76,6 +83,8 @@ func start(o Options, v fs.Volume, target string, owner fuse.Owner) (server Serv
 			Setsid:      true, // a terminal's signals are for the application
 			Credential:  &syscall.Credential{Uid: o.UID, Gid: o.UID, NoSetGroups: false},
 			AmbientCaps: ambient(),
+			PidFD:       &process,
+			Cloneflags:  flags,
 		},
 	})
 	_ = reportWrite.Close()
@@ -83,20 +92,50 @@ func start(o Options, v fs.Volume, target string, owner fuse.Owner) (server Serv
 		_ = keyWrite.Close()
 		return fail(err)
 	}
+	if process < 0 {
+		return fail(errors.New("the kernel knows no pidfd: it must be Linux 5.4 or newer"))
+	}
+	before := device(target)
+	killed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(killed)
+		_ = pidfd.Signal(process, unix.SIGKILL)
+	})
 	_, keyErr := keyWrite.Write(v.Key.Expose())
 	keyErr = errors.Join(keyErr, keyWrite.Close())
 	text, err := io.ReadAll(io.LimitReader(reportRead, maxReport))
-	if err == nil && len(text) == len(mounted) && string(text) == mounted {
-		return Server{PID: pid, Target: v.Target}, nil
+	inTime := stop()
+	if !inTime {
+		<-killed
 	}
-	_ = syscall.Kill(pid, syscall.SIGKILL)
+	if inTime && err == nil && string(text) == mounted {
+		return Server{PID: pid, FD: process, Target: v.Target}, nil
+	}
+	_ = pidfd.Signal(process, unix.SIGKILL)
+	pidfd.Wait(process, closePatience)
 	var status syscall.WaitStatus
-	_, _ = syscall.Wait4(pid, &status, 0, nil)
+	_, waitErr := syscall.Wait4(pid, &status, 0, nil) // its own parent reaps a sibling
+	_ = unix.Close(process)
+	if device(target) != before { // it came so far
+		_ = unix.Unmount(target, unix.MNT_DETACH)
+	}
+	if !inTime {
+		return fail(context.Cause(ctx))
+	}
 	var said report
 	if json.Unmarshal(text, &said) != nil || said.Text == "" {
-		return fail(fmt.Errorf("it ended without a word: %w", errors.Join(err, keyErr, describe(status))))
+		return fail(fmt.Errorf("it ended without a word: %w", errors.Join(err, keyErr, describe(status, waitErr))))
 	}
 	return Server{}, attest.Errorf(said.Code, said.Step, said.Hint, "%s", said.Text)
+}
+
+// device is that of the file system at a directory; 0 if there is none, or one that nothing serves any more.
+func device(dir string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) != nil {
+		return 0
+	}
+	return st.Dev
 }
 
 // ambient are the capabilities that a server starts with: to mount and to open /dev/fuse, to read the volume's files, to
@@ -122,7 +161,10 @@ func permitted() (uint32, error) {
 	return data[0].Permitted, err
 }
 
-func describe(s syscall.WaitStatus) error {
+func describe(s syscall.WaitStatus, err error) error {
+	if err != nil {
+		return errors.New("its exit status is for the supervisor to see")
+	}
 	if s.Signaled() {
 		return fmt.Errorf("%s", s.Signal())
 	}

@@ -9,6 +9,7 @@
 package occlum
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -44,7 +45,7 @@ type Mounter struct{}
 var _ fs.Mounter = Mounter{}
 
 // MountRoot mounts the root that Occlum.json describes, and installs entry point and environment.
-func (Mounter) MountRoot(root fs.Root) error {
+func (Mounter) MountRoot(_ context.Context, root fs.Root) error {
 	var pin runtime.Pinner
 	defer pin.Unpin()
 
@@ -95,7 +96,7 @@ func (Mounter) MountRoot(root fs.Root) error {
 }
 
 // MountVolume mounts a SEFS volume with its own key and MAC.
-func (Mounter) MountVolume(v fs.Volume) error {
+func (Mounter) MountVolume(_ context.Context, v fs.Volume) error {
 	if v.Key.Len() != KeySize {
 		return mountError(v.Target, unix.EINVAL, fmt.Sprintf("the key has %d bytes, want %d", v.Key.Len(), KeySize))
 	}

@@ -29,7 +29,7 @@ func TestConfigHasTheLayoutOfTheLibOS(t *testing.T) {
 }
 
 func TestOutsideTheLibOSTheCallSaysSo(t *testing.T) {
-	err := Mounter{}.MountRoot(fs.Root{Key: attest.NewSecret(make([]byte, KeySize)), EntryPoint: "/bin/app", Environment: []string{"A=b"}})
+	err := Mounter{}.MountRoot(t.Context(), fs.Root{Key: attest.NewSecret(make([]byte, KeySize)), EntryPoint: "/bin/app", Environment: []string{"A=b"}})
 	if !errors.Is(err, unix.ENOSYS) || attest.CodeOf(err) != attest.CodeMount {
 		t.Fatalf("mounting a root on plain Linux gives %v", err)
 	}
@@ -40,13 +40,13 @@ func TestOutsideTheLibOSTheCallSaysSo(t *testing.T) {
 
 func TestKeysOfAWrongSizeNeverReachTheLibOS(t *testing.T) {
 	short := attest.NewSecret([]byte("15 bytes of key"))
-	if err := (Mounter{}).MountRoot(fs.Root{Key: short}); !errors.Is(err, unix.EINVAL) {
+	if err := (Mounter{}).MountRoot(t.Context(), fs.Root{Key: short}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("root: %v", err)
 	}
-	if err := (Mounter{}).MountVolume(fs.Volume{Source: "v", Target: "/nowhere", Key: short}); !errors.Is(err, unix.EINVAL) {
+	if err := (Mounter{}).MountVolume(t.Context(), fs.Volume{Source: "v", Target: "/nowhere", Key: short}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("volume: %v", err)
 	}
-	if err := (Mounter{}).MountRoot(fs.Root{EntryPoint: "a\x00b"}); !errors.Is(err, unix.EINVAL) {
+	if err := (Mounter{}).MountRoot(t.Context(), fs.Root{EntryPoint: "a\x00b"}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("entry point with NUL: %v", err)
 	}
 }

@@ -1,15 +1,18 @@
 // Package handover starts the application on plain Linux, in one of two ways.
 //
-// [App.Exec] replaces this process: same pid, same parent. Nobody reaps what the application leaves behind, and when the
+// [App.Exec] replaces this process: same pid, same parent. What the application leaves behind is not reaped, and when the
 // process behind a volume dies, the application reads ENOTCONN, but for what the kernel has in its cache.
 //
-// A [Supervisor] stays: it starts the application as a child, forwards signals to it, reaps every process that is left to
-// it, passes the application's exit status on (128 + n where signal n ended it), and ends it when a volume is lost: with
-// SIGTERM, and with SIGKILL ten seconds later. When the supervisor itself is killed, so is the application.
+// A [Supervisor] stays: it starts the boot as a child, which then becomes the application by [App.Exec]. So nothing that a
+// boot has in its memory, keys and secrets, is ever in that of the process that stays. It forwards signals (those that
+// come before the boot can take them it keeps until then), reaps every process that is left to it, passes the
+// application's exit status on (128 + n if signal n ended it), and ends it when a volume is lost: with SIGTERM, and with
+// SIGKILL ten seconds later. When the supervisor itself is killed, so is the application.
 //
 // In both the application gets exactly the user, groups, environment and capabilities that the config names, the three
 // standard descriptors and no other, no core dumps (for itself and for its children: it cannot raise the limit), and
-// no_new_privs, so that no set-user-id program gives it more. What does not outlive an exec, such as protection from
+// no_new_privs, so that no set-user-id program gives it more. It has the signal mask that init was given, but for the
+// signals that end a program: Go's runtime unblocks those. What does not outlive an exec, such as protection from
 // debuggers, it does not get.
 //
 // Threads have identities and namespaces of their own: all calls must come from one goroutine that is locked to its
@@ -17,7 +20,6 @@
 package handover
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"syscall"
@@ -38,8 +40,8 @@ type App struct {
 	Capabilities []string // by name: all that it may ever have
 	Directory    string   // to start in
 
-	// tied ends the app with the process that started it.
-	tied bool
+	// Tied ends the app with its parent, a [Supervisor].
+	Tied bool
 }
 
 const step = "starting the application"
@@ -67,7 +69,7 @@ func (a App) Exec() error {
 	if err := unix.Chdir(a.Directory); err != nil {
 		return attest.Errorf(attest.CodeLaunch, step, "Check linux.directory.", "changing to %s: %w", a.Directory, err)
 	}
-	if a.tied {
+	if a.Tied {
 		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 			return attest.Errorf(attest.CodeLaunch, step, "", "%w", err)
 		}
@@ -159,17 +161,4 @@ func setCapabilities(keep uint64) error {
 		}
 	}
 	return nil
-}
-
-// StageName is argv[0] of a process that has to call [Stage].
-const StageName = "sesame-start"
-
-// Stage is the whole of a process between a [Supervisor] and the app: it execs the app that its argument describes.
-func Stage(args []string) error {
-	var a App
-	if len(args) != 1 || json.Unmarshal([]byte(args[0]), &a) != nil {
-		return attest.Errorf(attest.CodeUsage, step, "", "want one description of an application")
-	}
-	a.tied = true
-	return a.Exec()
 }

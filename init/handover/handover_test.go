@@ -1,6 +1,10 @@
 package handover
 
 import (
+	"errors"
+	"os/exec"
+	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -32,10 +36,44 @@ func TestUnknownCapabilityIsRefusedBeforeAnythingIsGivenUp(t *testing.T) {
 	}
 }
 
-func TestStageWithoutADescriptionRefuses(t *testing.T) {
-	for _, args := range [][]string{nil, {"{"}, {"{}", "{}"}} {
-		if err := Stage(args); attest.CodeOf(err) != attest.CodeUsage {
-			t.Errorf("%q: error is %v", args, err)
-		}
+func TestSupervisorKnowsAProcessThatEndedBeforeItsNameWasHere(t *testing.T) {
+	w := watch{app: 10, ended: map[int]syscall.WaitStatus{11: syscall.WaitStatus(syscall.SIGKILL)}}
+	w.take(report{Guard: 12, What: "volume at /a"})
+	if w.lost != nil || len(w.guarded) != 1 {
+		t.Errorf("lost %v, guarded %v", w.lost, w.guarded)
+	}
+	w.take(report{Guard: 11, What: "volume at /b"})
+	if attest.CodeOf(w.lost) != attest.CodeMount || !strings.Contains(w.lost.Error(), "the volume at /b is lost") {
+		t.Errorf("lost is %v", w.lost)
+	}
+}
+
+// TestSignalsAreKeptUntilTheBootCanTakeThem: before, they would end it without a word.
+func TestSignalsAreKeptUntilTheBootCanTakeThem(t *testing.T) {
+	child := exec.Command("sleep", "60")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Process.Kill()
+	w := watch{app: child.Process.Pid}
+	w.forward(syscall.SIGTERM)
+	w.forward(syscall.SIGCHLD)
+	if len(w.held) != 1 || child.Process.Signal(syscall.Signal(0)) != nil {
+		t.Fatalf("held are %v", w.held)
+	}
+	w.take(report{Begun: true})
+	var exit *exec.ExitError
+	if err := child.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
+		t.Errorf("the boot ended by %v", err)
+	}
+}
+
+func TestLinkIsOnlyForABootThatHasASupervisor(t *testing.T) {
+	var none *Link
+	if err := none.Begun(); err != nil {
+		t.Errorf("without a supervisor: %v", err)
+	}
+	if err := none.Guard(2, "volume"); err != nil {
+		t.Errorf("without a supervisor: %v", err)
 	}
 }
