@@ -5,6 +5,18 @@
 // A backend attests this environment to its service, verifies the service as its own policy says, and
 // returns all secrets that were asked for, or none and one typed error. It writes nothing to disk and logs no
 // secret.
+//
+// # When an answer is final
+//
+// Services of several servers are asked in rounds ([Rounds]), until one answers or ctx ends. What ends them sooner:
+//
+//   - A server that has proved what it is may refuse: that is its last word. A fault of its own side that it tells of
+//     (no collateral, no store) is none, and neither is a server that cannot be reached.
+//   - A server that has not proved what it is says nothing that counts, since anyone on the way can say it. What we find
+//     wrong with it (its evidence, our policy) counts once it was found in three rounds.
+//   - Both end the rounds only if every server has a last word: one that may still answer is waited for.
+//
+// No pause that a server asks for is longer than a quarter of the time that is left.
 package backend
 
 import (
@@ -21,6 +33,6 @@ type Backend interface {
 	// Fetch returns the named secrets, all of them or an error, and never a secret that was not asked for.
 	// ctx bounds the whole exchange; retries happen inside. The error's code is one of [attest.CodeAttester],
 	// [attest.CodeUnreachable], [attest.CodeDenied], [attest.CodeEvidence], [attest.CodePolicy],
-	// [attest.CodeCollateral] and [attest.CodeSecret].
+	// [attest.CodeCollateral], [attest.CodeMissing] and [attest.CodeSecret].
 	Fetch(ctx context.Context, names []string) (map[string]attest.Secret, error)
 }
