@@ -63,39 +63,41 @@ func heap(t *testing.T) (growth func() uint64) {
 func TestAHostileBrokerIsLeftForTheNextOneWithoutBeingBelieved(t *testing.T) {
 	const most = 16 << 20 // of heap, garbage and the attacker's own included
 	for _, kind := range hostile.Kinds() {
-		t.Run(kind.Name, func(t *testing.T) {
-			if kind.Name == "silent" || kind.Name == "one byte a second" {
-				testenv.Long(t, "seconds of silence")
-			}
-			var log bytes.Buffer
-			platform := brokertest.Platform(t, softsgx.Options{})
-			honest := brokertest.Listen(t, brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, io.Discard))
-			client, err := grpcratls.New(grpcratls.Config{
-				Servers: []string{against(t, kind), honest}, Protocol: grpcratls.SessionV1, Attester: platform.Attester(brokertest.Workload()),
-				Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock, Logger: brokertest.Logger(&log),
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
-			defer cancel()
-			growth := heap(t)
-			got, err := client.Fetch(ctx, []string{"k"})
-			grown := growth()
-			if err != nil || string(got["k"].Expose()) != "v" {
-				t.Fatalf("%v\n%.2000s", err, log.String())
-			}
-			if grown > most {
-				t.Errorf("the heap has grown by %d KiB", grown>>10)
-			}
-			t.Logf("heap %d KiB; %.500s", grown>>10, log.String())
-			for line := range strings.Lines(log.String()) {
-				line = strings.TrimSuffix(line, "\n")
-				if !strings.HasPrefix(line, "time=") || len(line) > 4<<10 || strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
-					t.Errorf("the broker wrote into the log: %.300q", line)
+		for _, protocol := range []grpcratls.Protocol{grpcratls.SessionV1, grpcratls.Legacy} {
+			t.Run(string(protocol)+", "+kind.Name, func(t *testing.T) {
+				if kind.Name == "silent" || kind.Name == "one byte a second" {
+					testenv.Long(t, "seconds of silence")
 				}
-			}
-		})
+				var log bytes.Buffer
+				platform := brokertest.Platform(t, softsgx.Options{})
+				honest := brokertest.Listen(t, brokertest.Config(t, platform, map[string][]byte{"k": []byte("v")}, io.Discard))
+				client, err := grpcratls.New(grpcratls.Config{
+					Servers: []string{against(t, kind), honest}, Protocol: protocol, Attester: platform.Attester(brokertest.Workload()),
+					Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(), Now: brokertest.Clock, Logger: brokertest.Logger(&log),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+				defer cancel()
+				growth := heap(t)
+				got, err := client.Fetch(ctx, []string{"k"})
+				grown := growth()
+				if err != nil || string(got["k"].Expose()) != "v" {
+					t.Fatalf("%v\n%.2000s", err, log.String())
+				}
+				if grown > most {
+					t.Errorf("the heap has grown by %d KiB", grown>>10)
+				}
+				t.Logf("heap %d KiB; %.500s", grown>>10, log.String())
+				for line := range strings.Lines(log.String()) {
+					line = strings.TrimSuffix(line, "\n")
+					if !strings.HasPrefix(line, "time=") || len(line) > 4<<10 || strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
+						t.Errorf("the broker wrote into the log: %.300q", line)
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -1,12 +1,17 @@
 // Package hostile has brokers that attack the client which connects to them, before they have proved anything: each is a
-// way to waste its time or memory, to speak through its log, or to end its boot. They listen on loopback, speak TLS 1.3
-// with HTTP/2, and show no evidence.
+// way to waste its time or memory, to speak through its log, or to end its boot. They listen on loopback, speak HTTP/2 with
+// TLS 1.3 or without, and show no evidence.
 package hostile
 
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -28,37 +33,41 @@ const Forged = "gone\x1b[2K\r\nlevel=info msg=\"secret released\"\u2028\u202e"
 type Kind struct {
 	Name   string
 	attack func(context.Context, net.Conn) error
+	weight int // bytes by which its certificate is larger than it needs to be
 }
 
 // Kinds are all ways.
 func Kinds() []Kind {
 	return []Kind{
-		{"silent", silent},
-		{"one byte a second", slow},
-		{"endless CONTINUATION frames", onRequest(continuation)},
-		{"empty CONTINUATION frames", onRequest(emptyContinuation)},
-		{"endless headers", onRequest(headers)},
-		{"huge trailers", onRequest(status("14", Forged, hpack.HeaderField{Name: "x", Value: strings.Repeat("t", 256<<10)}))},
-		{"refusing", onRequest(status("7", Forged))},
-		{"no such secret", onRequest(status("5", Forged))},
-		{"not implemented", onRequest(status("12", Forged))},
-		{"lacking collateral", onRequest(status("14", Forged, hpack.HeaderField{Name: "grpc-status-details-bin", Value: "AAAA"}))},
-		{"pushback of 2^31 ms", onRequest(status("8", Forged, hpack.HeaderField{Name: "grpc-retry-pushback-ms", Value: "2147483648"}))},
-		{"pushback without an end", onRequest(status("8", Forged, hpack.HeaderField{Name: "grpc-retry-pushback-ms", Value: "99999999999999999999"}))},
-		{"RST_STREAM", onRequest(func(f *http2.Framer, stream uint32) error { return f.WriteRSTStream(stream, http2.ErrCodeCancel) })},
-		{"GOAWAY", onRequest(func(f *http2.Framer, _ uint32) error {
+		{Name: "silent", attack: silent},
+		{Name: "a huge certificate", attack: onRequest(status("7", Forged)), weight: 200 << 10},
+		{Name: "a certificate beyond bounds", attack: silent, weight: 1 << 20},
+		{Name: "a reset", attack: reset},
+		{Name: "one byte a second", attack: slow},
+		{Name: "endless CONTINUATION frames", attack: onRequest(continuation)},
+		{Name: "empty CONTINUATION frames", attack: onRequest(emptyContinuation)},
+		{Name: "endless headers", attack: onRequest(headers)},
+		{Name: "huge trailers", attack: onRequest(status("14", Forged, hpack.HeaderField{Name: "x", Value: strings.Repeat("t", 256<<10)}))},
+		{Name: "refusing", attack: onRequest(status("7", Forged))},
+		{Name: "no such secret", attack: onRequest(status("5", Forged))},
+		{Name: "not implemented", attack: onRequest(status("12", Forged))},
+		{Name: "lacking collateral", attack: onRequest(status("14", Forged, hpack.HeaderField{Name: "grpc-status-details-bin", Value: "AAAA"}))},
+		{Name: "pushback of 2^31 ms", attack: onRequest(status("8", Forged, hpack.HeaderField{Name: "grpc-retry-pushback-ms", Value: "2147483648"}))},
+		{Name: "pushback without an end", attack: onRequest(status("8", Forged, hpack.HeaderField{Name: "grpc-retry-pushback-ms", Value: "99999999999999999999"}))},
+		{Name: "RST_STREAM", attack: onRequest(func(f *http2.Framer, stream uint32) error { return f.WriteRSTStream(stream, http2.ErrCodeCancel) })},
+		{Name: "GOAWAY", attack: onRequest(func(f *http2.Framer, _ uint32) error {
 			return f.WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, []byte(strings.Repeat(Forged, 400)))
 		})},
-		{"SETTINGS", onRequest(func(f *http2.Framer, _ uint32) error {
+		{Name: "SETTINGS", attack: onRequest(func(f *http2.Framer, _ uint32) error {
 			return forever(func() error { return f.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1}) })
 		})},
-		{"PING", onRequest(func(f *http2.Framer, _ uint32) error {
+		{Name: "PING", attack: onRequest(func(f *http2.Framer, _ uint32) error {
 			return forever(func() error { return f.WritePing(false, [8]byte{}) })
 		})},
-		{"a message that is too large", onRequest(large)},
-		{"gzip", onRequest(gzip)},
-		{"an alert", alert},
-		{"no HTTP/2", func(_ context.Context, c net.Conn) error {
+		{Name: "a message that is too large", attack: onRequest(large)},
+		{Name: "gzip", attack: onRequest(gzip)},
+		{Name: "an alert", attack: alert},
+		{Name: "no HTTP/2", attack: func(_ context.Context, c net.Conn) error {
 			_, err := io.WriteString(c, "HTTP/1.1 200 "+Forged+"\r\n\r\n")
 			return err
 		}},
@@ -84,19 +93,31 @@ type Broker struct {
 	running  sync.WaitGroup
 }
 
-// Start lets a broker of a kind listen on a free port.
+// Start lets a broker of a kind listen on a free port, with TLS.
 func Start(k Kind) (*Broker, error) {
 	certificate, err := session.NewKey(time.Now())
+	if err == nil && k.weight > 0 {
+		template := *certificate.Leaf
+		template.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: make([]byte, k.weight)}}
+		key := certificate.PrivateKey.(*ecdsa.PrivateKey)
+		certificate.Certificate[0], err = x509.CreateCertificate(rand.Reader, &template, &template, key.Public(), key)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
 	}
+	return start(k, &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert})
+}
+
+// StartPlain is [Start] without TLS.
+func StartPlain(k Kind) (*Broker, error) { return start(k, nil) }
+
+func start(k Kind, config *tls.Config) (*Broker, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listening: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &Broker{Address: listener.Addr().String(), listener: listener, cancel: cancel}
-	config := &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert}
 	b.running.Go(func() {
 		for {
 			raw, err := listener.Accept()
@@ -106,6 +127,10 @@ func Start(k Kind) (*Broker, error) {
 			b.running.Go(func() {
 				defer raw.Close()
 				defer context.AfterFunc(ctx, func() { _ = raw.Close() })()
+				if config == nil {
+					_ = k.attack(ctx, raw)
+					return
+				}
 				conn := tls.Server(raw, config)
 				if conn.HandshakeContext(ctx) == nil {
 					_ = k.attack(ctx, conn)
@@ -152,8 +177,24 @@ func slow(ctx context.Context, c net.Conn) error {
 
 func alert(_ context.Context, c net.Conn) error {
 	// A record of type alert that is not encrypted, as anyone on the way can send it.
-	_, err := c.(*tls.Conn).NetConn().Write([]byte{21, 3, 3, 0, 2, 2, 42})
+	_, err := below(c).Write([]byte{21, 3, 3, 0, 2, 2, 42})
 	return err
+}
+
+func reset(_ context.Context, c net.Conn) error {
+	tcp := below(c).(*net.TCPConn)
+	if err := tcp.SetLinger(0); err != nil {
+		return err
+	}
+	return tcp.Close()
+}
+
+// below is a connection without its TLS.
+func below(c net.Conn) net.Conn {
+	if over, ok := c.(*tls.Conn); ok {
+		return over.NetConn()
+	}
+	return c
 }
 
 // onRequest waits for the client's request and answers it. Afterwards it reads on until the client leaves.
