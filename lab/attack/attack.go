@@ -1,6 +1,9 @@
 // Package attack tries to get secrets out of a broker that it must not give, and releases that its log does not have: bad
-// peers of every kind, kills and power cuts under load, and databases that were put back. Its judge compares what left the
-// broker with what the log has. make attack runs all of it for minutes, go test a short form.
+// peers of every kind, kills and power cuts under load, databases that were put back, crowds that take a broker's places,
+// and brokers that are hostile to init. Its judge compares what left the broker with what the log has. make attack runs all
+// of it for minutes, go test a short form. One class alone, -full for the long form:
+//
+//	go test -count=1 ./lab/attack -v -run Nothing/cut-sqlite -full
 //
 // A judge that cannot fail proves nothing. So each class runs once more against a broker with a seeded fault, and must
 // find it.
@@ -10,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/sesame-init/sesame/broker/keystore"
 	"github.com/sesame-init/sesame/broker/releaselog"
@@ -20,7 +24,7 @@ type Figures struct {
 	Tried    int // attacks: peers, kills, cuts or restores
 	Refused  int // attacks that got nothing
 	Served   int // secrets that honest clients got meanwhile
-	Leaked   int // secrets that left to a peer that must not have them
+	Leaked   int // secrets that left to a peer that must not have them, or honest peers that got none or a forged one
 	Unlogged int // secrets that left without their entry in the log
 }
 
@@ -32,9 +36,12 @@ func (f Figures) String() string {
 	return fmt.Sprintf("tried %d, refused %d, served %d, leaked %d, unlogged %d", f.Tried, f.Refused, f.Served, f.Leaked, f.Unlogged)
 }
 
+// Header is the head of the table that [Figures.Row] writes rows of.
+const Header = "| class | tried | refused | served | leaked | unlogged | seconds |\n|---|---|---|---|---|---|---|\n"
+
 // Row writes the figures as a row of the table in docs/trust.md.
-func (f Figures) Row(w io.Writer, class string) {
-	fmt.Fprintf(w, "| %s | %d | %d | %d | %d | %d |\n", class, f.Tried, f.Refused, f.Served, f.Leaked, f.Unlogged)
+func (f Figures) Row(w io.Writer, class string, took time.Duration) {
+	fmt.Fprintf(w, "| %s | %d | %d | %d | %d | %d | %.0f |\n", class, f.Tried, f.Refused, f.Served, f.Leaked, f.Unlogged, took.Seconds())
 }
 
 // Entries reads the log of a keystore, and makes sure that it is the one that is signed.

@@ -97,10 +97,7 @@ func Peers(t testing.TB, rounds int, fault Fault) (f Figures) {
 	case Foreign:
 		text = foreignPolicy
 	}
-	config := brokertest.Config(t, platform, nil, io.Discard)
-	config.Keeper = keeper
-	config.Policies = brokertest.Policies(t, brokertest.Trust(t, platform), brokertest.Policy(t, text), keeper, config.Logger)
-	address := brokertest.Listen(t, config)
+	address := brokertest.Listen(t, kept(t, platform, keeper, text))
 
 	type attempt func() (got []byte, err error)
 	session := func(a attest.Attester) attempt {
@@ -192,6 +189,14 @@ func Peers(t testing.TB, rounds int, fault Fault) (f Figures) {
 	}
 	f.Unlogged = max(f.Unlogged, f.Served+f.Leaked-len(logged)) // what clients hold, whatever the keeper says
 	return f
+}
+
+// kept is the config of a broker with a keeper and a policy.
+func kept(t testing.TB, platform *softsgx.Platform, keeper broker.Keeper, text string) broker.Config {
+	config := brokertest.Config(t, platform, nil, io.Discard)
+	config.Keeper = keeper
+	config.Policies = brokertest.Policies(t, brokertest.Trust(t, platform), brokertest.Policy(t, text), keeper, config.Logger)
+	return config
 }
 
 // askLegacy asks for the secret on the legacy wire.

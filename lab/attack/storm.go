@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -40,6 +41,8 @@ const (
 	Silent    Fault = "silent"    // a secret leaves without an entry
 	Forgetful Fault = "forgetful" // the broker does not know what it has signed
 	Foreign   Fault = "foreign"   // the policy gives the secret to an enclave that must not have it
+	Greedy    Fault = "greedy"    // places are of one pool, and never given back
+	Believing Fault = "believing" // an init that takes any broker
 )
 
 // A Place is where a victim's store is. One of SQLite and Postgres is set.
@@ -81,9 +84,16 @@ const (
 	secretValue = "attack-canary"
 )
 
-// Victim is the broker's process that is killed, if this process was started as one; it does not return then. It
-// releases until it ends and says so after each release: what it says has left the broker.
+// Victim is the broker's process that is attacked, if this process was started as one; it does not return then. One that
+// is killed releases until it ends and says so after each release: what it says has left the broker.
 func Victim() {
+	if places, err := strconv.Atoi(os.Getenv(targetEnv)); err == nil {
+		if err := target(os.Stdin, os.Stdout, places); err != nil {
+			fmt.Fprintln(os.Stderr, "target:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	at := Place{SQLite: os.Getenv(sqliteEnv), Postgres: os.Getenv(postgresEnv), RootKey: os.Getenv(rootKeyEnv)}
 	if at.RootKey == "" {
 		return

@@ -1,0 +1,140 @@
+package attack
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/broker/keystore"
+	"github.com/sesame-init/sesame/broker/releaselog"
+	"github.com/sesame-init/sesame/broker/rootkey"
+	"github.com/sesame-init/sesame/broker/store/memory"
+	"github.com/sesame-init/sesame/lab/attack/hostile"
+	"github.com/sesame-init/sesame/lab/attack/starve"
+	"github.com/sesame-init/sesame/lab/brokertest"
+	"github.com/sesame-init/sesame/lab/softsgx"
+)
+
+const brokersPolicy = `
+workloads:
+  demo: {versions: [{sgx: [{mr_enclave: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa}]}]}
+secrets:
+  known: {workloads: [demo]}
+`
+
+const bootTime = 8 * time.Second // for the first broker and the second one
+
+// Brokers lets init's client find a hostile broker before an honest one: one of each kind of package hostile, and an
+// impostor, which has an enclave on a platform of its own and gives init a forged secret. Each comes rounds times. A
+// secret that is not the honest broker's, or none, is a leak. [Believing] is an init that takes any broker.
+func Brokers(t testing.TB, rounds int, fault Fault) (f Figures) {
+	t.Helper()
+	platform := brokertest.Platform(t, softsgx.Options{})
+	keys, err := keystore.Open(t.Context(), keystore.Options{Store: memory.New(), Root: &rootkey.Process{}, Now: brokertest.Clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keys.Close()
+	if _, err := keys.Put(t.Context(), "attack", secretName, keystore.Value, attest.NewSecret([]byte(secretValue))); err != nil {
+		t.Fatal(err)
+	}
+	honest := brokertest.Listen(t, kept(t, platform, keys, brokersPolicy))
+	forging := brokertest.Config(t, platform, map[string][]byte{secretName: []byte("forged")}, io.Discard)
+	own := brokertest.Platform(t, softsgx.Options{})
+	forging.Identity, forging.Quoter = brokertest.Identity(t, own, brokertest.Broker()), brokertest.Quoter(own, brokertest.Broker())
+	impostor := brokertest.Listen(t, forging)
+
+	config := grpcratls.Config{
+		Protocol: grpcratls.SessionV1, Attester: platform.Attester(brokertest.Workload()), Now: brokertest.Clock,
+		Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(),
+	}
+	if fault == Believing {
+		config.Verifier, config.Policy = starve.AnyBroker{}, starve.AnyBroker{}
+	}
+	held := 0
+	boot := func(first string) {
+		config.Servers = []string{first, honest}
+		client, err := grpcratls.New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), bootTime)
+		defer cancel()
+		got, err := client.Fetch(ctx, []string{secretName})
+		f.Tried++
+		if err == nil {
+			held++
+		}
+		if s, ok := got[secretName]; err == nil && ok && string(s.Expose()) == secretValue {
+			f.Refused++
+			f.Served++
+		} else {
+			f.Leaked++
+		}
+	}
+	for range rounds {
+		boot(impostor)
+		if fault == Believing {
+			break // others show nothing that it could believe
+		}
+		for _, kind := range hostile.Kinds() {
+			b, err := hostile.Start(kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			boot(b.Address)
+			b.Stop()
+		}
+	}
+	all, err := Entries(t.Context(), keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Unlogged = held
+	for _, e := range all {
+		if e.Kind == releaselog.Release {
+			f.Unlogged--
+		}
+	}
+	f.Unlogged = max(f.Unlogged, 0)
+	return f
+}
+
+// Crowd lets hostile connections take a broker's places, beside an honest peer. That it is not served counts as leaked.
+// A crowd below 2,000 meets a broker with as many places as half of it; a larger one the limits that a broker has by
+// default. [Greedy] is a broker that never gets a place back.
+func Crowd(ctx context.Context, program string, crowd int, behind bool, fault Fault) (f Figures, err error) {
+	plan := starve.Plan{
+		Broker: targetProgram(program, fault, crowd/2), Crowd: crowd, Behind: behind, Pause: 2 * time.Second, Deadline: time.Minute,
+	}
+	if crowd < 2000 {
+		plan.Limits = fmt.Sprintf("connections: %d", crowd/2)
+	}
+	if fault == Greedy {
+		plan.Deadline = 3 * time.Second
+	}
+	r, err := plan.Run(ctx)
+	f.Tried, f.Leaked = int(r.Opened), int(r.Leaked)
+	f.Refused = f.Tried - f.Leaked
+	switch {
+	case r.Opened < int64(crowd): // there was no attack
+		return f, err
+	case err == nil:
+		f.Served = 1
+	case r.Served >= plan.Deadline:
+		f.Leaked++
+		if fault == Greedy {
+			err = nil
+		}
+	}
+	if err == nil && r.PeakRSS > mostMemory {
+		err = fmt.Errorf("the broker has had %d MiB of memory", r.PeakRSS>>20)
+	}
+	return f, err
+}
+
+const mostMemory = 192 << 20 // bytes that a broker may have when it is attacked
