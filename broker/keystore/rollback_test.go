@@ -158,6 +158,60 @@ func TestStorePutBackUnderARunningBroker(t *testing.T) {
 	}
 }
 
+// TestEveryReplicaGoesOnAfterAnAcceptance: also the one that was not told, and both stop at the next rollback.
+func TestEveryReplicaGoesOnAfterAnAcceptance(t *testing.T) {
+	server := postgrestest.Start(t)
+	way := rootkey.File{Path: filepath.Join(t.TempDir(), "root.key")}
+	var all []*keystore.Keystore
+	var said []*alarms
+	for range 2 {
+		a := &alarms{}
+		said = append(said, a)
+		all = append(all, open(t, replicaStore(t, server), a.option, func(o *keystore.Options) { o.Root = way }))
+	}
+	a, b := all[0], all[1]
+	put(t, a, "once", "value")
+	server.Query("CREATE TABLE saved AS SELECT * FROM sesame_rows")
+	release(t, a, decision(1, "once"))
+	release(t, b, decision(2, "once"))
+	if err := a.Ready(t.Context()); err != nil { // it sees the other's release, too
+		t.Fatal(err)
+	}
+	restore := func() { server.Query("DELETE FROM sesame_rows; INSERT INTO sesame_rows SELECT * FROM saved") }
+	var hint string
+	stopped := func(when string) {
+		t.Helper()
+		for i, k := range all {
+			secrets, _, err := k.Release(t.Context(), decision(uint64(10+i), "once"))
+			if err == nil || secrets != nil || !strings.Contains(err.Error(), "an older state was put back") {
+				t.Errorf("%s, replica %d: %v", when, i, err)
+			}
+			hint = attest.HintOf(err)
+		}
+	}
+	restore()
+	stopped("put back")
+	_, accepted, _ := strings.Cut(hint, "accept-rollback ")
+	if err := a.AcceptRollback(t.Context(), "admin", accepted); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.AcceptRollback(t.Context(), "admin", accepted); err == nil {
+		t.Error("accepted twice")
+	}
+	release(t, b, decision(3, "once"))
+	release(t, a, decision(4, "once"))
+	if of, other := entries(t, a), entries(t, b); len(of) != 4 || len(other) != 4 || of[1].Admin == nil {
+		t.Errorf("%d and %d entries", len(of), len(other))
+	}
+	for i, a := range said {
+		if len(a.said) != 2 || a.said[1] != "again" {
+			t.Errorf("replica %d said %q", i, a.said)
+		}
+	}
+	restore()
+	stopped("put back again")
+}
+
 // TestTwoReleasesOfOneGroup: they are judged one after the other, and one that fails does not undo the others.
 func TestTwoReleasesOfOneGroup(t *testing.T) {
 	s := &held{Store: memory.New()}

@@ -28,6 +28,7 @@ type log struct {
 	store  store.Store
 	head   releaselog.Head
 	signer *releaselog.Signer
+	texts  string // in every entry
 }
 
 func newLog(t testing.TB) *log {
@@ -47,7 +48,7 @@ func (l *log) add(n int) {
 			return err
 		}
 		for range n {
-			if _, err := a.Append(fmt.Appendf(nil, "entry %d", l.head.Size)); err != nil {
+			if _, err := a.Append(fmt.Appendf(nil, "entry %s%d", l.texts, l.head.Size)); err != nil {
 				return err
 			}
 			l.head.Size++
@@ -317,8 +318,19 @@ func TestWitnessService(t *testing.T) {
 		}
 	}
 	fail = true
-	if push() == nil {
-		t.Error("a witness that fails")
+	if err := push(); err == nil || releaselog.RolledBack(err) {
+		t.Errorf("a witness that fails: %v", err)
+	}
+	fail = false
+	other := newLog(t) // of the same key, with other entries: an older state was put back, and grew again
+	other.texts = "other "
+	other.add(1)
+	l, stays := other, known
+	for _, entries := range []int{0, 13} { // fewer than it knows, and more
+		l.add(entries)
+		if err := push(); !releaselog.RolledBack(err) || known != stays {
+			t.Errorf("with %d entries more: %v", entries, err)
+		}
 	}
 }
 

@@ -1,14 +1,21 @@
 package postgres_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker/store"
 	"github.com/sesame-init/sesame/broker/store/postgres"
 	"github.com/sesame-init/sesame/lab/postgrestest"
@@ -91,4 +98,78 @@ func TestDatabaseOfANewerProgramIsRefused(t *testing.T) {
 		s.Close()
 		t.Error("it was opened")
 	}
+}
+
+// TestDatabaseThatMayForgetIsRefused: it acknowledges what is not on its disk.
+func TestDatabaseThatMayForgetIsRefused(t *testing.T) {
+	server := postgrestest.Start(t)
+	for setting, reach := range map[string]func(*testing.T, string) string{
+		"fsync":              func(_ *testing.T, url string) string { return url },
+		"full_page_writes":   func(_ *testing.T, url string) string { return url },
+		"synchronous_commit": pooled,
+	} {
+		server.Stop(syscall.SIGINT)
+		server.Run(setting + "=off")
+		s, err := postgres.Open(t.Context(), reach(t, server.URL()))
+		if err == nil {
+			s.Close()
+		}
+		if attest.CodeOf(err) != attest.CodeConfig || !strings.Contains(err.Error(), "the database has "+setting+" = off") {
+			t.Errorf("%s: %v", setting, err)
+		}
+	}
+	// A session has what it asks for, whatever the server's default is.
+	open(t, server.URL()+" synchronous_commit=off").Close()
+}
+
+// pooled reaches a database through a pooler that drops what a session asks for.
+func pooled(t *testing.T, url string) string {
+	t.Helper()
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var through sync.WaitGroup
+	through.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			through.Go(func() {
+				defer in.Close()
+				out, err := net.Dial("unix", config.Host+"/.s.PGSQL.5432")
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				length := make([]byte, 4)
+				if _, err := io.ReadFull(in, length); err != nil {
+					return
+				}
+				first := make([]byte, binary.BigEndian.Uint32(length)-4)
+				if _, err := io.ReadFull(in, first); err != nil {
+					return
+				}
+				first = bytes.Replace(first, []byte("synchronous_commit\x00on\x00"), nil, 1)
+				if _, err := out.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(first)+4)), first...)); err != nil {
+					return
+				}
+				through.Go(func() {
+					_, _ = io.Copy(out, in)
+					_ = out.Close()
+				})
+				_, _ = io.Copy(in, out)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		through.Wait()
+	})
+	return fmt.Sprintf("host=127.0.0.1 port=%d user=sesame dbname=postgres sslmode=disable", l.Addr().(*net.TCPAddr).Port)
 }
