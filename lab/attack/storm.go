@@ -231,14 +231,27 @@ func (p Place) judge(ctx context.Context, held map[string]int64) (unlogged int, 
 	return unlogged, nil
 }
 
-// Kill kills the broker's process under load, again and again. The place is prepared.
+// Kill kills the keeper's process under load, again and again. The place is prepared.
 func Kill(ctx context.Context, p Place, kills int, fault Fault) (f Figures, err error) {
+	return p.storm(ctx, kills, fault, func(process *os.Process) { _ = process.Kill() })
+}
+
+// Restart restarts the database under load, again and again. The place is prepared.
+func Restart(ctx context.Context, p Place, times int, fault Fault, restart func()) (f Figures, err error) {
+	return p.storm(ctx, times, fault, func(process *os.Process) {
+		restart()
+		_ = process.Kill()
+	})
+}
+
+// storm lets blow end a victim that is under load, again and again.
+func (p Place) storm(ctx context.Context, blows int, fault Fault, blow func(*os.Process)) (f Figures, err error) {
 	held := map[string]int64{}
-	for i := range kills {
+	for i := range blows {
 		if ctx.Err() != nil {
 			return f, ctx.Err()
 		}
-		got, err := p.run(fault, 5+i%23, func(process *os.Process) { _ = process.Kill() })
+		got, err := p.run(fault, 5+i%23, blow)
 		for binder, index := range got {
 			held[binder] = index
 		}

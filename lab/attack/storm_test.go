@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,6 +71,20 @@ var classes = []class{
 		run: func(t *testing.T, n int, fault attack.Fault) (attack.Figures, error) {
 			p := attack.Place{Postgres: postgrestest.Start(t).URL(), RootKey: filepath.Join(t.TempDir(), "root.key")}
 			return attack.Kill(t.Context(), prepared(t, p), n, fault)
+		}, faults: []attack.Fault{attack.Early}},
+	{name: "restart-postgres", title: "PostgreSQL restarted", short: 2, long: 20, tries: 2, hides: true,
+		run: func(t *testing.T, n int, fault attack.Fault) (attack.Figures, error) {
+			server := postgrestest.Start(t)
+			p := attack.Place{Postgres: server.URL(), RootKey: filepath.Join(t.TempDir(), "root.key")}
+			orderly := false
+			return attack.Restart(t.Context(), prepared(t, p), n, fault, func() {
+				how := syscall.SIGQUIT
+				if orderly = !orderly; orderly {
+					how = syscall.SIGINT
+				}
+				server.Stop(how)
+				server.Run()
+			})
 		}, faults: []attack.Fault{attack.Early}},
 	{name: "cut-sqlite", title: "power cut, SQLite", short: 12, long: 200, tries: 6, hides: true,
 		run: func(t *testing.T, n int, fault attack.Fault) (attack.Figures, error) {
