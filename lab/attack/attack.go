@@ -1,7 +1,7 @@
 // Package attack tries to get secrets out of a broker that it must not give, and releases that its log does not have: bad
-// peers of every kind, kills and power cuts under load, databases that were put back, crowds that take a broker's places,
-// and brokers that are hostile to init. Its judge compares what left the broker with what the log has. make attack runs all
-// of it for minutes, go test a short form. One class alone, -full for the long form:
+// peers of every kind, kills and power cuts under load, databases that were put back or restarted, crowds that take a
+// broker's places, and brokers that are hostile to init. Its judge compares what left the broker with what the log has.
+// make attack runs all of it for minutes, go test a short form. One class alone, -full for the long form:
 //
 //	go test -count=1 ./lab/attack -v -run Nothing/cut-sqlite -full
 //
