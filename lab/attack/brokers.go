@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,7 +27,10 @@ secrets:
   known: {workloads: [demo]}
 `
 
-const bootTime = 8 * time.Second // for the first broker and the second one
+const (
+	bootTime    = 10 * time.Second // for the first broker and the second one
+	bootsAtOnce = 4
+)
 
 // Brokers lets init's client find a hostile broker before an honest one: one of each kind of package hostile, and an
 // impostor, which has an enclave on a platform of its own and gives init a forged secret. Each comes rounds times. A
@@ -55,41 +59,55 @@ func Brokers(t testing.TB, rounds int, fault Fault) (f Figures) {
 	if fault == Believing {
 		config.Verifier, config.Policy = starve.AnyBroker{}, starve.AnyBroker{}
 	}
-	held := 0
-	boot := func(first string) {
-		config.Servers = []string{first, honest}
-		client, err := grpcratls.New(config)
+	boot := func(first string) (secret string, err error) {
+		c := config
+		c.Servers = []string{first, honest}
+		client, err := grpcratls.New(c)
 		if err != nil {
-			t.Fatal(err)
+			return "", err
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), bootTime)
 		defer cancel()
 		got, err := client.Fetch(ctx, []string{secretName})
-		f.Tried++
-		if err == nil {
-			held++
-		}
-		if s, ok := got[secretName]; err == nil && ok && string(s.Expose()) == secretValue {
-			f.Refused++
-			f.Served++
-		} else {
-			f.Leaked++
-		}
+		return string(got[secretName].Expose()), err
 	}
-	for range rounds {
-		boot(impostor)
-		if fault == Believing {
-			break // others show nothing that it could believe
-		}
+	firsts := []string{impostor}
+	if fault != Believing { // the others show nothing that it could believe
 		for _, kind := range hostile.Kinds() {
 			b, err := hostile.Start(kind)
 			if err != nil {
 				t.Fatal(err)
 			}
-			boot(b.Address)
-			b.Stop()
+			defer b.Stop()
+			firsts = append(firsts, b.Address)
 		}
 	}
+	held := 0
+	var mu sync.Mutex // of it and the figures
+	var wg sync.WaitGroup
+	places := make(chan struct{}, bootsAtOnce)
+	for range rounds {
+		for _, first := range firsts {
+			places <- struct{}{}
+			wg.Go(func() {
+				secret, err := boot(first)
+				<-places
+				mu.Lock()
+				defer mu.Unlock()
+				f.Tried++
+				if err == nil {
+					held++
+				}
+				if err == nil && secret == secretValue {
+					f.Refused++
+					f.Served++
+				} else {
+					f.Leaked++
+				}
+			})
+		}
+	}
+	wg.Wait()
 	all, err := Entries(t.Context(), keys)
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,10 +22,29 @@ var full = flag.Bool("full", false, "the long form, of make attack; a class that
 // table is what the run ends with.
 var table strings.Builder
 
+var scratch string // folder
+
+const keybroker = "../../cmd/keybroker"
+
+// keybrokerTests is the test's program of keybroker.
+var keybrokerTests = sync.OnceValues(func() (string, error) {
+	file := filepath.Join(scratch, "keybroker.test")
+	if out, err := exec.Command("go", "test", "-c", "-o", file, keybroker).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building: %w\n%s", err, out)
+	}
+	return file, nil
+})
+
 func TestMain(m *testing.M) {
 	attack.Victim()
 	flag.Parse()
+	var err error
+	if scratch, err = os.MkdirTemp("", "sesame-attack-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
+	_ = os.RemoveAll(scratch)
 	if table.Len() > 0 {
 		fmt.Print("\n", attack.Header, table.String(), "\n")
 	}
@@ -97,21 +117,17 @@ var classes = []class{
 		}, faults: []attack.Fault{attack.Forgetful}},
 	{name: "kill-keybroker", title: "program keybroker killed, SQLite", short: 2, long: 100, tries: 2, hides: true,
 		run: func(t *testing.T, n int, fault attack.Fault) (attack.Figures, error) {
-			tests, err := filepath.Abs(filepath.Join(t.TempDir(), "keybroker.test"))
+			tests, err := keybrokerTests()
 			if err != nil {
 				return attack.Figures{}, err
 			}
-			const dir = "../../cmd/keybroker"
-			if out, err := exec.Command("go", "test", "-c", "-o", tests, dir).CombinedOutput(); err != nil {
-				return attack.Figures{}, fmt.Errorf("building: %w\n%s", err, out)
-			}
-			return attack.KillProgram(tests, dir, n, fault)
+			return attack.KillProgram(tests, keybroker, n, fault)
 		}, faults: []attack.Fault{attack.Forgetful}},
-	{name: "starve", title: "crowd from two other addresses", short: 400, long: 2000, tries: 400, leaks: true,
+	{name: "starve", title: "crowd from two other addresses", short: 120, long: 2000, tries: 120, leaks: true,
 		run: func(t *testing.T, n int, fault attack.Fault) (attack.Figures, error) {
 			return attack.Crowd(t.Context(), os.Args[0], n, false, fault)
 		}, faults: []attack.Fault{attack.Greedy}},
-	{name: "starve-behind", title: "crowd from the honest peer's address", short: 400, long: 2000, tries: 400, leaks: true,
+	{name: "starve-behind", title: "crowd from the honest peer's address", short: 120, long: 2000, tries: 120, leaks: true,
 		run: func(t *testing.T, n int, fault attack.Fault) (attack.Figures, error) {
 			return attack.Crowd(t.Context(), os.Args[0], n, true, fault)
 		}, faults: []attack.Fault{attack.Greedy}},
