@@ -159,9 +159,8 @@ func (s *Server) GetSecret(ctx context.Context, asked *wire.SecretRequest) (*wir
 		return nil, status.Error(codes.PermissionDenied, "")
 	}
 	defer from.life.Call()()
-	if from.life.Ended(s.config.Now()) {
-		from.life.Leave()
-		return nil, status.Error(codes.Unavailable, "the connection has reached its end")
+	if err := from.over(s.config.Now()); err != nil {
+		return nil, err
 	}
 	r := s.newRequest(from.remote, policy.WireLegacy)
 	r.shown(from.binder(), from.digest)

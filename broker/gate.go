@@ -13,7 +13,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
@@ -201,6 +203,15 @@ func (c *connection) genuine(ctx context.Context, cs tls.ConnectionState, r read
 	}
 	c.verified.Store(v)
 	return v.claims, nil
+}
+
+// over is the answer on a connection whose end has come at a time, nil on another one.
+func (c *connection) over(at time.Time) error {
+	if !c.life.Ended(at) {
+		return nil
+	}
+	c.life.Leave()
+	return status.Error(codes.Unavailable, "the connection has reached its end")
 }
 
 // binder names the next call of a connection.

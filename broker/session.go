@@ -45,6 +45,9 @@ func (svc *sessionService) Release(raw session.Stream) error {
 // there.
 func (s *Server) session(stream *clocked, from *connection) error {
 	ctx := stream.Context()
+	if err := from.over(s.config.Now()); err != nil {
+		return err
+	}
 	r := s.newRequest(from.remote, policy.WireSession)
 	accept := session.BrokerConfig{Quoter: s.config.Quoter}
 	peer, err := accept.Accept(stream, from.State, from.own)
@@ -73,6 +76,9 @@ var errAgain = errors.New("to be decided again")
 // answer decides on a request from a reading of its own and answers it. With [errAgain] it has answered nothing.
 func (s *Server) answer(ctx context.Context, r *request, stream *clocked, from *connection, peer session.Peer) error {
 	r.read(s.read())
+	if err := from.over(r.at); err != nil {
+		return err
+	}
 	claims, err := peer.Verify(ctx, r.force.trust.Verifier, r.at)
 	switch {
 	case err != nil && ownFault(err):
@@ -88,6 +94,7 @@ func (s *Server) answer(ctx context.Context, r *request, stream *clocked, from *
 	matched, err := r.force.policy.Match(claims, r.at, policy.WireSession)
 	if matched.Proved {
 		from.proved()
+		from.life.Until(claims.TCB.EarliestExpiry)
 	}
 	if matched.Challenge && !r.challenged {
 		if peer.Answers {
