@@ -123,14 +123,18 @@ func Brokers(t testing.TB, rounds int, fault Fault) (f Figures) {
 }
 
 // Crowd lets hostile connections take a broker's places, beside an honest peer. That it is not served counts as leaked.
-// A crowd below 2,000 meets a broker with as many places as half of it; a larger one the limits that a broker has by
+// Beside the crowd, which shows nothing, half as many peers have an AK of their own making, and half as many genuine evidence
+// of an unknown enclave. A crowd below 2,000 meets a broker with as many places; a larger one the limits that a broker has by
 // default. [Greedy] is a broker that never gets a place back.
 func Crowd(ctx context.Context, program string, crowd int, behind bool, fault Fault) (f Figures, err error) {
 	plan := starve.Plan{
-		Broker: targetProgram(program, fault, crowd/2), Crowd: crowd, Behind: behind, Pause: 2 * time.Second, Deadline: time.Minute,
+		Broker: targetProgram(program, fault, crowd/2), Crowd: crowd, Shows: crowd / 2, Behind: behind,
+		Pause: 2 * time.Second, Deadline: time.Minute, Rest: 5 * time.Second,
 	}
 	if crowd < 2000 {
-		plan.Limits = fmt.Sprintf("connections: %d", crowd/2)
+		plan.Limits = fmt.Sprintf("connections: %d", crowd)
+	} else {
+		plan.Pause, plan.Rest = 20*time.Second, 15*time.Second
 	}
 	if fault == Greedy {
 		plan.Deadline = 3 * time.Second

@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -21,10 +23,12 @@ import (
 type Plan struct {
 	Broker   *exec.Cmd // a program that does nothing but [ServeTarget]; its standard input and output are used
 	Limits   string    // broker.limits of its policy, in YAML's flow form
-	Crowd    int       // hostile connections, of all classes together
+	Crowd    int       // hostile connections without evidence, of all classes together
+	Shows    int       // hostile connections of each class that shows evidence
 	Behind   bool      // the honest peer has the attackers' address; else they have two others
 	Pause    time.Duration
 	Deadline time.Duration // of the honest peer
+	Rest     time.Duration // at most, for which the attack goes on then until it is [Figures.Full]
 }
 
 // Report is what came of it.
@@ -34,12 +38,19 @@ type Report struct {
 	Most    int64         // at once
 	Leaked  int64         // secrets that the attackers have got
 	PeakRSS int           // of the broker, in bytes
+	Rows    []*Row        // of each class
 }
 
-// String is one line for people.
+// String is one line for people, and one for each class.
 func (r Report) String() string {
-	return fmt.Sprintf("honest peer served in %v; %d hostile connections, %d at once; broker's memory %d MiB at most; leaked %d",
+	var s strings.Builder
+	fmt.Fprintf(&s, "honest peer served in %v; %d hostile connections, %d at once; broker's memory %d MiB at most; leaked %d",
 		r.Served.Round(time.Millisecond), r.Opened, r.Most, r.PeakRSS>>20, r.Leaked)
+	for _, row := range r.Rows {
+		fmt.Fprintf(&s, "\n%5d peers %-44s %6d connections, as many as peers %s; %6d %s, as many as peers %s",
+			row.Number, row.Name+":", row.Opened.Count(), row.Opened, row.Done.Count(), row.Acted, row.Done)
+	}
+	return s.String()
 }
 
 const secret = "image_key"
@@ -55,24 +66,29 @@ func (p Plan) Run(ctx context.Context) (r Report, err error) {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	crowd, err := p.crowd(platform)
-	if err != nil {
-		return r, err
-	}
+	crowd := p.crowd(platform)
 	from := []netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")}
 	if p.Behind {
 		from = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	}
-	figures := &Figures{}
+	figures := NewFigures(crowd)
+	r.Rows = figures.Rows
 	attack, end := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
-		Attack{Address: address, From: from, Crowd: crowd, Pause: p.Pause}.Run(attack, figures)
+		Attack{Address: address, From: from, Pause: p.Pause}.Run(attack, figures)
 		close(ended)
 	}()
-	err = p.await(ctx, figures)
-	if err == nil {
+	if await(ctx, 2*time.Minute, figures.Come) {
 		r.Served, err = p.honest(ctx, platform, address)
+	} else {
+		err = errors.New("not all of the hostile peers have come")
+	}
+	if err == nil {
+		await(ctx, p.Rest, figures.Full) // they are in each other's way, too
+		if idle := figures.Idle(); len(idle) > 0 {
+			err = fmt.Errorf("there was no attack by peers %s", strings.Join(idle, ", "))
+		}
 	}
 	peak, fault := peakRSS(p.Broker.Process.Pid)
 	end()
@@ -117,36 +133,41 @@ broker: {limits: {`+p.Limits+`}}
 	return strings.TrimSpace(address), stop, nil
 }
 
-// crowd has as many of every class.
-func (p Plan) crowd(platform *softsgx.Platform) ([]Group, error) {
-	made, err := NewSelfMade()
-	if err != nil {
-		return nil, err
+// crowd are those that hold a place and show nothing, and those that show evidence: well formed, of an AK that no TPM has,
+// or genuine, of an enclave that the policy does not know.
+func (p Plan) crowd(platform *softsgx.Platform) []Group {
+	made := func() (attest.Attester, error) { return NewSelfMade() }
+	unknown := func() (attest.Attester, error) { return platform.Attester(brokertest.Enclave(0x77, 1, 2)), nil }
+	silent := []Group{
+		{Name: "that say nothing", Class: Silent, Acted: "were silent"},
+		{Name: "that shake hands", Class: Shaken, Acted: "shook hands"},
+		{Name: "that watch the broker's health", Class: Watching, Acted: "saw it"},
+		{Name: "that begin a session", Class: Greeting, Acted: "got the broker's evidence"},
 	}
-	unknown := platform.Attester(brokertest.Enclave(0x77, 1, 2))
-	classes := []Class{Silent, Shaken, Watching, Greeting, Asking(made, secret), Asking(unknown, secret)}
-	var crowd []Group
-	for i, class := range classes {
-		crowd = append(crowd, Group{class, (p.Crowd + i) / len(classes)})
+	for i := range silent {
+		silent[i].Number = (p.Crowd + i) / len(silent)
 	}
-	return crowd, nil
+	all := append(silent,
+		Group{Name: "with a self-made AK each", Class: Asking(made, secret), Number: p.Shows, Acted: "refused"},
+		Group{Name: "with genuine evidence of an unknown enclave", Class: Asking(unknown, secret), Number: p.Shows, Acted: "refused"})
+	return slices.DeleteFunc(all, func(g Group) bool { return g.Number == 0 })
 }
 
-// await waits until as many hostile connections were opened as the crowd has.
-func (p Plan) await(ctx context.Context, f *Figures) error {
+// await waits until something holds of the attack, and reports whether it does.
+func await(ctx context.Context, most time.Duration, holds func() bool) bool {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	late := time.After(2 * time.Minute)
-	for f.Opened.Load() < int64(p.Crowd) {
+	late := time.After(most)
+	for !holds() {
 		select {
 		case <-tick.C:
 		case <-late:
-			return fmt.Errorf("%d of %d hostile connections were opened", f.Opened.Load(), p.Crowd)
+			return false
 		case <-ctx.Done():
-			return ctx.Err()
+			return false
 		}
 	}
-	return nil
+	return true
 }
 
 // honest fetches the secret as an init does, which is started again when its boot has failed.

@@ -12,8 +12,10 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,45 +34,113 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 )
 
-// A Class is what a hostile connection does. It returns when the broker has closed the connection, or ctx has ended.
-// Secrets that it has got are counted.
-type Class func(ctx context.Context, dial Dial) (secrets int)
+// A Class is what a hostile connection does. It calls acted when it has come to what the class is about, and returns the
+// number of secrets that it has got when the broker has closed the connection, or ctx has ended.
+type Class func(ctx context.Context, dial Dial, acted func()) (secrets int)
 
 // Dial opens a TCP connection to the broker.
 type Dial func(ctx context.Context) (net.Conn, error)
 
-// Attack is what a crowd does to a broker.
+// Attack says how a crowd attacks a broker.
 type Attack struct {
 	Address string
 	// From are the attackers' addresses, of which each connection takes the next one.
 	From  []netip.Addr
-	Crowd []Group
 	Pause time.Duration // before a connection that was closed is opened again
 }
 
-// Group is a number of connections of one class.
+// Group is a number of peers of one class, each with one connection at a time.
 type Group struct {
+	Name   string
+	Acted  string // what its connections have done, for the report
 	Class  Class
 	Number int
 }
 
-// Figures are what an attack has done so far.
+// Figures are what an attack has done so far. Make them with [NewFigures].
 type Figures struct {
 	Opened, Open, Most atomic.Int64 // connections: in all, now, and at once
 	Secrets            atomic.Int64 // that the broker has given away
+	Rows               []*Row       // of each group
 }
 
-// Run attacks until ctx ends. Then all connections are closed.
+// Row are the figures of one group: its connections, and those that have come to what the class is about.
+type Row struct {
+	Group
+	Opened, Done *Reached
+}
+
+// NewFigures are those of an attack that begins now.
+func NewFigures(crowd []Group) *Figures {
+	f := &Figures{}
+	begin := time.Now()
+	for _, g := range crowd {
+		goal := int64(g.Number)
+		f.Rows = append(f.Rows, &Row{g, &Reached{begin: begin, goal: goal}, &Reached{begin: begin, goal: goal}})
+	}
+	return f
+}
+
+// Come reports whether as many connections were opened in each group as it has peers.
+func (f *Figures) Come() bool {
+	return !slices.ContainsFunc(f.Rows, func(r *Row) bool { return r.Opened.After() == 0 })
+}
+
+// Idle are the groups of which no connection has done what its class is about.
+func (f *Figures) Idle() (names []string) {
+	for _, r := range f.Rows {
+		if r.Done.Count() == 0 {
+			names = append(names, r.Name)
+		}
+	}
+	return names
+}
+
+// Full reports whether in each group as many connections have done what the class is about as it has peers.
+func (f *Figures) Full() bool {
+	return !slices.ContainsFunc(f.Rows, func(r *Row) bool { return r.Done.After() == 0 })
+}
+
+// Reached counts, and knows when the count has come to the number of a group's peers.
+type Reached struct {
+	begin time.Time
+	goal  int64
+	n     atomic.Int64
+	after atomic.Int64
+}
+
+func (r *Reached) add() {
+	if r.n.Add(1) == r.goal {
+		r.after.Store(int64(time.Since(r.begin)))
+	}
+}
+
+// Count is the count.
+func (r *Reached) Count() int64 { return r.n.Load() }
+
+// After is how long it took until the count was as large as the group; 0 if it is not.
+func (r *Reached) After() time.Duration { return time.Duration(r.after.Load()) }
+
+// String says when the count was as large as the group.
+func (r *Reached) String() string {
+	if r.After() == 0 {
+		return "not yet"
+	}
+	return fmt.Sprintf("after %.1f s", r.After().Seconds())
+}
+
+// Run attacks with the crowd that figures were made for until ctx ends. Then all connections are closed.
 func (a Attack) Run(ctx context.Context, f *Figures) {
 	var all sync.WaitGroup
 	n := 0
-	for _, group := range a.Crowd {
+	for _, row := range f.Rows {
+		group := row.Group
 		for range group.Number {
 			from := a.From[n%len(a.From)]
 			n++
 			all.Go(func() {
 				for ctx.Err() == nil {
-					a.once(ctx, group.Class, from, f)
+					a.once(ctx, row, from, f)
 					select {
 					case <-ctx.Done():
 					case <-time.After(a.Pause):
@@ -82,24 +152,25 @@ func (a Attack) Run(ctx context.Context, f *Figures) {
 	all.Wait()
 }
 
-func (a Attack) once(ctx context.Context, class Class, from netip.Addr, f *Figures) {
+func (a Attack) once(ctx context.Context, row *Row, from netip.Addr, f *Figures) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	dial := func(ctx context.Context) (net.Conn, error) {
+	dial := func(dialing context.Context) (net.Conn, error) {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
-		conn, err := d.DialContext(ctx, "tcp", a.Address)
+		conn, err := d.DialContext(dialing, "tcp", a.Address)
 		if err != nil {
 			return nil, err
 		}
 		f.Opened.Add(1)
+		row.Opened.add()
 		now := f.Open.Add(1)
 		for most := f.Most.Load(); now > most && !f.Most.CompareAndSwap(most, now); most = f.Most.Load() {
 		}
 		c := &counted{Conn: conn, closed: func() { f.Open.Add(-1) }}
-		context.AfterFunc(ctx, func() { _ = c.Close() })
+		context.AfterFunc(ctx, func() { _ = c.Close() }) // gRPC cancels dialing as soon as it is connected
 		return c, nil
 	}
-	f.Secrets.Add(int64(class(ctx, dial)))
+	f.Secrets.Add(int64(row.Class(ctx, dial, row.Done.add)))
 }
 
 type counted struct {
@@ -114,8 +185,9 @@ func (c *counted) Close() error {
 }
 
 // Silent says nothing at all.
-func Silent(ctx context.Context, dial Dial) int {
+func Silent(ctx context.Context, dial Dial, acted func()) int {
 	if conn, err := dial(ctx); err == nil {
+		acted()
 		_, _ = conn.Read(make([]byte, 1))
 		_ = conn.Close()
 	}
@@ -123,7 +195,7 @@ func Silent(ctx context.Context, dial Dial) int {
 }
 
 // Shaken shakes hands and says nothing then.
-func Shaken(ctx context.Context, dial Dial) int {
+func Shaken(ctx context.Context, dial Dial, acted func()) int {
 	key, err := session.NewKey(time.Now())
 	if err != nil {
 		return 0
@@ -135,6 +207,7 @@ func Shaken(ctx context.Context, dial Dial) int {
 	defer raw.Close()
 	conn := tls.Client(raw, session.ClientTLS(&key, "127.0.0.1"))
 	if conn.HandshakeContext(ctx) == nil {
+		acted()
 		for b := make([]byte, 64); err == nil; {
 			_, err = conn.Read(b)
 		}
@@ -143,13 +216,19 @@ func Shaken(ctx context.Context, dial Dial) int {
 }
 
 // Watching asks for the broker's health for ever.
-func Watching(ctx context.Context, dial Dial) int {
+func Watching(ctx context.Context, dial Dial, acted func()) int {
 	rpc, _, err := open(dial)
 	if err != nil {
 		return 0
 	}
 	defer rpc.Close()
 	watch, err := grpc_health_v1.NewHealthClient(rpc).Watch(ctx, &grpc_health_v1.HealthCheckRequest{})
+	if err == nil {
+		_, err = watch.Recv()
+	}
+	if err == nil {
+		acted()
+	}
 	for err == nil {
 		_, err = watch.Recv()
 	}
@@ -157,7 +236,7 @@ func Watching(ctx context.Context, dial Dial) int {
 }
 
 // Greeting begins a session and says nothing more.
-func Greeting(ctx context.Context, dial Dial) int {
+func Greeting(ctx context.Context, dial Dial, acted func()) int {
 	rpc, _, err := open(dial)
 	if err != nil {
 		return 0
@@ -169,15 +248,25 @@ func Greeting(ctx context.Context, dial Dial) int {
 	}
 	err = stream.Send(&sessionpb.ClientMessage{Message: &sessionpb.ClientMessage_Hello{
 		Hello: &sessionpb.Hello{Nonce: make([]byte, session.NonceSize)}}})
+	if err == nil {
+		_, err = stream.Recv() // the broker's evidence
+	}
+	if err == nil {
+		acted()
+	}
 	for err == nil {
 		_, err = stream.Recv()
 	}
 	return 0
 }
 
-// Asking asks for a secret with an attester's evidence, and again when it is refused, on one connection after another.
-func Asking(a attest.Attester, secret string) Class {
-	return func(ctx context.Context, dial Dial) int {
+// Asking asks for a secret with the evidence of an attester that each connection makes for itself.
+func Asking(attester func() (attest.Attester, error), secret string) Class {
+	return func(ctx context.Context, dial Dial, acted func()) int {
+		a, err := attester()
+		if err != nil {
+			return 0
+		}
 		rpc, key, err := open(dial)
 		if err != nil {
 			return 0
@@ -190,6 +279,9 @@ func Asking(a attest.Attester, secret string) Class {
 		client := session.ClientConfig{Attester: a, Verifier: AnyBroker{}, Policy: AnyBroker{}, Now: time.Now}
 		got, err := client.Fetch(ctx, rpc, cs, key, []string{secret})
 		if err != nil {
+			if attest.CodeOf(err) == attest.CodeDenied {
+				acted()
+			}
 			return 0
 		}
 		return len(got.Secrets)

@@ -1,0 +1,5 @@
+//go:build race
+
+package starve_test
+
+const raced = 5
