@@ -398,7 +398,7 @@ func TestCheckSaysWhatIsWrongWithItsLine(t *testing.T) {
 		"good":     {[]string{"check", good}, 0, []string{"sound: version 7, 1 workloads, 1 secrets"}},
 		"Occlum's": {[]string{"check", dir}, 0, []string{"sound: Occlum's files, 1 secrets"}},
 		"bad":      {[]string{"check", bad}, 1, []string{"line 2: workload: is not a known key", "keybroker: the policy has 1 faults"}},
-		"none":     {[]string{"check", dir + "/none"}, 2, []string{"hint: "}},
+		"none":     {[]string{"check", dir + "/none"}, 64, []string{"hint: "}},
 		"example":  {[]string{"check", "../../docs/policy.example.yaml"}, 0, []string{"sound: version 7, 4 workloads, 3 secrets"}},
 	} {
 		var out buffer

@@ -72,6 +72,10 @@ func openStore(ctx context.Context, s policy.StoreAt) (store.Store, error) {
 func (c *command) keeper(ctx context.Context, first *begun, own attester, now func() time.Time, metrics *broker.Metrics,
 	log *logrus.Logger) (k broker.Keeper, keys *keystore.Keystore, close func(), err error) {
 	settings := first.policy.Broker
+	if how := postgres.Exposed(settings.Store.Postgres); settings.Store.Postgres != "" && how != "" {
+		log.WithField("hint", "Write sslmode=verify-full, and sslrootcert if the server has a CA of its own.").
+			Warnf("the database is reached over the network %s: whoever is on the way reads the broker's password, names and counts", how)
+	}
 	kept, err := openStore(ctx, settings.Store)
 	if err != nil {
 		return nil, nil, func() {}, err

@@ -14,7 +14,8 @@
 // which belongs into the measured image, and a later policy is taken only if the key has signed it that the measured one
 // names. Outside of an enclave the policy file is followed while the broker runs.
 //
-// Exit codes: 0 ended by SIGTERM or SIGINT, 1 refused or failed, 2 wrong usage.
+// Exit codes: 0 ended by SIGTERM or SIGINT, 1 refused or failed, 20 a fault of the program itself, 64 wrong usage. 2 is a
+// fault of Go's runtime and nothing else.
 package main
 
 import (
@@ -29,18 +30,21 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/memory"
 )
 
 // buildTime raises the lower bound of the clock, in seconds since 1970, if a linker sets it. Programs that are to have the
 // same measurement leave it alone.
 var buildTime = "0"
 
+// exitUsage is EX_USAGE of sysexits.h.
+const exitUsage = 64
+
 func main() {
-	protect()
+	swapped := protect()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
@@ -52,15 +56,16 @@ func main() {
 	}
 	ticks := time.NewTicker(followInterval)
 	defer ticks.Stop()
-	c := command{folder: ".", place: here, hangup: hangup, ticks: ticks.C, stdout: os.Stdout, stderr: os.Stderr}
+	c := command{folder: ".", place: here, hangup: hangup, ticks: ticks.C, stdout: os.Stdout, stderr: os.Stderr, swapped: swapped}
 	os.Exit(c.run(ctx, os.Args[1:], os.Getenv("PCCS_URL")))
 }
 
-// protect keeps memory with secrets out of core files, and from other processes of the same user. If the kernel does
-// not know how, as in an enclave, there is nothing to keep it from.
-func protect() {
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+// protect keeps memory with secrets out of core files, swap, and other processes of the same user. The error is
+// [memory.ErrSwapped] if memory may be swapped out. If the kernel does not know how, as in an enclave, there is nothing to
+// keep it from.
+func protect() error {
+	_ = memory.NoDumps()
+	return memory.Lock()
 }
 
 // followInterval is how often the policy file is looked at.
@@ -70,6 +75,7 @@ const followInterval = 2 * time.Second
 type command struct {
 	folder         string
 	place          place
+	swapped        error // why memory may be swapped out, nil if it may not
 	hangup         <-chan os.Signal
 	ticks          <-chan time.Time
 	stdout, stderr io.Writer
@@ -136,7 +142,7 @@ func (c *command) run(ctx context.Context, args []string, pccsURL string) int {
 		fmt.Fprintf(c.stderr, "hint: %s\n", hint)
 	}
 	if attest.CodeOf(err) == attest.CodeUsage {
-		return 2
+		return exitUsage
 	}
 	return 1
 }

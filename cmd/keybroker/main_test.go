@@ -137,16 +137,16 @@ func TestItRefusesToStart(t *testing.T) {
 		code   int
 		says   string
 	}{
-		"no address":      {nil, nil, sound, 2, "hint: "},
-		"two addresses":   {[]string{"a:1", "b:1"}, nil, sound, 2, "hint: "},
-		"unknown option":  {[]string{"--root-ca=x", "a:1"}, nil, sound, 2, "root-ca"},
-		"bad log level":   {[]string{"--log-level=loud", "a:1"}, nil, sound, 2, "loud"},
+		"no address":      {nil, nil, sound, 64, "hint: "},
+		"two addresses":   {[]string{"a:1", "b:1"}, nil, sound, 64, "hint: "},
+		"unknown option":  {[]string{"--root-ca=x", "a:1"}, nil, sound, 64, "root-ca"},
+		"bad log level":   {[]string{"--log-level=loud", "a:1"}, nil, sound, 64, "loud"},
 		"busy port":       {[]string{busy.Addr().String()}, nil, sound, 1, "listening on"},
 		"no such address": {[]string{"256.0.0.1:1"}, nil, sound, 1, "listening on"},
 		"no collateral":   {[]string{"--collateral=", "a:1"}, nil, sound, 1, "hint: Set PCCS_URL"},
 		"bad collateral":  {[]string{"--collateral=ftp://x", "a:1"}, nil, sound, 1, "ftp"},
 		"no folder":       {[]string{"a:1"}, func(d string) string { return d + "/none" }, sound, 1, broker.PeersFile},
-		"policy option":   {[]string{"--policy=x", "a:1"}, nil, sound, 2, "policy"}, // the host must not choose it
+		"policy option":   {[]string{"--policy=x", "a:1"}, nil, sound, 64, "policy"}, // the host must not choose it
 		"no device":       {[]string{"a:1"}, nil, openNothing, 1, "hint: "},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 
 // enclaved is main in an enclave.
 func enclaved(as string) int {
-	protect()
+	_ = protect()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	var processor byte

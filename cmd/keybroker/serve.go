@@ -96,6 +96,14 @@ func (c *command) warnOfImage(first *begun, log logrus.FieldLogger) {
 	}
 }
 
+// warnOfSwap says that memory may be swapped out. An enclave's is encrypted wherever it is.
+func (c *command) warnOfSwap(log logrus.FieldLogger) {
+	if c.swapped != nil && !c.place.enclave {
+		log.WithField("hint", "Grant CAP_IPC_LOCK, or let it lock all (LimitMEMLOCK=infinity in a unit, --ulimit memlock=-1 for a "+
+			"container), or turn swap off.").Warnf("this broker's secrets may be written to swap space: %v", c.swapped)
+	}
+}
+
 func (c *command) serve(ctx context.Context, address string) error {
 	log, err := c.logger()
 	if err != nil {
@@ -111,6 +119,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return err
 	}
 	c.warnOfImage(first, log)
+	c.warnOfSwap(log)
 	keyFile := c.keyFile
 	if !filepath.IsAbs(keyFile) {
 		keyFile = filepath.Join(c.folder, keyFile)
