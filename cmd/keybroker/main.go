@@ -14,8 +14,8 @@
 // which belongs into the measured image, and a later policy is taken only if the key has signed it that the measured one
 // names. Outside of an enclave the policy file is followed while the broker runs.
 //
-// Exit codes: 0 ended by SIGTERM or SIGINT, 1 refused or failed, 20 a fault of the program itself, 64 wrong usage. 2 is a
-// fault of Go's runtime and nothing else.
+// Exit codes: 0 ended by SIGTERM or SIGINT, 1 refused or failed, 64 wrong usage. 2 is a fault of the program or of
+// Go's runtime, and nothing else.
 package main
 
 import (
