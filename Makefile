@@ -6,7 +6,7 @@
 # make attack      attacks on the whole broker, at most 10 minutes: what docs/trust.md has
 # make test-vm     init in a virtual machine, as process 1 and under systemd
 # make e2e-k8s     the deployment on the cluster of the current kubeconfig
-# make lint        formatting, vet, staticcheck
+# make lint        formatting, vet, staticcheck, and whether docs/api.txt is in step
 # make generate    the Go code of the .proto files anew (generate-check: fails if the code that is checked in differs)
 # make api         the list of exported names, docs/api.txt, anew
 # make map         the map of the house, docs/house.svg, anew
@@ -120,6 +120,7 @@ lint: deps-lint
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) run $(STATICCHECK) -tags plainlinux ./init
 	$(GO) run $(STATICCHECK) -tags vm ./lab/vm
+	$(GO) run ./lab/api -check docs/api.txt
 	$(GO) mod verify
 
 # protoc runs in the root, as a file's name in protobuf's registry is its path from there. Each release of protoc writes its version
