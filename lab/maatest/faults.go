@@ -101,13 +101,13 @@ func (f Fault) serve(w http.ResponseWriter, r *http.Request) {
 	switch f.Trouble {
 	case Hangs:
 		<-r.Context().Done()
-		return
+		panic(http.ErrAbortHandler) // a return would be an empty answer
 	case HangsBody:
 		w.Header().Set("Content-Length", "100")
 		_, _ = w.Write([]byte(`{"tok`))
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
-		return
+		panic(http.ErrAbortHandler)
 	case Cuts:
 		panic(http.ErrAbortHandler)
 	case CutsBody:
