@@ -915,7 +915,7 @@ func TestEntryPointOfAContainer(t *testing.T) {
 	b.enrol(b.write())
 	run := func(program ...string) *exec.Cmd {
 		args := []string{"--root", filepath.Join(b.dir, "storage"), "--runroot", filepath.Join(b.dir, "podman"),
-			"--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "run", "--rm", "--network", "host",
+			"--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "runc", "run", "--rm", "--network", "host",
 			"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
 			"--cap-add", "SYS_ADMIN", "--cap-add", "IPC_LOCK", "--cap-add", "DAC_READ_SEARCH", "--device", "/dev/fuse",
 			"-v", b.socket + ":" + b.socket, "-v", filepath.Join(b.dir, "volume") + ":/volume:ro",

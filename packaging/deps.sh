@@ -52,6 +52,7 @@ case ${1-} in
     want "gcc libc6-dev" gcc
     want musl-tools musl-gcc
     want podman podman
+    want runc runc # crun refuses machines that have cgroups of both versions
     want buildah buildah
     want mmdebstrap mmdebstrap
     want shellcheck shellcheck

@@ -76,7 +76,7 @@ func TestMountInAContainer(t *testing.T) {
 	copyProgram(t, filepath.Join(root, "test"))
 	run := func(tests string) *exec.Cmd {
 		return exec.Command(podman, "--root", filepath.Join(dir, "storage"), "--runroot", filepath.Join(dir, "run"),
-			"--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none",
+			"--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "runc",
 			"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
 			"--cap-add", "SYS_ADMIN", "--device", "/dev/fuse", "-v", "/usr:/usr:ro", "--rootfs", root,
 			"/test", "-test.v", "-test.run", tests)
