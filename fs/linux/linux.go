@@ -6,7 +6,8 @@
 //   - Mounts are made in a mount namespace that [Unshare] makes: nothing else on the machine sees them, and they are
 //     gone with the last process in it. Only root in the machine's first namespaces can still look inside.
 //   - A volume is served by a process ([Serve]) with a user of its own. It has no capability but the one to read the
-//     volume's files, cannot be traced or dumped, its memory stays out of swap, and it ends with its parent. The key reaches it through a pipe.
+//     volume's files, cannot be traced or dumped, its memory stays out of swap, and it ends with its parent. The
+//     key reaches it through a pipe.
 //   - Files have the modes of the volume, which keeps no owners: they belong to the application's user, and those of a
 //     root to root. No one can write.
 //

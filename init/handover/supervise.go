@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/pidfd"
 )
 
 const (
@@ -217,14 +218,15 @@ func (w *watch) reap() (appEnded bool) {
 // endGuarded ends the guarded processes, and reaps them. None of the numbers can mean another process: what has ended
 // keeps its number until it is reaped.
 func (w *watch) endGuarded() {
-	for _, kill := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		for _, g := range w.guarded {
-			_ = syscall.Kill(g.Guard, kill)
-		}
-		for late := time.Now().Add(guardedPatience); len(w.guarded) > 0 && time.Now().Before(late); w.reap() {
-			_, _ = unix.Poll(nil, 5) // milliseconds
+	var fds []int
+	for _, g := range w.guarded {
+		if fd, err := unix.PidfdOpen(g.Guard, 0); err == nil {
+			defer unix.Close(fd)
+			fds = append(fds, fd)
 		}
 	}
+	pidfd.End(fds, guardedPatience)
+	w.reap()
 }
 
 // end is the result once the app has ended.
