@@ -136,7 +136,7 @@ func (k *Keystore) Expect(witnesses ...string) {
 	m.disputes = map[string]error{}
 	for _, name := range witnesses {
 		m.disputes[name] = attest.Errorf(attest.CodeUnreachable, stepRollback,
-			"See whether the witness can be reached. Without its word nobody knows that the store is the newest.",
+			"See whether the witness can be reached. Without its word no one knows that the store is the newest.",
 			"witness %s has not taken the log since the start", name)
 	}
 }
