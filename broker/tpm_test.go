@@ -7,8 +7,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,7 +28,6 @@ import (
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
 	"github.com/sesame-init/sesame/attest/tpm"
 	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 	"github.com/sesame-init/sesame/lab/swtpm"
@@ -45,21 +42,7 @@ type machine struct {
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	testenv.Program(t, "swtpm", swtpm.Program, "swtpm swtpm-tools")
-	dir, err := os.MkdirTemp("", "tpm") // the socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	made, err := swtpm.New(t.Context(), filepath.Join(dir, "m"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	running, err := made.Start(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = running.Stop() })
+	_, running := swtpm.ForTest(t)
 	m := &machine{socket: running.Socket}
 	m.device = m.open(t, tpm.Options{EK: true})
 	e, err := m.device.Evidence(t.Context(), attest.ReportData{})

@@ -36,7 +36,6 @@ import (
 	"github.com/sesame-init/sesame/broker/releaselog"
 	"github.com/sesame-init/sesame/broker/rootkey"
 	"github.com/sesame-init/sesame/broker/store/sqlite"
-	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/admintest"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -129,21 +128,7 @@ func TestNothingBelowAConfiguredRootMovesTheClock(t *testing.T) {
 // endorsedIn2100 is a TPM whose endorsement key has a certificate that is dated 2100, as is the root above it.
 func endorsedIn2100(t *testing.T) (device *tpm.Device, root *x509.Certificate) {
 	t.Helper()
-	testenv.Program(t, "swtpm", swtpm.Program, "swtpm swtpm-tools")
-	dir, err := os.MkdirTemp("", "tpm") // the socket's path must be short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	machine, err := swtpm.New(t.Context(), filepath.Join(dir, "m"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	running, err := machine.Start(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = running.Stop() })
+	_, running := swtpm.ForTest(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

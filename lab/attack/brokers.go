@@ -8,12 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
-	"github.com/sesame-init/sesame/broker/keystore"
 	"github.com/sesame-init/sesame/broker/releaselog"
-	"github.com/sesame-init/sesame/broker/rootkey"
-	"github.com/sesame-init/sesame/broker/store/memory"
 	"github.com/sesame-init/sesame/lab/attack/hostile"
 	"github.com/sesame-init/sesame/lab/attack/starve"
 	"github.com/sesame-init/sesame/lab/brokertest"
@@ -38,14 +34,8 @@ const (
 func Brokers(t testing.TB, rounds int, fault Fault) (f Figures) {
 	t.Helper()
 	platform := brokertest.Platform(t, softsgx.Options{})
-	keys, err := keystore.Open(t.Context(), keystore.Options{Store: memory.New(), Root: &rootkey.Process{}, Now: brokertest.Clock})
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys := keystoreOf(t)
 	defer keys.Close()
-	if _, err := keys.Put(t.Context(), "attack", secretName, keystore.Value, attest.NewSecret([]byte(secretValue))); err != nil {
-		t.Fatal(err)
-	}
 	honest := brokertest.Listen(t, kept(t, platform, keys, brokersPolicy))
 	forging := brokertest.Config(t, platform, map[string][]byte{secretName: []byte("forged")}, io.Discard)
 	own := brokertest.Platform(t, softsgx.Options{})

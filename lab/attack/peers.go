@@ -81,14 +81,8 @@ func (w *watched) Release(ctx context.Context, d broker.Decision) ([]attest.Secr
 func Peers(t testing.TB, rounds int, fault Fault) (f Figures) {
 	t.Helper()
 	platform := brokertest.Platform(t, softsgx.Options{})
-	keys, err := keystore.Open(t.Context(), keystore.Options{Store: memory.New(), Root: &rootkey.Process{}, Now: brokertest.Clock})
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys := keystoreOf(t)
 	defer keys.Close()
-	if _, err := keys.Put(t.Context(), "attack", secretName, keystore.Value, attest.NewSecret([]byte(secretValue))); err != nil {
-		t.Fatal(err)
-	}
 	keeper := &watched{Keeper: keys}
 	text := peersPolicy
 	switch fault {
@@ -192,6 +186,19 @@ func Peers(t testing.TB, rounds int, fault Fault) (f Figures) {
 }
 
 // kept is the config of a broker with a keeper and a policy.
+// keystoreOf is a keystore in memory that holds the secret.
+func keystoreOf(t testing.TB) *keystore.Keystore {
+	t.Helper()
+	keys, err := keystore.Open(t.Context(), keystore.Options{Store: memory.New(), Root: &rootkey.Process{}, Now: brokertest.Clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys.Put(t.Context(), "attack", secretName, keystore.Value, attest.NewSecret([]byte(secretValue))); err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
 func kept(t testing.TB, platform *softsgx.Platform, keeper broker.Keeper, text string) broker.Config {
 	config := brokertest.Config(t, platform, nil, io.Discard)
 	config.Keeper = keeper

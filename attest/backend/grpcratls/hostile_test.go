@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"runtime"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 	"unicode"
@@ -29,37 +27,6 @@ func against(t *testing.T, kind hostile.Kind) string {
 	return b.Address
 }
 
-// heap watches how large the heap becomes, in bytes.
-func heap(t *testing.T) (growth func() uint64) {
-	read := func() uint64 {
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	runtime.GC()
-	before := read()
-	var peak atomic.Uint64
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		tick := time.NewTicker(2 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				peak.Store(max(peak.Load(), read()))
-			case <-done:
-				return
-			}
-		}
-	}()
-	return func() uint64 {
-		close(done)
-		<-ended
-		return max(peak.Load(), before) - before
-	}
-}
-
 func TestAHostileBrokerIsLeftForTheNextOneWithoutBeingBelieved(t *testing.T) {
 	const most = 16 << 20 // of heap, garbage and the attacker's own included
 	for _, kind := range hostile.Kinds() {
@@ -80,7 +47,7 @@ func TestAHostileBrokerIsLeftForTheNextOneWithoutBeingBelieved(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
 				defer cancel()
-				growth := heap(t)
+				growth := hostile.Heap()
 				got, err := client.Fetch(ctx, []string{"k"})
 				grown := growth()
 				if err != nil || string(got["k"].Expose()) != "v" {

@@ -6,10 +6,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 	"unicode"
@@ -107,7 +105,7 @@ func TestAHostileServiceCostsABoundedFetch(t *testing.T) {
 				URL: serveRaw(t, c.attack), AllowHTTP: true, Roots: platform.roots(), Now: platform.clock.Now, Wait: platform.clock.wait,
 				Timeout: timeout, Attempts: 2,
 			})
-			growth := heap(t)
+			growth := hostile.Heap()
 			_, err := client.Collateral(t.Context(), platformRequest)
 			grown := growth()
 			wantCode(t, err, c.code)
@@ -134,36 +132,5 @@ func TestAHugeCertificateOfTheServiceIsNotRead(t *testing.T) {
 	wantCode(t, err, attest.CodeUnreachable)
 	if err != nil && !strings.Contains(err.Error(), "exceeds maximum") {
 		t.Error(err)
-	}
-}
-
-// heap watches how large the heap becomes, in bytes.
-func heap(t *testing.T) (growth func() uint64) {
-	read := func() uint64 {
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	runtime.GC()
-	before := read()
-	var peak atomic.Uint64
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		tick := time.NewTicker(2 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				peak.Store(max(peak.Load(), read()))
-			case <-done:
-				return
-			}
-		}
-	}()
-	return func() uint64 {
-		close(done)
-		<-ended
-		return max(peak.Load(), before) - before
 	}
 }
