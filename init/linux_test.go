@@ -392,10 +392,10 @@ func (r *linuxRun) sight() (s sight) {
 	return s
 }
 
-// children are the direct children of a process, by argv[0].
+// children are the direct children of a process, by argv[0]; of several of one name, as between fork and exec, the first.
 func children(t *testing.T, pid int) map[string]int {
 	t.Helper()
-	found := map[string]int{}
+	found, started := map[string]int{}, map[string]uint64{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		stat, err := os.ReadFile(filepath.Join(dir, "stat"))
@@ -403,12 +403,16 @@ func children(t *testing.T, pid int) map[string]int {
 			continue
 		}
 		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) < 2 || fields[1] != strconv.Itoa(pid) {
+		if len(fields) < 20 || fields[1] != strconv.Itoa(pid) {
 			continue
 		}
 		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 		name, _, _ := strings.Cut(string(line), "\x00")
-		found[name], _ = strconv.Atoi(filepath.Base(dir))
+		at, _ := strconv.ParseUint(fields[19], 10, 64)
+		number, _ := strconv.Atoi(filepath.Base(dir))
+		if first, taken := started[name]; !taken || at < first || at == first && number < found[name] {
+			started[name], found[name] = at, number
+		}
 	}
 	return found
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/init/handover"
 )
 
 // held is a run of init whose standard error is a pipe that holds one line: init goes on from one line to the next only
@@ -81,6 +82,43 @@ func (h *held) wait() {
 	}
 }
 
+// terminate sends SIGTERM to init, and returns when the boot has it. A supervised boot is stopped until its supervisor
+// has passed the signal on: the test's next read would set it free to go on to its end.
+func (h *held) terminate(supervised bool) {
+	h.t.Helper()
+	boot := h.cmd.Process.Pid
+	if supervised {
+		if boot = children(h.t, boot)[handover.BootName]; boot == 0 {
+			h.t.Fatal("the supervisor has no boot")
+		}
+		if err := unix.Kill(boot, unix.SIGSTOP); err != nil {
+			h.t.Fatal(err)
+		}
+		defer func() { _ = unix.Kill(boot, unix.SIGCONT) }()
+		eventually(h.t, "the boot is stopped", func() bool { return strings.HasPrefix(status(boot, "State"), "T") })
+	}
+	if err := h.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		h.t.Fatal(err)
+	}
+	if supervised {
+		eventually(h.t, "the boot has the signal", func() bool { return pending(boot, unix.SIGTERM) })
+	}
+}
+
+// pending reports whether a signal waits for a process that is stopped.
+func pending(pid int, s syscall.Signal) bool {
+	set, _ := strconv.ParseUint(status(pid, "ShdPnd"), 16, 64)
+	return set&(1<<(s-1)) != 0
+}
+
+// status is a line of what the kernel says of a process.
+func status(pid int, key string) string {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut(string(text), "\n"+key+":\t")
+	line, _, _ := strings.Cut(rest, "\n")
+	return line
+}
+
 // finish reads to the end and returns the exit status.
 func (h *held) finish() int {
 	h.t.Helper()
@@ -133,9 +171,7 @@ func TestSignalInEveryPhaseOnLinux(t *testing.T) {
 					return
 				}
 				h.wait() // the next one is there, and init waits with the one after it
-				if err := h.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-					t.Fatal(err)
-				}
+				h.terminate(mode == "supervise")
 				if status := h.finish(); status != exitCodes[attest.CodeStopped] || h.out.String() != "" ||
 					!strings.Contains(h.said.String(), "init: refused [stopped] booting: ended by signal: terminated\ninit: to do: ") {
 					t.Errorf("after %q: exit status %d:\n%s%s", line, status, &h.said, h.out)
