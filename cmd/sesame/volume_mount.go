@@ -36,7 +36,7 @@ It needs root, a user namespace (unshare -Urm) or fusermount3 (Debian package fu
 	return volumeReader(cmd, func(cmd *cobra.Command, v *sefs.Volume, args []string) error {
 		log := logrus.New()
 		log.SetOutput(cmd.ErrOrStderr())
-		o := fuse.Options{AllowOther: allowOther, Log: log}
+		o := fuse.Options{AllowOther: allowOther, Log: log, Apart: true}
 		if owner != "" {
 			var err error
 			if o.Owner, err = parseOwner(owner); err != nil {

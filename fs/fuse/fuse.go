@@ -76,6 +76,12 @@ type Options struct {
 	AllowOther bool
 	// Owner replaces the owner of all files.
 	Owner *Owner
+	// Apart promises that no thread of this process looks into the mount. A process that waits for an answer of its own
+	// cannot be killed, and stays for ever if its readers die first.
+	Apart bool
+	// Mounted is called when the kernel has the mount and before the first request is read, to give up the rights that
+	// mounting took. Its error takes the mount away. Nothing may look into the mount before it returns.
+	Mounted func() error
 	// Log receives one line for each file that is refused. Nil means to standard error.
 	Log logrus.FieldLogger
 }
@@ -115,7 +121,10 @@ func MountVolume(ctx context.Context, v Volume, mountpoint string, o Options) (*
 		o.Log = logrus.New()
 	}
 	s := &Server{log: o.Log, done: make(chan struct{})}
-	if err := s.mount(ctx, newFileSystem(v, o), mountpoint, o.AllowOther); err != nil {
+	if err := s.mount(ctx, newFileSystem(v, o), mountpoint, o); err != nil {
+		if refusal := (*attest.Error)(nil); errors.As(err, &refusal) {
+			return nil, err
+		}
 		hint := ""
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, exec.ErrNotFound) {
 			hint = "Mounting needs root, a user namespace (unshare -Urm), or fusermount3 (Debian package fuse3); " +
@@ -127,7 +136,7 @@ func MountVolume(ctx context.Context, v Volume, mountpoint string, o Options) (*
 	return s, nil
 }
 
-func (s *Server) mount(ctx context.Context, fsys *fileSystem, mountpoint string, allowOther bool) error {
+func (s *Server) mount(ctx context.Context, fsys *fileSystem, mountpoint string, o Options) error {
 	var err error
 	if s.mountpoint, err = filepath.Abs(mountpoint); err != nil {
 		return err
@@ -139,7 +148,7 @@ func (s *Server) mount(ctx context.Context, fsys *fileSystem, mountpoint string,
 	options := &fuse.MountOptions{
 		FsName:        "sesame",
 		Name:          fsys.String(),
-		AllowOther:    allowOther,
+		AllowOther:    o.AllowOther,
 		Options:       []string{"ro", "nosuid", "nodev"},
 		MaxWrite:      requestSize,
 		MaxBackground: background,
@@ -152,7 +161,7 @@ func (s *Server) mount(ctx context.Context, fsys *fileSystem, mountpoint string,
 		ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT,
 		Logger:                   log.New(lines{s.log}, "", 0),
 	}
-	if allowOther {
+	if o.AllowOther {
 		options.Options = append(options.Options, "default_permissions")
 	}
 	if err := ctx.Err(); err != nil {
@@ -173,17 +182,25 @@ func (s *Server) mount(ctx context.Context, fsys *fileSystem, mountpoint string,
 		}
 		return err
 	}
+	s.raiseReadAhead()
+	if o.Mounted != nil {
+		err = o.Mounted()
+	}
 	go func() {
 		defer close(s.done)
 		s.server.Serve()
 	}()
-	if err := s.server.WaitMount(); err != nil {
+	if err != nil {
 		return errors.Join(err, s.Unmount())
+	}
+	if !o.Apart { // go-fuse asks the mount for something, which keeps Go's poller from waiting for this very server
+		if err := s.server.WaitMount(); err != nil {
+			return errors.Join(err, s.Unmount())
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return errors.Join(err, s.Unmount())
 	}
-	s.raiseReadAhead()
 	return nil
 }
 
@@ -202,11 +219,11 @@ func device(dir string) (uint64, error) {
 // raiseReadAhead lets the kernel read further ahead than the 128 KiB that FUSE can ask for. Only root of the machine
 // may; elsewhere the mount is slower, and nothing else.
 func (s *Server) raiseReadAhead() {
-	dev, err := device(s.mountpoint)
-	if err != nil {
+	var st unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, s.mountpoint, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st) != nil { // asks the file system nothing
 		return
 	}
-	knob := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(dev), unix.Minor(dev))
+	knob := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", st.Dev_major, st.Dev_minor)
 	if err := os.WriteFile(knob, strconv.AppendInt(nil, readAhead>>10, 10), 0); err != nil {
 		s.log.WithError(err).Debug("the kernel's read-ahead stays at its default")
 	}

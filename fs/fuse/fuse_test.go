@@ -729,3 +729,46 @@ func TestNothingStaysMountedWhenMountFails(t *testing.T) {
 		}
 	}
 }
+
+func TestMountedComesBeforeTheFirstRequest(t *testing.T) {
+	testenv.FUSE(t)
+	v, _ := newVolume(t)
+	dir := t.TempDir()
+	answered := make(chan error, 1)
+	s, err := fuse.Mount(t.Context(), v, dir, fuse.Options{Mounted: func() error {
+		if !mounted(t, dir) {
+			t.Error("not mounted yet")
+		}
+		begun := make(chan struct{})
+		go func() {
+			close(begun)
+			_, err := os.Lstat(filepath.Join(dir, "link"))
+			answered <- err
+		}()
+		<-begun
+		readers, _ := filepath.Glob("/proc/self/task/*/wchan")
+		for _, name := range readers {
+			if where, _ := os.ReadFile(name); strings.HasPrefix(string(where), "fuse_dev_do_read") {
+				t.Error("a thread reads requests already")
+			}
+		}
+		if len(answered) > 0 {
+			t.Error("a request is answered already")
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if err := s.Unmount(); err != nil {
+		t.Fatal(err)
+	}
+	refusal := attest.Errorf(attest.CodeInternal, "dropping", "a hint", "no")
+	_, err = fuse.Mount(t.Context(), v, dir, fuse.Options{Mounted: func() error { return refusal }})
+	if attest.CodeOf(err) != attest.CodeInternal || attest.HintOf(err) != "a hint" || mounted(t, dir) {
+		t.Errorf("%v, mounted: %v", err, mounted(t, dir))
+	}
+}

@@ -131,11 +131,11 @@ func start(ctx context.Context, o Options, v fs.Volume, target string, owner fus
 
 // device is that of the file system at a directory; 0 if there is none, or one that nothing serves any more.
 func device(dir string) uint64 {
-	var st unix.Stat_t
-	if unix.Stat(dir, &st) != nil {
+	var st unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st) != nil { // asks the server nothing
 		return 0
 	}
-	return st.Dev
+	return unix.Mkdev(st.Dev_major, st.Dev_minor)
 }
 
 // ambient are the capabilities that a server starts with: to mount and to open /dev/fuse, to read the volume's files, to
@@ -177,7 +177,7 @@ const mounted = "mounted"
 // until it is told to end. It returns the exit status.
 func Serve(args []string, log *logrus.Logger) int {
 	out := os.NewFile(reportFD, "report")
-	parentEnded, err := ended(os.Getppid())
+	parent, err := openParent()
 	var served *fuse.Server
 	if err == nil {
 		served, err = serve(args, log)
@@ -195,7 +195,7 @@ func Serve(args []string, log *logrus.Logger) int {
 	_ = out.Close()
 	select {
 	case <-served.Done():
-	case <-parentEnded:
+	case <-ended(parent):
 		_ = served.Unmount()
 	case <-stop:
 		_ = served.Unmount()
@@ -203,13 +203,19 @@ func Serve(args []string, log *logrus.Logger) int {
 	return 0
 }
 
-// ended is closed when a process has ended, whatever it has become by exec until then. PR_SET_PDEATHSIG would not do: the
-// signal needs the dying process's permission, and an application of another user has none.
-func ended(pid int) (<-chan struct{}, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
+// openParent is a pidfd of the process that started this one. PR_SET_PDEATHSIG would not do: the signal needs the dying
+// process's permission, and an application of another user has none.
+func openParent() (fd int, err error) {
+	pid := os.Getppid()
+	fd, err = unix.PidfdOpen(pid, 0)
 	if err != nil || os.Getppid() != pid {
-		return nil, errors.Join(errors.New("the process that started this one is gone"), err)
+		return -1, errors.Join(errors.New("the process that started this one is gone"), err)
 	}
+	return fd, nil
+}
+
+// ended is closed when a process has ended, whatever it has become by exec until then.
+func ended(fd int) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -220,7 +226,7 @@ func ended(pid int) (<-chan struct{}, error) {
 			}
 		}
 	}()
-	return done, nil
+	return done
 }
 
 func serve(args []string, log *logrus.Logger) (*fuse.Server, error) {
@@ -253,16 +259,9 @@ func serve(args []string, log *logrus.Logger) (*fuse.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	served, err := fuse.Mount(context.Background(), volume, target, fuse.Options{
-		AllowOther: true, Owner: &fuse.Owner{UID: uint32(uid), GID: uint32(gid)}, Log: log,
+	return fuse.Mount(context.Background(), volume, target, fuse.Options{
+		AllowOther: true, Owner: &fuse.Owner{UID: uint32(uid), GID: uint32(gid)}, Log: log, Apart: true, Mounted: dropCapabilities,
 	})
-	if err != nil {
-		return nil, err
-	}
-	if err := dropCapabilities(); err != nil {
-		return nil, errors.Join(err, served.Unmount())
-	}
-	return served, nil
 }
 
 func readKey() (key sefs.Key, err error) {
@@ -299,6 +298,9 @@ func Unlock() error {
 
 // dropCapabilities leaves, in all threads, those to read the volume's files and to keep memory locked, and none that
 // could be had again.
+//
+// No other goroutine may enter a system call meanwhile that blocks, so it comes before the first request is read: each
+// call below stops the world, for which Go 1.26 can wait a minute if a thread enters such a call at that moment.
 func dropCapabilities() error {
 	if err := dropBounding(); err != nil {
 		return attest.Errorf(attest.CodeInternal, "dropping capabilities", "Grant CAP_SETPCAP.", "%w", err)

@@ -306,9 +306,9 @@ func serve(ctx context.Context, null bool, args []string) error {
 	defer v.Close()
 	var s *fuse.Server
 	if null {
-		s, err = fuse.MountVolume(ctx, zeros{v}, args[1], fuse.Options{})
+		s, err = fuse.MountVolume(ctx, zeros{v}, args[1], fuse.Options{Apart: true})
 	} else {
-		s, err = fuse.Mount(ctx, v, args[1], fuse.Options{})
+		s, err = fuse.Mount(ctx, v, args[1], fuse.Options{Apart: true})
 	}
 	if err != nil {
 		return err
