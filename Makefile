@@ -36,7 +36,7 @@ BACKEND    ?= grpc-ratls
 # The loader that an Occlum initfs holds.
 INTERPRETER = /lib/ld-musl-x86_64.so.1
 
-# Programs that run inside the LibOS are built with the patched Go runtime (package occlum/goruntime says why).
+# Programs that run inside the LibOS are built with the patched Go runtime (package internal/occlum/goruntime says why).
 OVERLAY     = build/overlay/overlay.json
 LIBOS_FLAGS = -trimpath -buildvcs=false -overlay $(OVERLAY) -buildmode=pie -ldflags "-s -w -I $(INTERPRETER) \
               -X runtime.godebugDefault=madvdontneed=0,asyncpreemptoff=1 -X main.where=occlum"
@@ -59,7 +59,7 @@ build: deps bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_se
 .PHONY: bin/init bin/sesame bin/keybroker bin/occlum bin/tensorflow_model_server bin/libos/keybroker $(OVERLAY)
 .PHONY: bin/libos/tensorflow_model_server bin/init-linux
 $(OVERLAY):
-	@$(GO) run ./occlum/goruntime -o $(@D) >/dev/null
+	@$(GO) run ./internal/occlum/goruntime -o $(@D) >/dev/null
 bin/init: $(OVERLAY)
 	CGO_ENABLED=0 $(LIBOS_GO) build $(LIBOS_FLAGS) -o $@ ./init
 # The same init for plain Linux, with all attesters.

@@ -27,7 +27,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/loopback"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/swtpm"

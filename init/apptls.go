@@ -12,7 +12,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/fs"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // identityMaker makes the application's TLS identity.

@@ -9,7 +9,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/cvm"
 	"github.com/sesame-init/sesame/attest/tpm"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // attester is an [attest.Attester] that holds a device.

@@ -13,8 +13,8 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/init/config"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // newBackend makes the one backend that the config names.

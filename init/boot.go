@@ -15,8 +15,8 @@ import (
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/fs/sefs"
-	"github.com/sesame-init/sesame/init/config"
-	"github.com/sesame-init/sesame/init/stop"
+	"github.com/sesame-init/sesame/init/internal/stop"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // appVariable carries the measured app block from init to the launcher, in the trusted environment.

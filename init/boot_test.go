@@ -15,8 +15,8 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	sesamefs "github.com/sesame-init/sesame/fs"
-	"github.com/sesame-init/sesame/init/config"
-	"github.com/sesame-init/sesame/init/stop"
+	"github.com/sesame-init/sesame/init/internal/stop"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // fakeBackend hands out fixed secrets and counts what was asked.

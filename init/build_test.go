@@ -13,9 +13,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sesame-init/sesame/internal/occlum/goruntime/overlay"
+	"github.com/sesame-init/sesame/internal/occlum/occlumcheck"
 	"github.com/sesame-init/sesame/internal/testenv"
-	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
-	"github.com/sesame-init/sesame/occlum/occlumcheck"
 )
 
 var update = flag.Bool("update", false, "write deps.txt anew")

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // launch replaces this process by the application that the measured config names, if the host's arguments are

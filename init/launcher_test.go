@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 var demoApp = config.App{

@@ -20,9 +20,9 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/fs/linux"
-	"github.com/sesame-init/sesame/init/config"
-	"github.com/sesame-init/sesame/init/handover"
+	"github.com/sesame-init/sesame/init/internal/handover"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // self is this very program, wherever the root is by then.

@@ -10,7 +10,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/maa"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // newMAA makes the client of Azure Attestation and Key Vault.

@@ -19,7 +19,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/lab/maatest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )

@@ -4,7 +4,7 @@
 //
 // # What happens, in order
 //
-//  1. The measured config /etc/init_ra_conf.json is read (package init/config is its manual). Anything wrong
+//  1. The measured config /etc/init_ra_conf.json is read (package internal/config is its manual). Anything wrong
 //     in it ends the boot and is named with the key and what to write.
 //  2. The enclave's own measurement is read from /dev/sgx and logged.
 //  3. The backend attests and fetches all secrets under one deadline, or none.
@@ -52,7 +52,7 @@
 // Evidence comes from the attester that the config names. Mounts are made in a mount namespace of its own, volumes are
 // served by processes with a user of their own (package fs/linux), secrets stand in memory that is never swapped out,
 // and a root from a volume is entered by pivot_root. Then the application takes over this process, or is supervised
-// (package init/handover). It runs as the entry point of a container, under systemd, and as process 1 where somebody has
+// (package init/internal/handover). It runs as the entry point of a container, under systemd, and as process 1 where somebody has
 // mounted /proc, /sys and /dev before. It needs the capabilities SYS_ADMIN, SETPCAP, SETUID, SETGID and DAC_OVERRIDE, and
 // IPC_LOCK where there is swap; none of them reaches the application unless the config says so.
 //
@@ -72,7 +72,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/sesame-init/sesame/init/stop"
+	"github.com/sesame-init/sesame/init/internal/stop"
 )
 
 // buildTime raises the lower bound of every clock that init believes, in seconds since 1970, if a linker sets it. Programs

@@ -17,8 +17,8 @@ import (
 	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/fs/occlum"
-	"github.com/sesame-init/sesame/init/config"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 const (

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/init/handover"
+	"github.com/sesame-init/sesame/init/internal/handover"
 )
 
 // held is a run of init whose standard error is a pipe that holds one line: init goes on from one line to the next only

@@ -8,9 +8,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/policy"
 )
 
 // policyName is the policy in the working folder.

@@ -16,7 +16,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )

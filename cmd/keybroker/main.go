@@ -3,7 +3,7 @@
 //	keybroker [options] ADDRESS
 //	keybroker check [POLICY]
 //
-// It decides by a policy (package broker/policy), the file policy.yaml. Started in a folder with Occlum's
+// It decides by a policy (package internal/broker/policy), the file policy.yaml. Started in a folder with Occlum's
 // dynamic_config.json and secret_config.json instead, it takes the place of Occlum's /bin/server: the same wire, the
 // same line "Server listening on ADDRESS" on standard output once it answers, and it listens on exactly ADDRESS. It
 // fails closed: a file that it cannot read to the letter, or that demands less than a minimum of a peer, ends it before
@@ -32,7 +32,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/memory"
 )
 

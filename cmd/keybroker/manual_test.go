@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker/policy"
 )
 
 // manual is docs/broker.md.

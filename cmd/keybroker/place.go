@@ -12,7 +12,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/internal/broker"
 )
 
 // where names the place that this program is built for: "bare", "occlum" or "ego". The linker sets it, not an option: the

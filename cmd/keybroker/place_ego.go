@@ -13,7 +13,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/broker/rootkey"
+	"github.com/sesame-init/sesame/internal/broker/rootkey"
 )
 
 // openEGo opens the attester of EGo's runtime.

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/broker/admin"
-	"github.com/sesame-init/sesame/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/internal/broker/admin"
+	"github.com/sesame-init/sesame/internal/broker/admin/adminpb"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )

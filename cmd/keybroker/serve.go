@@ -24,8 +24,8 @@ import (
 	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/policy"
 )
 
 func (c *command) logger() (*logrus.Logger, error) {

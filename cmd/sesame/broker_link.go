@@ -18,7 +18,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/broker/admin"
+	"github.com/sesame-init/sesame/internal/broker/admin"
 )
 
 // brokerLink is how a command reaches a broker's admin channel. Flags come first, then the context file. It is the

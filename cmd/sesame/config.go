@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 func configCommand() *cobra.Command {

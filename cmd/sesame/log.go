@@ -15,9 +15,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/broker/admin"
-	"github.com/sesame-init/sesame/broker/admin/adminpb"
-	"github.com/sesame-init/sesame/broker/releaselog"
+	"github.com/sesame-init/sesame/internal/broker/admin"
+	"github.com/sesame-init/sesame/internal/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/internal/broker/releaselog"
 )
 
 func logCommand() *cobra.Command {

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	brokerpolicy "github.com/sesame-init/sesame/broker/policy"
-	"github.com/sesame-init/sesame/init/config"
+	brokerpolicy "github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 // numbers are the keys below a type that hold a number or a span of time, with the text of zero.

@@ -12,9 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/occlum/occlumcheck"
-	"github.com/sesame-init/sesame/occlum/occlumconf"
-	"github.com/sesame-init/sesame/occlum/sizing"
+	"github.com/sesame-init/sesame/internal/occlum/occlumcheck"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
+	"github.com/sesame-init/sesame/internal/occlum/sizing"
 )
 
 func occlumCommand() *cobra.Command {

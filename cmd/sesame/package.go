@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/packaging/pipeline"
+	"github.com/sesame-init/sesame/internal/packaging/pipeline"
 )
 
 // packageFlags are the options of a deployment as a command line has them.

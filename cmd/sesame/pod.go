@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/packaging/pod"
+	"github.com/sesame-init/sesame/internal/packaging/pod"
 )
 
 func podCommand() *cobra.Command {

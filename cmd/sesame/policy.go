@@ -19,8 +19,8 @@ import (
 	appraisal "github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/policy"
 )
 
 func policyCommand() *cobra.Command {

@@ -6,9 +6,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sesame-init/sesame/broker/admin"
-	"github.com/sesame-init/sesame/broker/admin/adminpb"
-	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker/admin"
+	"github.com/sesame-init/sesame/internal/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/internal/broker/policy"
 )
 
 func policyPushCommand() *cobra.Command {

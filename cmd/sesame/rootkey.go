@@ -13,8 +13,8 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/broker/admin"
-	"github.com/sesame-init/sesame/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/internal/broker/admin"
+	"github.com/sesame-init/sesame/internal/broker/admin/adminpb"
 )
 
 func rootkeyCommand() *cobra.Command {

@@ -11,9 +11,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/broker/admin"
-	"github.com/sesame-init/sesame/broker/admin/adminpb"
-	"github.com/sesame-init/sesame/broker/keystore"
+	"github.com/sesame-init/sesame/internal/broker/admin"
+	"github.com/sesame-init/sesame/internal/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/internal/broker/keystore"
 )
 
 func secretCommand() *cobra.Command {

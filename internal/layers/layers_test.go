@@ -15,14 +15,14 @@ var forbidden = []struct {
 	to   []string
 	why  string
 }{
-	{"./init", []string{"attest/tpm", "broker", "testing"}, "init is small, and no broker"},
+	{"./init", []string{"attest/tpm", "internal/broker", "testing"}, "init is small, and no broker"},
 	// go-tpm-tools/client, the two programs' way to a TPM, imports testing itself.
 	{"./cmd/keybroker", []string{"init", "net/http/httptest"}, "broker and init never import each other"},
 	{"./cmd/sesame", []string{"net/http/httptest"}, "tests stay out of the tools"},
-	{"./broker/...", []string{"init", "client"}, "broker and init never import each other"},
-	{"./fs/...", []string{"attest/sgx", "attest/dcap", "attest/ratls", "attest/backend", "broker", "init"}, "fs knows no evidence"},
-	{"./client/...", []string{"broker", "init"}, "the client is its own program"},
-	{"./attest", []string{"fs", "broker", "init", "client", "attest/"}, "attest knows none of its users"},
+	{"./internal/broker/...", []string{"init", "client"}, "broker and init never import each other"},
+	{"./fs/...", []string{"attest/sgx", "attest/dcap", "attest/ratls", "attest/backend", "internal/broker", "init"}, "fs knows no evidence"},
+	{"./client/...", []string{"internal/broker", "init"}, "the client is its own program"},
+	{"./attest", []string{"fs", "internal/broker", "init", "client", "attest/"}, "attest knows none of its users"},
 	{"./attest/dcap", []string{"attest/policy", "attest/ratls", "attest/backend", "net/http"}, "is it genuine, without network and policy"},
 	{"./attest/policy", []string{"attest/dcap", "attest/ratls", "attest/backend", "net/http"}, "do I like it, apart from is it genuine"},
 }

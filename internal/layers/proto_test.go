@@ -12,8 +12,8 @@ import (
 
 	_ "github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	_ "github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
-	_ "github.com/sesame-init/sesame/broker/admin/adminpb"
 	_ "github.com/sesame-init/sesame/client/tfserving"
+	_ "github.com/sesame-init/sesame/internal/broker/admin/adminpb"
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 

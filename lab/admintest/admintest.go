@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/broker/admin"
+	"github.com/sesame-init/sesame/internal/broker/admin"
 )
 
 // Administrator makes a certificate that is its own authority.

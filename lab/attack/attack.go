@@ -15,8 +15,8 @@ import (
 	"io"
 	"time"
 
-	"github.com/sesame-init/sesame/broker/keystore"
-	"github.com/sesame-init/sesame/broker/releaselog"
+	"github.com/sesame-init/sesame/internal/broker/keystore"
+	"github.com/sesame-init/sesame/internal/broker/releaselog"
 )
 
 // Figures are the result of one class.

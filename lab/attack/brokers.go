@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
-	"github.com/sesame-init/sesame/broker/releaselog"
+	"github.com/sesame-init/sesame/internal/broker/releaselog"
 	"github.com/sesame-init/sesame/lab/attack/hostile"
 	"github.com/sesame-init/sesame/lab/attack/starve"
 	"github.com/sesame-init/sesame/lab/brokertest"

@@ -8,7 +8,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/internal/broker"
 )
 
 func hexOf(b [32]byte) string { return hex.EncodeToString(b[:]) }

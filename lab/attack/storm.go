@@ -20,13 +20,13 @@ import (
 	modernc "modernc.org/sqlite"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/keystore"
-	"github.com/sesame-init/sesame/broker/releaselog"
-	"github.com/sesame-init/sesame/broker/rootkey"
-	"github.com/sesame-init/sesame/broker/store"
-	"github.com/sesame-init/sesame/broker/store/postgres"
-	"github.com/sesame-init/sesame/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/keystore"
+	"github.com/sesame-init/sesame/internal/broker/releaselog"
+	"github.com/sesame-init/sesame/internal/broker/rootkey"
+	"github.com/sesame-init/sesame/internal/broker/store"
+	"github.com/sesame-init/sesame/internal/broker/store/postgres"
+	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
 	"github.com/sesame-init/sesame/lab/powercut"
 )
 

@@ -24,8 +24,8 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
 

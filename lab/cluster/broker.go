@@ -13,8 +13,8 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/sesame-init/sesame/packaging/keyring"
-	"github.com/sesame-init/sesame/packaging/pipeline"
+	"github.com/sesame-init/sesame/internal/packaging/keyring"
+	"github.com/sesame-init/sesame/internal/packaging/pipeline"
 )
 
 // forward is a port-forward to the broker's admin channel: the way in which an operator reaches it.

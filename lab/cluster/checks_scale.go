@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sesame-init/sesame/occlum/occlumconf"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 )
 
 func (e *suite) scale(ctx context.Context, n int) error {

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sesame-init/sesame/packaging/pipeline"
+	"github.com/sesame-init/sesame/internal/packaging/pipeline"
 )
 
 // The selectors and objects of the manifests.

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sesame-init/sesame/occlum/occlumconf"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 )
 
 func TestWhatEPCIsLeftOfANode(t *testing.T) {

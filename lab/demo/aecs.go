@@ -27,9 +27,9 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/packaging/keyring"
 	"github.com/sesame-init/sesame/lab/aecstest"
 	"github.com/sesame-init/sesame/lab/softsgx"
-	"github.com/sesame-init/sesame/packaging/keyring"
 )
 
 // The AECS's identity, under the broker's signer.

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sesame-init/sesame/packaging/copytree"
-	"github.com/sesame-init/sesame/packaging/keyring"
+	"github.com/sesame-init/sesame/internal/packaging/copytree"
+	"github.com/sesame-init/sesame/internal/packaging/keyring"
 )
 
 // The broker's identity. Broker and workload have different product ids, so neither can stand in for the other

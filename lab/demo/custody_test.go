@@ -13,8 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sesame-init/sesame/internal/packaging/copytree"
 	"github.com/sesame-init/sesame/lab/admintest"
-	"github.com/sesame-init/sesame/packaging/copytree"
 )
 
 // custodyPolicy is a broker's own: store on the host, root key sealed.

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/internal/loopback"
-	"github.com/sesame-init/sesame/packaging/copytree"
+	"github.com/sesame-init/sesame/internal/packaging/copytree"
 )
 
 // workloadProduct is the product id of the inference instance.

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	initconfig "github.com/sesame-init/sesame/init/config"
+	initconfig "github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/swtpm"
 )

@@ -8,7 +8,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/sesame-init/sesame/packaging/keyring"
+	"github.com/sesame-init/sesame/internal/packaging/keyring"
 )
 
 // makeIdentities makes the server's TLS identity as TensorFlow Serving wants it, and three signers of enclaves.

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-tpm/legacy/tpm2"
 	"github.com/google/go-tpm/tpmutil"
 
-	keybroker "github.com/sesame-init/sesame/broker"
+	keybroker "github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/lab/swtpm"
 )
 

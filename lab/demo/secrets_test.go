@@ -11,8 +11,8 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/occlum/occlumcheck"
 	"github.com/sesame-init/sesame/internal/testenv"
-	"github.com/sesame-init/sesame/occlum/occlumcheck"
 )
 
 // forms are how a secret may be written: whole, and for a key also its bytes.

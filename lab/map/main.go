@@ -1,5 +1,5 @@
-// Command map draws docs/house.svg, the map of the house: a box for each top-level folder with Go code, and an arrow for each
-// import between two of them.
+// Command map draws docs/house.svg, the map of the house: a box for each top-level folder with Go code, and for the large ones
+// below internal/, and an arrow for each import between two of them.
 //
 //	map -w docs/house.svg
 //
@@ -32,16 +32,17 @@ type place struct {
 }
 
 var places = map[string]place{
-	"lab":       {"proves the rest, or runs it without hardware; never shipped", 0, 0, 6},
-	"cmd":       {"the programs: the key broker, and the tool of operators and developers", 1, 1, 5},
-	"packaging": {"images, charts, keys", 2, 0, 3},
-	"client":    {"asks model servers", 2, 4, 6},
-	"occlum":    {"what Occlum needs", 3, 0, 2},
-	"broker":    {"holds secrets, and releases them", 4, 2, 4},
-	"init":      {"the boot of a workload", 4, 0, 2},
-	"fs":        {"the file systems of a boot: roots, volumes, secret files", 5, 0, 4},
-	"attest":    {"evidence: made, verified, appraised, and exchanged for secrets", 6, 0, 6},
-	"internal":  {"small tools that all share", 7, 0, 6},
+	"lab":                {"proves the rest, or runs it without hardware; never shipped", 0, 0, 6},
+	"cmd":                {"the programs: the key broker, and the tool of operators and developers", 1, 1, 5},
+	"internal/packaging": {"images, charts, keys", 2, 0, 3},
+	"client":             {"asks model servers", 2, 4, 6},
+	"internal/occlum":    {"what Occlum needs", 3, 0, 2},
+	"internal/broker":    {"holds secrets, and releases them", 4, 2, 4},
+	"init":               {"the boot of a workload", 4, 0, 2},
+	"internal/config":    {"the measured config of init", 5, 0, 2},
+	"fs":                 {"the file systems of a boot: roots, volumes, secret files", 6, 0, 4},
+	"attest":             {"evidence: made, verified, appraised, and exchanged for secrets", 7, 0, 6},
+	"internal":           {"small tools that all share", 8, 0, 6},
 }
 
 func main() {
@@ -69,10 +70,25 @@ func run(args []string) error {
 	return os.WriteFile(*name, svg, 0o644)
 }
 
-// wing is a top-level folder.
+// wing is a top-level folder, or one below internal/ that has a place of its own.
 type wing struct {
 	rooms   []string // the folders in it that have packages, sorted
 	imports []string // the other wings that its packages import, sorted
+}
+
+// locate splits the path of a package into its wing and the room in it, which is empty for the wing's own package.
+func locate(path string) (name, room string) {
+	parts := strings.Split(path, "/")
+	n := 1
+	if len(parts) > 1 {
+		if _, wing := places[parts[0]+"/"+parts[1]]; wing {
+			n = 2
+		}
+	}
+	if len(parts) > n {
+		room = parts[n]
+	}
+	return strings.Join(parts[:n], "/"), room
 }
 
 // survey asks "go list" about the module in root, as it is built for Linux with and without the attesters of plain Linux.
@@ -92,18 +108,18 @@ func survey(root string) (map[string]*wing, error) {
 			if len(packages) == 0 {
 				continue
 			}
-			path := strings.Split(strings.TrimPrefix(packages[0], module), "/")
-			w := house[path[0]]
+			name, room := locate(strings.TrimPrefix(packages[0], module))
+			w := house[name]
 			if w == nil {
 				w = &wing{}
-				house[path[0]] = w
+				house[name] = w
 			}
-			if len(path) > 1 {
-				w.rooms = append(w.rooms, path[1])
+			if room != "" {
+				w.rooms = append(w.rooms, room)
 			}
 			for _, imported := range packages[1:] {
 				if local, ours := strings.CutPrefix(imported, module); ours {
-					if other, _, _ := strings.Cut(local, "/"); other != path[0] {
+					if other, _ := locate(local); other != name {
 						w.imports = append(w.imports, other)
 					}
 				}

@@ -23,10 +23,10 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/occlum/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/occlumsim"
 	"github.com/sesame-init/sesame/lab/occlumsim/libos"
-	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
 )
 
 func TestMain(m *testing.M) {

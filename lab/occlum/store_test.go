@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sesame-init/sesame/internal/occlum/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/occlumsim"
-	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
 )
 
 // TestBrokersStoreKeepsItsPromisesUnderTheLibOS runs the suites of the embedded store and of the keystore on it as an

@@ -14,7 +14,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
-	"github.com/sesame-init/sesame/occlum/occlumconf"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 )
 
 // BuildOptions say how to build an instance.

@@ -22,8 +22,8 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 	"github.com/sesame-init/sesame/internal/strictjson"
-	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 // SignKeyBits is the size of a signing key's modulus: SGX takes 3072 bits only.

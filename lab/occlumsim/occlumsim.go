@@ -29,7 +29,7 @@ import (
 	"path/filepath"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/occlum/occlumconf"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 )
 
 // Files of an instance, relative to it.

@@ -18,8 +18,8 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
-	"github.com/sesame-init/sesame/broker/rootkey"
-	"github.com/sesame-init/sesame/broker/store"
+	"github.com/sesame-init/sesame/internal/broker/rootkey"
+	"github.com/sesame-init/sesame/internal/broker/store"
 )
 
 // commits is a store that counts what was committed.

@@ -30,11 +30,11 @@ import (
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
 	"github.com/sesame-init/sesame/attest/sgx"
-	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/keystore"
-	"github.com/sesame-init/sesame/broker/policy"
-	"github.com/sesame-init/sesame/broker/rootkey"
-	"github.com/sesame-init/sesame/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/keystore"
+	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker/rootkey"
+	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
 

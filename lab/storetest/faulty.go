@@ -5,7 +5,7 @@ import (
 	"errors"
 	"sync"
 
-	"github.com/sesame-init/sesame/broker/store"
+	"github.com/sesame-init/sesame/internal/broker/store"
 )
 
 // A Fault is how the next update of a [Faulty] store fails.

@@ -11,7 +11,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/sesame-init/sesame/broker/store"
+	"github.com/sesame-init/sesame/internal/broker/store"
 )
 
 // A Kind is an implementation of [store.Store].

@@ -17,7 +17,7 @@ import (
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
-	"github.com/sesame-init/sesame/broker"
+	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/lab/attesttest"
 	"github.com/sesame-init/sesame/lab/backendtest"
 	"github.com/sesame-init/sesame/lab/brokertest"

@@ -5,7 +5,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 func newAECS(*config.AECS, attest.Attester, *trust, *logrus.Logger) (backend.Backend, error) {

@@ -7,7 +7,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
-	"github.com/sesame-init/sesame/init/config"
+	"github.com/sesame-init/sesame/internal/config"
 )
 
 func newMAA(*config.MAA, attest.Attester, func() time.Time, *logrus.Logger) (backend.Backend, error) {

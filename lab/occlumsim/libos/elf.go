@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sesame-init/sesame/occlum/occlumconf"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 )
 
 // elfHeaderSize is that of a 64-bit ELF header, which the LibOS wants the program headers to follow at once.

@@ -298,7 +298,7 @@ func (t *tracer) clone(pid int, regs *unix.PtraceRegs) error {
 	if err != nil || !executableAt(pid, entry) {
 		t.kill(pid, fmt.Sprintf("it starts a thread as Linux does: the LibOS takes a thread's first instruction from the "+
 			"top of its stack, where this program has %#x, which is no code. A Go program must be built with the "+
-			"runtime overlay of occlum/goruntime, a C program with Occlum's libc", entry))
+			"runtime overlay of internal/occlum/goruntime, a C program with Occlum's libc", entry))
 		return nil
 	}
 	t.asked[pid] = threadStart{known: true, rip: entry, rsp: stack}

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sesame-init/sesame/internal/occlum/goruntime/overlay"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 	"github.com/sesame-init/sesame/internal/testenv"
-	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
-	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 var boots = flag.Int("boots", 0, "how many times the tests named EveryTime boot; 20 if 0, or 2 with -short")

@@ -23,15 +23,15 @@ import (
 
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
-	"github.com/sesame-init/sesame/broker"
-	"github.com/sesame-init/sesame/broker/policy"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/occlum/goruntime/overlay"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/occlumsim"
 	"github.com/sesame-init/sesame/lab/softsgx"
-	"github.com/sesame-init/sesame/occlum/goruntime/overlay"
-	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 // namespaceVariable is set in a test's own process in namespaces of its own.

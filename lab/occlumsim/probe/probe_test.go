@@ -21,9 +21,9 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 	"github.com/sesame-init/sesame/internal/testenv"
 	_ "github.com/sesame-init/sesame/lab/occlumsim/libos" // is in the programs under test: a change of it makes the tests run
-	"github.com/sesame-init/sesame/occlum/occlumconf"
 )
 
 // tools are the programs that the tests build once.
