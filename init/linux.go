@@ -202,7 +202,7 @@ func parseArgs(args []string) (path string, asked []string, err error) {
 		return "", nil, err
 	}
 	if err == nil && flags.NArg() > 0 {
-		err = fmt.Errorf("%q: the application stands behind --", flags.Arg(0))
+		err = fmt.Errorf("%q: the application comes after --", flags.Arg(0))
 	}
 	if err != nil {
 		return "", nil, attest.Errorf(attest.CodeUsage, "reading the command line", "See init -h.", "%w", err)

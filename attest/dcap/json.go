@@ -71,7 +71,7 @@ type fields uint32
 // once adds a field that must not have been there yet.
 func (r *jsonReader) once(seen *fields, f fields, name string) {
 	if *seen&f != 0 {
-		r.fail("field %q stands twice", name)
+		r.fail("field %q appears twice", name)
 	}
 	*seen |= f
 }

@@ -151,7 +151,7 @@ func sortLevels[L any](levels []L, compare func(a, b L) int) error {
 	slices.SortFunc(levels, compare)
 	for i := 1; i < len(levels); i++ {
 		if compare(levels[i-1], levels[i]) == 0 {
-			return errors.New("a TCB level stands twice")
+			return errors.New("a TCB level appears twice")
 		}
 	}
 	return nil

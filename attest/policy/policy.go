@@ -287,7 +287,7 @@ func (s *SGX) validate(fault faultFunc) {
 	fault.size("family_id", s.FamilyID, 16)
 	fault.size("ext_prod_id", s.ExtProdID, 16)
 	if bytes.Equal(s.MRSigner, occlumSigner) {
-		fault("mr_signer %s is Occlum's default signer, whose private key is public: anybody can sign as it", s.MRSigner)
+		fault("mr_signer %s is Occlum's default signer, whose private key is public: anyone can sign with it", s.MRSigner)
 	}
 	if s.MREnclave != nil {
 		return

@@ -174,7 +174,7 @@ func parse(der []byte) (*certificate, error) {
 		for _, extension := range list {
 			id := extension.Id.String()
 			if _, twice := c.extensions[id]; twice {
-				return nil, fmt.Errorf("certificate extension %s stands there twice", id)
+				return nil, fmt.Errorf("certificate extension %s appears twice", id)
 			}
 			c.extensions[id] = extension.Value
 		}

@@ -287,7 +287,7 @@ func (c ClientConfig) verifyKey(b *Binding, bare bool) error {
 	switch {
 	case c.BrokerKey == nil:
 		return attest.Errorf(attest.CodePolicy, stepVerify,
-			"Name a broker that runs in an enclave, or pin this one's key (broker_key) if it stands on your own premises.",
+			"Name a broker that runs in an enclave, or pin this one's key (broker_key) if it runs on your own premises.",
 			"it has no evidence: it runs outside an enclave")
 	case !bare:
 		return attest.Errorf(attest.CodePolicy, stepVerify, "Write broker_policy instead of broker_key.",

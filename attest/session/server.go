@@ -104,7 +104,7 @@ func checkNames(names []string) error {
 	seen := map[string]bool{}
 	for _, n := range names {
 		if n == "" || len(n) > MaxName || seen[n] {
-			return errors.New("a name is empty, too long or stands there twice")
+			return errors.New("a name is empty, too long or appears twice")
 		}
 		seen[n] = true
 	}

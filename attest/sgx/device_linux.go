@@ -137,7 +137,7 @@ func (d *Device) quote(data attest.ReportData) ([]byte, error) {
 		return nil, fmt.Errorf("asking for the quote's size: %w", err)
 	}
 	if *size < HeaderSize+ReportBodySize || *size > MaxQuoteSize {
-		return nil, fmt.Errorf("a quote is said to have %d bytes", *size)
+		return nil, fmt.Errorf("the driver reports a quote of %d bytes", *size)
 	}
 	buffer := make([]byte, *size)
 	args := &quoteArgs{reportData: &data, size: size, quote: &buffer[0]}

@@ -162,7 +162,7 @@ func (q *Quote) parse(raw []byte, c *cursor) error {
 	case c.err != nil:
 		return c.err
 	case h.Version < 3 || h.Version > 5:
-		return fmt.Errorf("version %d is none of 3, 4, 5", h.Version)
+		return fmt.Errorf("version %d is not 3, 4 or 5", h.Version)
 	case h.AttestationKeyType != AttestationKeyP256:
 		return fmt.Errorf("attestation key type %d is not %d (ECDSA P-256)", h.AttestationKeyType, AttestationKeyP256)
 	case h.TEE != TEESGX && (h.TEE != TEETDX || h.Version == 3):
@@ -203,7 +203,7 @@ func (q *Quote) parse(raw []byte, c *cursor) error {
 	case len(sig.b) != 0:
 		return fmt.Errorf("signature data: %d bytes that nothing describes", len(sig.b))
 	case q.CertType < CertPPIDClear || q.CertType > CertPCKChain:
-		return fmt.Errorf("certification data type %d is none of 1 to 5", q.CertType)
+		return fmt.Errorf("certification data type %d is not in 1 to 5", q.CertType)
 	}
 	var err error
 	q.QEReport, err = ParseReportBody(q.QEReportRaw)

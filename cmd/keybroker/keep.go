@@ -74,7 +74,7 @@ func (c *command) keeper(ctx context.Context, first *begun, own attester, now fu
 	settings := first.policy.Broker
 	if how := postgres.Exposed(settings.Store.Postgres); settings.Store.Postgres != "" && how != "" {
 		log.WithField("hint", "Write sslmode=verify-full, and sslrootcert if the server has a CA of its own.").
-			Warnf("the database is reached over the network %s: whoever is on the way reads the broker's password, names and counts", how)
+			Warnf("the database is reached over the network %s: anyone on the network path can read the broker's password, names and counts", how)
 	}
 	kept, err := openStore(ctx, settings.Store)
 	if err != nil {

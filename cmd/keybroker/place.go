@@ -73,7 +73,7 @@ func (p place) identity(keyFile string, now func() time.Time, log logrus.FieldLo
 		if err != nil {
 			return nil, nil, err
 		}
-		log.Warnf("this broker runs outside an enclave: it has no evidence, and whoever administers this machine can read "+
+		log.Warnf("this broker runs outside an enclave: it has no evidence, and anyone who administers this machine can read "+
 			"its secrets. Clients pin its key: \"broker_key\": \"%x\"", bare.Pin())
 		return bare, nil, nil
 	}

@@ -92,7 +92,7 @@ func (c *command) warnOfImage(first *begun, log logrus.FieldLogger) {
 	if c.place.enclave && len(first.secrets) > 0 {
 		log.WithFields(logrus.Fields{"secrets": len(first.secrets), "hint": "Name a store in policy.yaml, put new secrets into it with " +
 			"\"sesame secret put\", and build without " + broker.SecretsFile + "."}).
-			Warn("secrets of this broker stand in its image, which is measured but not encrypted: the host can read them")
+			Warn("secrets of this broker are in its image, which is measured but not encrypted: the host can read them")
 	}
 }
 

@@ -131,7 +131,7 @@ func (l *brokerLink) options() (o admin.DialOptions, err error) {
 	o.Broker = session.ClientConfig{Now: time.Now}
 	if l.BrokerKey != "" {
 		if o.Broker.BrokerKey, err = hex.DecodeString(l.BrokerKey); err != nil || len(o.Broker.BrokerKey) != 32 {
-			return o, usage("", "--broker-key wants the 64 hexadecimal digits that the broker prints at its start")
+			return o, usage("", "--broker-key takes the 64 hexadecimal digits that the broker prints at its start")
 		}
 		return o, nil
 	}
@@ -145,7 +145,7 @@ func (l *brokerLink) options() (o admin.DialOptions, err error) {
 	var roots []*x509.Certificate
 	if l.RootCA != "" {
 		if roots, err = readCertificates(l.RootCA); err != nil {
-			return o, usage("--root-ca wants a PEM file with certificates.", "%w", err)
+			return o, usage("--root-ca takes a PEM file with certificates.", "%w", err)
 		}
 	}
 	o.Broker.Policy = p

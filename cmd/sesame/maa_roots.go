@@ -61,7 +61,7 @@ and nothing else. A root that the bundle no longer holds is named on standard er
 				fmt.Fprintf(cmd.OutOrStdout(), "# %s\n%s", root.name, pem.EncodeToMemory(block))
 			}
 			if len(found) == 0 {
-				return attest.Errorf(attest.CodeConfig, "picking roots", "Name another CA bundle by --bundle.", "%s holds none of them", bundle)
+				return attest.Errorf(attest.CodeConfig, "picking roots", "Name another CA bundle by --bundle.", "%s has none of the roots", bundle)
 			}
 			return nil
 		},

@@ -225,7 +225,7 @@ func (o *explainOptions) trust(t policy.Trust, at time.Time) (*broker.Trust, err
 	if o.rootCA != "" {
 		certificates, err := readCertificates(o.rootCA)
 		if err != nil {
-			return nil, usage("--root-ca wants a PEM file with certificates.", "%w", err)
+			return nil, usage("--root-ca takes a PEM file with certificates.", "%w", err)
 		}
 		t.Roots = nil
 		for _, c := range certificates {

@@ -222,7 +222,7 @@ func verifyQuote(ctx context.Context, file string, o verifyOptions) (*verdict, e
 	claims, err := dcap.NewVerifier(config).Verify(ctx, evidence, at)
 	switch {
 	case attest.CodeOf(err) == attest.CodeConfig:
-		return nil, usage("--root-ca wants a root certificate.", "%v", err)
+		return nil, usage("--root-ca takes a root certificate.", "%v", err)
 	case err != nil:
 		return v.refuse(err), nil
 	}
@@ -249,7 +249,7 @@ func (o *verifyOptions) verifierConfig(at time.Time) (dcap.Config, error) {
 	var err error
 	if o.rootCA != "" {
 		if c.Roots, err = readCertificates(o.rootCA); err != nil {
-			return c, usage("--root-ca wants a PEM file with certificates.", "%w", err)
+			return c, usage("--root-ca takes a PEM file with certificates.", "%w", err)
 		}
 	}
 	if o.pckChain != "" {
@@ -286,7 +286,7 @@ func (o *verifyOptions) source(at time.Time, roots []*x509.Certificate) (dcap.So
 	if o.pccsCA != "" {
 		authorities, err := readCertificates(o.pccsCA)
 		if err != nil {
-			return nil, usage("--pccs-ca wants a PEM file with certificates.", "%w", err)
+			return nil, usage("--pccs-ca takes a PEM file with certificates.", "%w", err)
 		}
 		config.RootCAs = x509.NewCertPool()
 		for _, c := range authorities {
@@ -330,7 +330,7 @@ func (o *verifyOptions) appraiser() (func(attest.Claims, time.Time) policy.Appra
 		return p
 	}
 	if err := asItIs(attest.Claims{SGX: new(attest.SGXClaims)}).Validate(); err != nil {
-		return nil, usage("--accept wants Intel's names: UpToDate, SWHardeningNeeded, ConfigurationNeeded, …", "%v", err)
+		return nil, usage("--accept takes Intel's names: UpToDate, SWHardeningNeeded, ConfigurationNeeded, …", "%v", err)
 	}
 	return func(c attest.Claims, at time.Time) policy.Appraisal { return asItIs(c).Appraise(c, at) }, nil
 }

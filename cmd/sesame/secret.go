@@ -120,7 +120,7 @@ func secretGenerateCommand(link *brokerLink) *cobra.Command {
 	recipe := &adminpb.Recipe{}
 	cmd := &cobra.Command{
 		Use:   "generate NAME --kind KIND",
-		Short: "Let the broker make a secret that nobody else ever has, and print its version",
+		Short: "Have the broker make a secret that no one else ever sees, and print its version",
 		Long: `KIND is image-key (16 bytes in Occlum's form), random (--size bytes), x509 (a P-256 key and a certificate for --name,
 in PEM) or tf-ssl-config (the same as TensorFlow Serving's ssl_config). The certificate, which clients pin, goes to --out.`,
 		Example: `  sesame secret generate model_key --kind image-key

@@ -50,7 +50,7 @@ func ParseKey(text []byte) (Key, error) {
 			return Key{}, keyError("32 characters that are not hex digits")
 		}
 	default:
-		return Key{}, keyError("%d bytes in none of the known forms", len(text))
+		return Key{}, keyError("%d bytes, which is no known form of a key", len(text))
 	}
 	return key, nil
 }

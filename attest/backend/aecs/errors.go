@@ -52,7 +52,7 @@ var meanings = map[uint16]meaning{
 	0x111C: {"our user data is not what the secret's policy names", "Set aecs.user_data to it. " + hintPolicy,
 		attest.CodeDenied},
 	0x111D: {"our product id is not the one that the secret's policy names", hintPolicy, attest.CodeDenied},
-	0x111E: {"our security version (ISV SVN) is lower than the secret's policy wants", hintPolicy, attest.CodeDenied},
+	0x111E: {"our security version (ISV SVN) is lower than the secret's policy requires", hintPolicy, attest.CodeDenied},
 	0x111F: {"our platform is not the one that the secret's policy names", hintPolicy, attest.CodeDenied},
 	0x1120: {"the secret's policy names an SPID, which only EPID has", "Take spid out of the secret's policy.",
 		attest.CodeDenied},
@@ -60,7 +60,7 @@ var meanings = map[uint16]meaning{
 		"Build the enclave without debug, or write debug_disabled \"true\" in " +
 			"just these letters: TRUE means false there.", attest.CodeDenied},
 	0x1122: {"our platform is not the one that the secret's policy names", hintPolicy, attest.CodeDenied},
-	0x1146: {"the server takes no report without collateral", "Configure a PCCS: the server wants a passport.",
+	0x1146: {"the server takes no report without collateral", "Configure a PCCS: the server requires a passport.",
 		attest.CodeDenied},
 	0x114C: {"the secret's policy has no rule", "Give the secret enclaveMatchAnyRules in the server.", attest.CodeDenied},
 	0x11A5: {"the server finds our quote not genuine", hintReport, attest.CodeDenied},

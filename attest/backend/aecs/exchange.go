@@ -263,7 +263,7 @@ func (e *exchange) openB(ctx context.Context, answer *wire.TaRemoteCallResponse,
 // check compares what has come with what was asked for.
 func (w wanted) check(s *wire.EnclaveSecret) (attest.Secret, error) {
 	const step = "reading the secret"
-	const hint = "Look at the server's storage: a secret stands in another one's place."
+	const hint = "Look at the server's storage: it returned another secret than the one asked for."
 	spec := s.GetSpec()
 	kind := strings.TrimPrefix(spec.GetType().String(), typePrefix)
 	switch {

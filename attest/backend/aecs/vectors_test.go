@@ -217,7 +217,7 @@ var changedReports = map[string]struct {
 		a.PemPublicKey = string(record(t, "client_uak_public.pem"))
 	}, refusal{attest.CodeEvidence, "does not bind"}},
 	"two keys": {func(_ *testing.T, a *wire.UnifiedAttestationAuthReport) { a.PemPublicKey += a.PemPublicKey },
-		refusal{attest.CodeEvidence, "something else stands beside it"}},
+		refusal{attest.CodeEvidence, "it is not alone"}},
 	"an SPKI key": {func(_ *testing.T, a *wire.UnifiedAttestationAuthReport) {
 		a.PemPublicKey = strings.ReplaceAll(a.PemPublicKey, "RSA PUBLIC KEY", "PUBLIC KEY")
 	}, refusal{attest.CodeEvidence, `a block of "PUBLIC KEY"`}},

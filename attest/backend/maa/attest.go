@@ -79,7 +79,7 @@ func evidence(ctx context.Context, attester attest.Attester, data attest.ReportD
 	case q.SGX == nil || q.Version != 3:
 		return fail("MAA takes SGX quotes of version 3 here.", "the evidence is a quote of version %d for another use", q.Version)
 	case q.SGX.ReportData != data:
-		return fail("Attest again; the host handed out somebody else's quote.", "the quote binds other report data than was asked for")
+		return fail("Attest again; the host returned a quote that was made for something else.", "the quote does not bind the report data that was asked for")
 	case q.CertType != sgx.CertPCKChain:
 		return fail("Install Azure's quote provider library (az-dcap-client) on the node instead of Intel's default one.",
 			"the quote carries no certificate chain (certification data of type %d), and MAA takes none without", q.CertType)
@@ -134,7 +134,7 @@ func adviseAttest(status int, e serviceError) (attest.Code, string) {
 	case e.is("PolicyParsingError"), e.is("InvalidOperation"):
 		return attest.CodeDenied, "The instance's attestation policy is broken, or the instance does not do this; its owner must look at it."
 	case e.is("InvalidParameter"), e.is("InvalidQuote"), status == http.StatusBadRequest:
-		return attest.CodeDenied, "MAA does not take this quote: it wants an Azure confidential node, a TCB at Azure's baseline, and Azure's " +
+		return attest.CodeDenied, "MAA rejects this quote: it requires an Azure confidential node, a TCB at Azure's baseline, and Azure's " +
 			"quote provider library (az-dcap-client) on it, which puts the certificate chain into the quote."
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return attest.CodeDenied, "Attesting needs no permission: something between the enclave and MAA refuses, or maa.endpoint is no MAA instance."

@@ -158,7 +158,7 @@ func transportError(step string, err error) error {
 	var certificate *tls.CertificateVerificationError
 	if errors.As(err, &certificate) {
 		return attest.Errorf(attest.CodeEvidence, step,
-			"Put the roots that \"sesame maa roots\" prints into the initfs as maa.tls_roots; where they are there, somebody stands in between.",
+			"Put the roots that \"sesame maa roots\" prints into the initfs as maa.tls_roots; if they are there already, something between init and Azure intercepts the connection.",
 			"%w", err)
 	}
 	return attest.Errorf(attest.CodeUnreachable, step, "Check the address in the config, the name service and the network.", "%w", err)

@@ -215,7 +215,7 @@ func (t *Token) checkIssuance(issuer string, now time.Time) error {
 	case t.Header.Type != "JWT":
 		return fmt.Errorf("its type is %q, not JWT", printable(t.Header.Type))
 	case t.Header.KeySetURL != "" && t.Header.KeySetURL != issuer+"/certs":
-		return errors.New("its jku points to keys of somebody else")
+		return errors.New("its jku points to the keys of another provider")
 	case c.Issuer != issuer:
 		return fmt.Errorf("its issuer is %q, not %q", printable(c.Issuer), issuer)
 	case now.Add(clockLeeway).Before(time.Unix(c.NotBefore, 0)):
@@ -232,5 +232,5 @@ func (t *Token) checkIssuance(issuer string, now time.Time) error {
 
 func evidenceError(step string, err error) error {
 	return &attest.Error{Code: attest.CodeEvidence, Step: step, Err: err,
-		Hint: "The token was made for somebody else, is too old, or was changed on its way; attest again."}
+		Hint: "The token was issued for another recipient, has expired, or was changed on its way; attest again."}
 }

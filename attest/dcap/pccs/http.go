@@ -146,7 +146,7 @@ func explain(err error, unknown string) (attest.Code, string) {
 	case !errors.As(err, &status):
 		return attest.CodeUnreachable, hintReach
 	case status.status == http.StatusTooManyRequests:
-		return attest.CodeUnreachable, "The service wants fewer requests; use a caching service (PCCS) of your own."
+		return attest.CodeUnreachable, "The service limits requests; use a caching service (PCCS) of your own."
 	case status.status >= 500:
 		return attest.CodeUnreachable, "The service is up, but cannot answer now; see its log."
 	}

@@ -150,7 +150,7 @@ func New(c Config) (*Client, error) {
 	switch {
 	case base.Scheme == "http" && !c.AllowHTTP:
 		return nil, attest.Errorf(attest.CodeConfig, step,
-			"Use https, or allow plain HTTP explicitly: collateral is signed, but can then be withheld by anybody.",
+			"Use https, or allow plain HTTP explicitly: collateral is signed, but anyone on the network path can then withhold it.",
 			"URL %q has no TLS", c.URL)
 	case c.Update != "" && c.Update != "early" && c.Update != "standard":
 		return nil, attest.Errorf(attest.CodeConfig, step, "", `update is %q, want "early" or "standard"`, c.Update)

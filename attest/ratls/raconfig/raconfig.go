@@ -259,7 +259,7 @@ func Members(text []byte, maxSize int) (map[string]json.RawMessage, error) {
 			return nil, notJSON(d)
 		}
 		if _, twice := members[name]; twice {
-			return nil, fmt.Errorf("%q stands there twice", name)
+			return nil, fmt.Errorf("%q appears twice", name)
 		}
 		var value json.RawMessage
 		if err := d.Decode(&value); err != nil {

@@ -210,7 +210,7 @@ func (x *extraction) needs(host, name string) error {
 	for _, library := range libraries {
 		at := x.find(library, dirs)
 		if at == "" {
-			return fmt.Errorf("%s names the library %s, which is in none of %s", name, library, strings.Join(dirs, ", "))
+			return fmt.Errorf("%s names the library %s, which is not in %s", name, library, strings.Join(dirs, ", "))
 		}
 		if err := x.program(at); err != nil {
 			return fmt.Errorf("taking its library %s: %w", at, err)

@@ -140,7 +140,7 @@ func New(o Options) (*Pipeline, error) {
 	case o.Registry == "" || o.Tag == "":
 		return nil, usage("Give both, as -r registry.example/team -g v1.", "the images need a registry and a tag")
 	case o.Program == serverEntry:
-		return nil, usage("Let its image have it elsewhere.", "the launcher stands at %s", serverEntry)
+		return nil, usage("Let its image have it elsewhere.", "the launcher is at %s", serverEntry)
 	case o.ServerTLS != FromBroker && o.ServerTLS != InEnclave:
 		return nil, usage("Write broker or enclave.", "the server's TLS key cannot come from %q", o.ServerTLS)
 	case o.CPUs < 1:

@@ -142,7 +142,7 @@ func Read(auth *wire.UnifiedAttestationAuthReport) (*Report, error) {
 	switch r.Platform {
 	case wire.PlatformDCAP, wire.PlatformTDX, wire.PlatformEPID:
 	default:
-		return bad("the platform %.40q is none of %s, %s, %s", r.Platform, wire.PlatformDCAP, wire.PlatformTDX,
+		return bad("the platform %.40q is not %s, %s or %s", r.Platform, wire.PlatformDCAP, wire.PlatformTDX,
 			wire.PlatformEPID)
 	}
 	kind := report.GetStrReportType()
@@ -210,7 +210,7 @@ func readKey(text string) (*rsa.PublicKey, error) {
 	case block.Type != blockType:
 		return nil, fmt.Errorf("%w: it is a block of %.40q", ErrKey, block.Type)
 	case len(block.Headers) > 0 || len(rest) > 0 || !bytes.HasPrefix([]byte(text), []byte("-----BEGIN")):
-		return nil, fmt.Errorf("%w: something else stands beside it", ErrKey)
+		return nil, fmt.Errorf("%w: it is not alone", ErrKey)
 	}
 	key, err := x509.ParsePKCS1PublicKey(block.Bytes)
 	if err != nil {
