@@ -164,7 +164,7 @@ type TCB struct {
 	EarliestExpiry time.Time
 }
 
-// StatusName is Intel's name of the status, as it stands in TCB info and in policies.
+// StatusName is Intel's name of the status, as in TCB info and in policies.
 func (t TCB) StatusName() string {
 	if !t.RelaunchAdvised {
 		return t.Status.String()

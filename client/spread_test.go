@@ -117,7 +117,7 @@ func TestConnectionsReachEveryPodBehindAService(t *testing.T) {
 			}
 			return n
 		}
-		// A connection takes part as soon as it stands, so the first requests may all take the first one.
+		// A connection takes part as soon as it is open, so the first requests may all take the first one.
 		for i := 0; i < 100 || reached() < test.reached && i < 10_000; i++ {
 			if _, err := c.Predict(t.Context(), client.ResNet("resnet"), grey()); err != nil {
 				t.Fatal(err)

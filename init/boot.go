@@ -22,7 +22,7 @@ import (
 // appVariable carries the measured app block from init to the launcher, in the trusted environment.
 const appVariable = "SESAME_APP"
 
-// boot is one boot on any platform: what differs stands behind backend and mounter.
+// boot is one boot on any platform. Backend and mounter hide what differs.
 type boot struct {
 	config  *config.Config
 	backend backend.Backend // nil where the config fetches nothing
@@ -32,7 +32,7 @@ type boot struct {
 	identity identityMaker
 	// root, where it is not nil, names the directory of the new root, which is entered only after the boot.
 	root func() string
-	// prefix stands before the paths of secret files.
+	// prefix comes before the paths of secret files.
 	prefix string
 
 	undo []func()
@@ -161,7 +161,7 @@ func (b *boot) mountVolume(ctx context.Context, v config.Volume, secrets map[str
 	return nil
 }
 
-// mountMemory mounts a memory file system at /run/secrets if something is to stand there.
+// mountMemory mounts a memory file system at /run/secrets if a secret is to be written there.
 func (b *boot) mountMemory(ctx context.Context) error {
 	const memory = "/run/secrets"
 	if !slices.ContainsFunc(b.config.SecretPaths(), func(p string) bool { return strings.HasPrefix(p, memory+"/") }) {

@@ -188,7 +188,7 @@ func (l *linuxInit) takeBack() {
 	l.mounter.Close()
 }
 
-// parseArgs reads init's own command line: what stands behind -- is the host's wish for the application.
+// parseArgs reads init's own command line: what follows -- is the host's wish for the application.
 func parseArgs(args []string) (path string, asked []string, err error) {
 	if i := slices.Index(args, "--"); i >= 0 {
 		args, asked = args[:i], args[i+1:]

@@ -36,7 +36,7 @@
 // # The launcher
 //
 // In Occlum the host chooses the program and the arguments of what starts after init, and the LibOS checks the
-// path only. So this same binary also stands in the image at the path that the host asks for, as the single
+// path only. So this same binary is also in the image at the path that the host asks for, as the single
 // entry point: under any name but "init" it is the launcher. It compares the host's arguments with those of the
 // measured config, refuses others, and execs the real program. What it may start reaches it through the trusted
 // environment that init installs with the root, in the variable SESAME_APP; that name must never stand in
@@ -56,7 +56,7 @@
 // mounted /proc, /sys and /dev before. It needs the capabilities SYS_ADMIN, SETPCAP, SETUID, SETGID and DAC_OVERRIDE, and
 // IPC_LOCK where there is swap; none of them reaches the application unless the config says so.
 //
-// The config is not measured by itself here: "config_pcr" measures it into the TPM, or it stands in the image that the
+// The config is not measured by itself here: "config_pcr" measures it into the TPM, or it is in the image that the
 // machine's own boot measures. docs/platforms.md says what each platform proves.
 //
 // # What it does not do

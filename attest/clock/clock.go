@@ -2,7 +2,7 @@
 // that it is later than certain moments: the date of its sources, and when something that it verified was issued. A
 // [Bounded] clock gives the host's time, but never an earlier one than those.
 //
-// It cannot know that the host's clock is fast, or that it stands still at the bound. So periods of validity and
+// It cannot know that the host's clock is fast, or that it has stopped at the bound. So periods of validity and
 // grace bind only an honest clock, and what must not be old is given a least version number besides.
 package clock
 
@@ -50,7 +50,7 @@ func (b *Bounded) Now() time.Time {
 	return now
 }
 
-// AtLeast raises the bound to t, a moment that has passed for certain: one that a signature or a measurement stands
+// AtLeast raises the bound to t, a moment that has passed for certain: one that a signature or a measurement vouches
 // behind, never what the host said. An earlier t changes nothing.
 func (b *Bounded) AtLeast(t time.Time) {
 	for {

@@ -45,7 +45,7 @@ func (e *Endorsements) Expiry() time.Time { return e.periods.expiry() }
 // Issued is the newest moment at which one of the objects begins to be valid: no earlier than this is it now.
 func (e *Endorsements) Issued() time.Time { return e.periods.newest() }
 
-// Vouched is the newest issue date of TCB info, QE identity and revocation lists if the root built into this package stands
+// Vouched is the newest issue date of TCB info, QE identity and revocation lists if the root built into this package is
 // behind them: a moment that has passed for certain, whatever any clock says. It is zero under every other root, and no
 // certificate's date counts: other things than time decide those.
 func (e *Endorsements) Vouched() time.Time {

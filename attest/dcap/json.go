@@ -246,7 +246,7 @@ func parseDocument(b []byte, name string) (document, error) {
 	return d, nil
 }
 
-// verify checks the signature over the body as it stands, and if that fails over the body without the
+// verify checks the signature over the body as it is written, and if that fails over the body without the
 // whitespace between its tokens: Intel signs compact text, and some tools indent it later.
 func (d document) verify(key *issued) error {
 	body := []byte(d.body)

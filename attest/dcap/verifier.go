@@ -101,7 +101,7 @@ var _ attest.Verifier = (*Verifier)(nil)
 
 // Verify implements [attest.Verifier]: it returns what a genuine quote claims, or an [attest.Error] whose Step
 // is one of [Steps]. Everything must be valid at the later of at, which is what the host's clock says, and the
-// newest issue date among the objects that a trusted root stands behind: no honest clock is before that. The
+// newest issue date among the objects that a trusted root vouches for: no honest clock is before that. The
 // claims say which it was, in TCB.VerifiedAt.
 //
 // The source is asked only for the platform of a quote whose signatures lead to a trusted root, so that a stranger cannot

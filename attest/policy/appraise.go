@@ -15,7 +15,7 @@ import (
 
 // Reason is what one rule said.
 type Reason struct {
-	Rule   string `json:"rule"` // where the rule stands in the policy: "sgx[0].mr_enclave", "tcb.accept"
+	Rule   string `json:"rule"` // the place of the rule in the policy: "sgx[0].mr_enclave", "tcb.accept"
 	Passed bool   `json:"passed"`
 	Text   string `json:"text"` // what was compared, in a form to show to people
 }

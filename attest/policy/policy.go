@@ -126,7 +126,7 @@ func (h *Hex) UnmarshalJSON(text []byte) error {
 	return h.UnmarshalText([]byte(s))
 }
 
-// UnmarshalYAML takes the text as it stands: digits without quotes are no number.
+// UnmarshalYAML takes the text as it is written: digits without quotes are no number.
 func (h *Hex) UnmarshalYAML(text []byte) error {
 	return h.UnmarshalText(bytes.Trim(text, " \"'\n"))
 }

@@ -51,7 +51,7 @@ func (g *GuestPolicy) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// UnmarshalYAML takes the text as it stands, with or without quotes.
+// UnmarshalYAML takes the text as it is written, with or without quotes.
 func (g *GuestPolicy) UnmarshalYAML(text []byte) error {
 	return g.UnmarshalText(bytes.Trim(text, " \"'\n"))
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // An application in an enclave serves TLS under a certificate that carries evidence, and a client talks to it only if the
-// evidence is genuine and its policy wants it. A software platform stands in for SGX: in an enclave the attester is a
+// evidence is genuine and its policy wants it. A software platform takes the place of SGX: in an enclave the attester is a
 // device ([sgx.Open]), and the verifier needs no roots.
 func ExamplePeerVerifier() {
 	platform, err := softsgx.New(softsgx.Options{})

@@ -239,7 +239,7 @@ func (d *Device) addEK(e *evidence) error {
 	if e.EK, err = x509.MarshalPKIXPublicKey(ek.PublicKey()); err != nil {
 		return err
 	}
-	// Without permission to read it, or without a certificate, the key stands alone.
+	// Without permission to read it, or without a certificate, the key comes alone.
 	if certificate, err := tpm2.NVReadEx(d.rw, tpmutil.Handle(client.EKCertNVIndexRSA), tpm2.HandleOwner, "", 0); err == nil {
 		e.Chain = append(e.Chain, certificateOnly(certificate))
 		for _, c := range d.options.Chain {

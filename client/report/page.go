@@ -71,5 +71,5 @@ type shown struct {
 	Colour string
 }
 
-// nines spreads percentiles so that 90, 99 and 99.9 stand at equal distances.
+// nines spreads percentiles so that 90, 99 and 99.9 are equally far apart.
 func nines(percentile float64) float64 { return -math.Log10(1 - percentile/100) }

@@ -123,7 +123,7 @@ const (
 	imageKey = "canary-4f1c-image-key"
 )
 
-// policyFor is a policy that trusts a platform, whose collateral stands in dir.
+// policyFor is a policy that trusts a platform, whose collateral is in dir.
 func policyFor(platform *softsgx.Platform, dir string, version int, measurement, settings string) string {
 	root := strings.ReplaceAll(strings.TrimSpace(string(pem.EncodeToMemory(
 		&pem.Block{Type: "CERTIFICATE", Bytes: platform.RootCA().Raw}))), "\n", "\n      ")

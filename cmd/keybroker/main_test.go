@@ -31,7 +31,7 @@ func inEnclave(open func() (attester, error)) place {
 	return place{name: "occlum", enclave: true, open: open}
 }
 
-// folder is a complete one for a platform; its collateral stands in the folder collateral.
+// folder is a complete one for a platform; its collateral is in the folder collateral.
 func folder(t *testing.T, platform *softsgx.Platform) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -23,7 +23,7 @@ func manual(t *testing.T) string {
 	return string(text)
 }
 
-// section is what stands in the manual from one heading to another.
+// section is the manual's text from one heading to another.
 func section(t *testing.T, from, to string) string {
 	t.Helper()
 	_, text, begun := strings.Cut("\n"+manual(t), "\n"+from+"\n")

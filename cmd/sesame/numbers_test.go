@@ -115,7 +115,7 @@ func document(t *testing.T, kind, key string) any {
 	return d
 }
 
-// ofPeers is what stands before the keys of an appraisal policy.
+// ofPeers is the prefix of the keys of an appraisal policy.
 var ofPeers = regexp.MustCompile(`^(workloads\.NAME\.versions\[\]\.|grpc_ratls\.broker_policy\.|aecs\.server_policy\.)`)
 
 // meanings are those of zero, by key, in the tables of a text.

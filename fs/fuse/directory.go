@@ -22,7 +22,7 @@ func (f *fileSystem) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, o
 	return fuse.OK
 }
 
-// failLookup is fail for what the name stands for, or for the directory if that is not readable itself.
+// failLookup is fail for what the name refers to, or for the directory if that is not readable itself.
 func (f *fileSystem) failLookup(dir uint32, name string, err error) fuse.Status {
 	entries, _ := f.volume.Entries(dir)
 	for _, e := range entries {

@@ -1,7 +1,7 @@
 // Package fuse mounts an encrypted volume on plain Linux, read-only.
 //
 // Nothing is decrypted before a reader asks for it, and nothing is handed out before it has been verified. A reader
-// of bytes that are not what the volume's MAC stands for gets EIO, or SIGBUS in a mapping, and the log gets one line
+// of bytes that the volume's MAC does not cover gets EIO, or SIGBUS in a mapping, and the log gets one line
 // for each such file; the untouched rest of the volume stays readable. The kernel keeps what it has read, so that
 // the second reading runs at the speed of memory; it also keeps serving that after the image has been tampered with,
 // which is still the true content.

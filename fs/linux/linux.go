@@ -58,7 +58,7 @@ type Options struct {
 // Mounter implements [fs.Mounter].
 type Mounter struct {
 	options Options
-	root    string // below which the workload's tree stands, "" for the one that is there
+	root    string // the directory that holds the workload's tree; "" for the root that is there
 	servers []Server
 	undo    []func()
 }
@@ -66,7 +66,7 @@ type Mounter struct {
 // NewMounter returns a mounter whose root is, until MountRoot says otherwise, the one that is there.
 func NewMounter(o Options) *Mounter { return &Mounter{options: o} }
 
-// Root is the directory below which the workload's tree stands until [Mounter.Enter].
+// Root is the directory that holds the workload's tree until [Mounter.Enter].
 func (m *Mounter) Root() string { return m.root }
 
 // Servers are the processes behind the volumes.

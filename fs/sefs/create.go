@@ -240,7 +240,7 @@ func (p *plan) open(in *planned) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The name may stand for something else by now, such as a FIFO that never ends.
+	// The name may refer to something else by now, such as a FIFO that never ends.
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		_ = f.Close()
 		return nil, &fs.PathError{Op: "adding", Path: in.path, Err: errors.Join(err, errors.New("is no longer a file"))}

@@ -65,7 +65,7 @@ func printable(b []byte) bool {
 	return !bytes.ContainsFunc(b, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// MAC is the root MAC of a volume: the tag of its metadata file, which stands for everything in the volume.
+// MAC is the root MAC of a volume: the tag of its metadata file, which covers everything in the volume.
 type MAC [16]byte
 
 // ParseMAC reads Occlum's form, xx-xx-..., with an optional line end.

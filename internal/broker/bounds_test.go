@@ -293,7 +293,7 @@ func TestSessionsAreOfTLS13Only(t *testing.T) {
 	}
 }
 
-// relay stands in the middle: it has a TLS connection to each side, and passes every message on.
+// relay is the one in the middle: it has a TLS connection to each side, and passes every message on.
 type relay struct {
 	sessionpb.UnimplementedKeyBrokerServer
 	t  *testing.T

@@ -10,7 +10,7 @@ import (
 )
 
 // A Follower puts the policy of a file in force when the file changes. It looks at the content, not at times or events
-// of the file system: editors rename, Kubernetes swaps links, and what counts is what stands there. A change counts once
+// of the file system: editors rename, Kubernetes swaps links, and what counts is what is there. A change counts once
 // two looks in a row have seen it, so that a file that is being written is mostly not taken for a broken one; and a
 // broken one changes nothing but the log.
 type Follower struct {

@@ -56,7 +56,7 @@ func ParseSecrets(text []byte) (map[string]attest.Secret, error) {
 	}
 	secrets := make(map[string]attest.Secret, len(members))
 	for name, raw := range members {
-		value, err := wire.DecodeSecret(raw, maxSecretFile) // the wire has the JSON string as it stands in the file
+		value, err := wire.DecodeSecret(raw, maxSecretFile) // the wire has the JSON string as the file has it
 		clear(raw)
 		if name == "" || len(name) > maxSecretName || err != nil {
 			wipe(secrets)

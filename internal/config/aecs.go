@@ -62,7 +62,7 @@ type AECSTLS struct {
 	ServerName string `json:"server_name,omitempty"`
 }
 
-// Places are the secrets that stand elsewhere than in the block's service under their own name, or are encoded.
+// Places are the secrets that are not in the block's service under their own name, or that are encoded.
 func (a *AECS) Places() map[string]aecs.Secret {
 	places := make(map[string]aecs.Secret, len(a.Secrets))
 	for name, s := range a.Secrets {

@@ -66,7 +66,7 @@ func TestALegacyBindingOfAppTLSIsSaidAtTheStart(t *testing.T) {
 	}
 }
 
-// The backend maa-token may stand beside app_tls, unless the application's certificate has no label.
+// The backend maa-token may be used beside app_tls, unless the application's certificate has no label.
 func TestAppTLSBesideMAAToken(t *testing.T) {
 	for block, says := range map[string]string{
 		`{"format": "tf-serving", "path": "/dev/shm/a", "attested": true}`:                      "",
@@ -110,7 +110,7 @@ func TestServersOfBackendsNeedNoBinding(t *testing.T) {
 	}
 }
 
-// User data stands in a quote's report data as it is, so that only what is measured may name it.
+// User data goes into a quote's report data as it is, so that only what is measured may name it.
 func TestUserDataIsMeasured(t *testing.T) {
 	c, err := config.Parse([]byte(oursAECS))
 	if err != nil {

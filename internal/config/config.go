@@ -475,7 +475,7 @@ func (c *Config) checkSecretPath(key, path string, bad func(key, text, write str
 // mounts at /run/secrets if a secret is below it.
 var MemoryDirs = []string{"/dev/shm", "/run/secrets"}
 
-// InMemory reports whether a file at p stands in memory only.
+// InMemory reports whether a file at p is in memory only.
 func InMemory(p string) bool {
 	for _, dir := range MemoryDirs {
 		if strings.HasPrefix(p, dir+"/") {

@@ -7,7 +7,7 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 )
 
-// legacyConfig is init_ra_conf.json as Occlum's GRPC-RATLS init reads it, and Sesame's own blocks that may stand
+// legacyConfig is init_ra_conf.json as Occlum's GRPC-RATLS init reads it, and Sesame's own blocks that may be
 // beside its three keys.
 type legacyConfig struct {
 	Server string          `json:"kms_server"`

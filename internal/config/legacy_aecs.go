@@ -15,9 +15,9 @@ import (
 	"github.com/sesame-init/sesame/attest/policy"
 )
 
-// legacyAECS is init_ra_conf.json as Occlum's AECS init reads it, and Sesame's own blocks that may stand beside its
+// legacyAECS is init_ra_conf.json as Occlum's AECS init reads it, and Sesame's own blocks that may be beside its
 // four keys. The block aecs says there what the shape has no word for: tls or plaintext, generation, and where keys
-// of volumes stand.
+// of volumes are.
 type legacyAECS struct {
 	Server string          `json:"kms_server"`
 	Keys   []legacyAECSKey `json:"kms_keys"`
@@ -147,7 +147,7 @@ func (l *legacyAECS) secrets(bad func(key, text, write string)) []SecretFile {
 	return files
 }
 
-// collateral honours the three places in which the address of the PCCS may stand.
+// collateral honours the three places that may name the address of the PCCS.
 func (l *legacyAECS) collateral(c *Collateral, bad func(key, text, write string)) {
 	for _, u := range []struct{ key, url string }{{"ua_env_pccs_url", l.PCCS}, {"ra_config.ua_dcap_pccs_url",
 		l.Peer.DCAPPCCS}} {

@@ -9,7 +9,7 @@ import (
 	"github.com/sesame-init/sesame/internal/config"
 )
 
-// A reader who copies a config out of a backend's manual, and fills in what stands there between dots, gets one that is accepted.
+// A reader who copies a config out of a backend's manual, and fills in what is there between dots, gets one that is accepted.
 func TestConfigsInTheBackendsManualsAreAccepted(t *testing.T) {
 	const digits = "5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c5c"
 	fill := strings.NewReplacer("…base64 of sesame maa wrap…", "AAAA", "xx-…-xx", "00-11-22-33-44-55-66-77-88-99-aa-bb-cc-dd-ee-ff",

@@ -13,7 +13,7 @@ import (
 // maxLinks is how many links a name may lead over, as in the kernel.
 const maxLinks = 40
 
-// Resolve is the file of this machine that stands at name in the file system below base, with every link followed
+// Resolve is the file of this machine at name in the file system below base, with every link followed
 // inside of it; "" if there is none.
 func Resolve(base, name string) string {
 	if name == "" {

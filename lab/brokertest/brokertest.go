@@ -32,7 +32,7 @@ import (
 // Now is the present of the tests.
 var Now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// Clock stands at Now.
+// Clock always says Now.
 func Clock() time.Time { return Now }
 
 // Platform is a software platform of the tests' time. Every call makes one with a root of its own.

@@ -11,7 +11,7 @@
 //
 // With -platform linux the same happens outside of Occlum, on a machine with a software TPM.
 //
-// Everything it makes stands in one temporary directory and is gone at the end; every server it starts listens
+// Everything it makes is in one temporary directory and is gone at the end; every server it starts listens
 // on 127.0.0.1 and is stopped.
 package main
 

@@ -36,7 +36,7 @@ func forms(t *testing.T, file string) map[string][]byte {
 	for name, v := range values {
 		all[name] = v
 		all[name+", hex"] = []byte(hex.EncodeToString(v))
-		for shift := range 3 { // base64 depends on what stands before
+		for shift := range 3 { // base64 depends on what comes before
 			text := base64.StdEncoding.EncodeToString(append(make([]byte, shift), v...))
 			all[name+", base64"+strings.Repeat("'", shift)] = []byte(text[4 : len(text)&^3-4])
 		}

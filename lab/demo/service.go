@@ -38,7 +38,7 @@ func newServices(d *demo) map[string]service {
 
 // An occlumService is a service that one of Occlum's own inits speaks with, so that its config has a shape for it.
 type occlumService interface {
-	// occlumShape is what stands in init's config in Occlum's own shape.
+	// occlumShape is init's config in Occlum's own shape.
 	occlumShape() (map[string]any, error)
 }
 
@@ -46,7 +46,7 @@ func serviceWords() []string {
 	return slices.Sorted(maps.Keys(newServices(nil)))
 }
 
-// choose takes the word that stands in init's config as "backend".
+// choose takes the value of "backend" in init's config.
 func (d *demo) choose(backend string) bool {
 	d.backend, d.services = backend, newServices(d)
 	d.service = d.services[backend]

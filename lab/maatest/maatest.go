@@ -7,7 +7,7 @@
 // Error answers have the service's shapes. What the real services alone decide it does not know: Azure's TCB
 // baseline, attestation policies, quotas, and roles of identities.
 //
-// An [Attack] makes it lie in one way, a [Fault] makes it fail. All four services stand behind one [Cloud.Handler],
+// An [Attack] makes it lie in one way, a [Fault] makes it fail. One [Cloud.Handler] serves all four,
 // told apart by path, and answer to whatever host name they are asked by.
 package maatest
 

@@ -43,7 +43,7 @@ func answer(w http.ResponseWriter, contentType string, body []byte, headers ...s
 	_, _ = w.Write(body)
 }
 
-// headerChain is a chain as it stands in a header: PEM with percent for all that is not alphanumeric, spaces too.
+// headerChain is a chain as a header has it: PEM with percent for all that is not alphanumeric, spaces too.
 func headerChain(chain []byte) string {
 	return strings.ReplaceAll(url.QueryEscape(string(chain)), "+", "%20")
 }

@@ -85,7 +85,7 @@ const (
 	Auto        Generation = "auto"
 )
 
-// Secret says where a secret stands in the AECS and what it is there.
+// Secret is a secret's place in the AECS, and its kind there.
 type Secret struct {
 	Service string // default: that of the config
 	Name    string // default: the name that is asked for
@@ -126,7 +126,7 @@ type Config struct {
 	Secrets map[string]Secret // by the name that is asked for; others stand in Service under their name
 
 	Attester attest.Attester
-	// UserData stands in the report data of our quote, zero-padded. A server's policy may name its beginning.
+	// UserData goes into the report data of our quote, zero-padded. A server's policy may name its beginning.
 	UserData []byte
 	// Collateral is what a passport is made with. If it is nil, the report is a BackgroundCheck, which only a
 	// server that is built for simulation takes.

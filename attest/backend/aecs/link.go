@@ -50,7 +50,7 @@ func (t *TLS) serverName() string {
 	return t.ServerName
 }
 
-// verify decides about the server's certificate. crypto/tls does not: it refuses a name that stands in the common name.
+// verify decides about the server's certificate. crypto/tls does not: it refuses a name that is only in the common name.
 func (t *TLS) verify(cs tls.ConnectionState, now time.Time) error {
 	leaf := cs.PeerCertificates[0]
 	options := x509.VerifyOptions{

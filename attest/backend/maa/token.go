@@ -42,7 +42,7 @@ type Header struct {
 }
 
 // Claims are those that Sesame uses. Only x-ms-sgx-* are read: their deprecated twins ("is-debuggable",
-// "sgx-mrenclave", …) disappear under a custom policy, and are not believed if they stand alone.
+// "sgx-mrenclave", …) disappear under a custom policy, and are not believed on their own.
 type Claims struct {
 	Issuer     string   `json:"iss"`
 	IssuedAt   int64    `json:"iat"`

@@ -29,7 +29,7 @@ import (
 
 const day = 24 * time.Hour
 
-// clock stands still until a test moves it; waits move it too and are recorded.
+// clock stops until a test moves it; waits move it too and are recorded.
 type clock struct {
 	mu    sync.Mutex
 	now   time.Time

@@ -123,7 +123,7 @@ type entry struct {
 	expires    time.Time // when a document expires
 
 	err   error     // of the last fetch
-	retry time.Time // until when err stands
+	retry time.Time // until when err is the answer
 }
 
 // New checks the configuration. It does no network.

@@ -239,7 +239,7 @@ func (p *parser) number(name string, raw json.RawMessage, on bool) *uint16 {
 }
 
 // Members splits the text of a JSON object into its members. Unlike [json.Unmarshal] into a map it refuses a name
-// that stands there twice, of which every reader may take another, and anything after the object.
+// that appears twice, of which every reader may take another, and anything after the object.
 func Members(text []byte, maxSize int) (map[string]json.RawMessage, error) {
 	if len(text) > maxSize {
 		return nil, fmt.Errorf("it has %d bytes, at most %d are read", len(text), maxSize)

@@ -4,7 +4,7 @@
 // A protected file is a row of 4096-byte nodes. Node 0 holds a header and, sealed, the file's name, size and first
 // 3072 bytes. What follows lies in data nodes, each sealed with a key of its own; a tree of MHT nodes (Merkle hash
 // tree) keeps these keys and tags, and node 0 those of the tree's root. The tag of node 0, the file's MAC, so
-// stands for every byte of the file.
+// covers every byte of the file.
 //
 // The package promises: content is returned only after every node on the way from the MAC to it has been
 // verified; a file that is not exactly what a correct writer makes of its content (length, reserved fields,

@@ -80,7 +80,7 @@ func (r *Reader) Open(src io.ReaderAt, length int64, name string) (*File, error)
 	return f, nil
 }
 
-// checkHeader checks what stands before the sealed part. The tag covers none of it.
+// checkHeader checks what precedes the sealed part. The tag covers none of it.
 func (r *Reader) checkHeader(node []byte) error {
 	malformed := func(what string) error { return fmt.Errorf("%w: %s", ErrMalformed, what) }
 	switch {
@@ -134,7 +134,7 @@ func (f *File) parse(plain []byte, length int64, name string) error {
 // Size is the length of the content in bytes.
 func (f *File) Size() int64 { return f.size }
 
-// MAC is the tag of node 0. It stands for the name and the whole content.
+// MAC is the tag of node 0. It covers the name and the whole content.
 func (f *File) MAC() [16]byte { return f.mac }
 
 // ReadAt implements [io.ReaderAt]. After an error the bytes before the returned count are still verified ones.

@@ -69,7 +69,7 @@ type output struct {
 // does not depend on the size: MHT nodes that wait for their children's tags stand in dst meanwhile, encrypted
 // under a key that is then forgotten.
 //
-// A segment is an MHT node and its data nodes, which stand together in the file. Segments are sealed in parallel
+// A segment is an MHT node and its data nodes, which are adjacent in the file. Segments are sealed in parallel
 // while src is read on. After an error dst holds nothing of use.
 func (w *Writer) Write(ctx context.Context, dst Target, name string, src io.Reader) (int64, [16]byte, error) {
 	var none [16]byte

@@ -21,7 +21,7 @@ const (
 
 	// maxBatch bounds how many decisions share a commit.
 	maxBatch = 128
-	// versionOfFile stands for the version of a secret that is not in the store.
+	// versionOfFile is the version of a secret that is not in the store.
 	versionOfFile = "file"
 )
 

@@ -17,7 +17,7 @@ type appraiser interface {
 }
 
 // Occlum is the policy that Occlum's dynamic_config.json says: one workload, which may use the legacy wire and have
-// every secret. name stands for it in reasons.
+// every secret. Reasons call it name.
 func Occlum(name string, peers *raconfig.Config) *Policy {
 	w := &Workload{Wire: WireLegacy, Versions: []Version{{appraiser: peers}}, name: name}
 	return &Policy{

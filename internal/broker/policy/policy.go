@@ -123,7 +123,7 @@ const RootKey = Reserved + "root-key"
 // Time is a moment, written as RFC 3339 has it: 2026-12-31T23:59:59Z. The zero value means: none is named.
 type Time struct{ time.Time }
 
-// UnmarshalYAML takes the text as it stands.
+// UnmarshalYAML takes the text as it is written.
 func (t *Time) UnmarshalYAML(text []byte) error {
 	s := string(bytes.Trim(text, " \"'\n"))
 	parsed, err := time.Parse(time.RFC3339, s)

@@ -15,7 +15,7 @@ import (
 type Settings struct {
 	Limits Limits `yaml:"limits"`
 	Quotes Quotes `yaml:"quotes"`
-	// PolicyKey signs later policies ("NAME+HASH+KEY", as sesame policy keygen prints it). In an enclave it stands in
+	// PolicyKey signs later policies ("NAME+HASH+KEY", as sesame policy keygen prints it). In an enclave it is in
 	// the measured policy, and pins who may change it.
 	PolicyKey string  `yaml:"policy_key"`
 	Store     StoreAt `yaml:"store"`

@@ -5,7 +5,7 @@
 //		-ldflags "-s -w -I /lib/ld-musl-x86_64.so.1" -o init ./init
 //
 // It prints the path of overlay.json, and fails with the hunk, the file and the Go version if the toolchain's
-// source is not what the overlay was written for. Why the overlay is needed and what it promises stands in the
+// source is not what the overlay was written for. Why the overlay is needed and what it promises is in the
 // package overlay below.
 package main
 

@@ -25,7 +25,7 @@ func IsLibc(name string) bool { return libcName.MatchString(name) }
 // How a new thread begins, as machine code; ?? is any byte. A library that starts threads has one of these.
 var (
 	// In Occlum's musl and glibc (src/thread/occlum/clone.s, sysdeps/unix/sysv/linux/x86_64/clone.S) the LibOS enters
-	// the child at the address on top of its stack, and function and argument stand above that:
+	// the child at the address on top of its stack, and function and argument are above that:
 	// mov 16(%rsp),%rdi; mov 8(%rsp),%rcx; [and $-16,%rsp;] call *%rcx.
 	occlumThreads = []code{
 		newCode("48 8b 7c 24 10 48 8b 4c 24 08 ff d1"),

@@ -71,7 +71,7 @@ const pemEnd = "PRIVATE KEY-----"
 // escapes are line ends as they stand in strings: of SSLConfig's text form, of JSON, and of JSON in JSON.
 var escapes = strings.NewReplacer(`\\r`, "", `\\n`, "\n", `\r`, "", `\n`, "\n", "\r", "")
 
-// privatePEM finds a private key in PEM, as it stands or with escaped line ends. The words alone, which every TLS library
+// privatePEM finds a private key in PEM, as it is or with escaped line ends. The words alone, which every TLS library
 // holds, are none: a body must follow.
 func privatePEM(text []byte) (Severity, bool) {
 	const most = 64 << 10 // bytes of a body

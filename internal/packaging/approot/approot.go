@@ -8,7 +8,7 @@
 // system, and a copied file is a regular one at the name under which it was asked for. What a program opens by
 // dlopen is in no list: name it among the files.
 //
-// With [Options.Libc], the directory of a C library built for Occlum, each loader and each library that also stands
+// With [Options.Libc], the directory of a C library built for Occlum, each loader and each library that also is
 // there is taken from there: a distribution's C library makes system calls and threads that the LibOS does not have.
 // A loader or a libc that is not there is an error.
 package approot
@@ -190,7 +190,7 @@ func (x *extraction) program(name string) error {
 	return x.needs(host, name)
 }
 
-// needs takes the loader and the libraries that the ELF file at host names. It stands at name in the image.
+// needs takes the loader and the libraries that the ELF file at host names. Its path in the image is name.
 func (x *extraction) needs(host, name string) error {
 	f, err := elf.Open(host)
 	if err != nil {

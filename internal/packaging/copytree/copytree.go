@@ -1,6 +1,6 @@
 // Package copytree copies files and directories of this machine to a place whose owner may write to the copy.
 //
-// What stands in a file's place is removed first, a link too: it would lead the write somewhere else. So a copy can be
+// Whatever has a file's name is removed first, a link too: it would lead the write somewhere else. So a copy can be
 // made again over an earlier one. Links are copied as they are. A FIFO, socket or device is an error.
 package copytree
 

@@ -215,7 +215,7 @@ func (p *Pipeline) say(step, format string, args ...any) {
 
 func (p *Pipeline) simulated() bool { return p.o.Mode == Simulated }
 
-// platform makes the software platform of a simulated deployment: what stands in for the processors.
+// platform makes the software platform of a simulated deployment, in place of the processors.
 func (p *Pipeline) platform(ctx context.Context) error {
 	if !p.simulated() {
 		return nil

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The procfs of the LibOS has few files; the kernel's, which stands behind it, has many. Names of the others do not
+// The procfs of the LibOS has few files; the kernel's, which serves it, has many. Names of the others do not
 // exist for a strict program: they are neither found nor listed.
 
 // procFiles are what procfs of the LibOS has, in itself and for each process.
@@ -71,7 +71,7 @@ func (l *LibOS) hidden(pid, directory int, name string) bool {
 	return ok && !inLibOSProc(rest)
 }
 
-// openPath opens whatever a name stands for in a root, without using it.
+// openPath opens whatever a name refers to in a root, without using it.
 func openPath(root, name string) (int, error) {
 	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

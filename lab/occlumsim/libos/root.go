@@ -247,7 +247,7 @@ func (l *LibOS) systemMounts(root string) error {
 	return nil
 }
 
-// sgxNode is the device of the host that stands behind /dev/sgx: its number tells it from all others, and the LibOS
+// sgxNode is the device of the host that serves as /dev/sgx: its number tells it from all others, and the LibOS
 // has none of that kind. Reading and writing an unmounted /dev/fuse is EPERM, as it is for /dev/sgx. If this user
 // may not open it, /dev/full must do, which can be read.
 func sgxNode() string {

@@ -409,7 +409,7 @@ func TestExitStatusOfInitDecides(t *testing.T) {
 			}
 		})
 	}
-	// What stands in the initfs itself can be started then.
+	// What is in the initfs itself can be started then.
 	in.install(t, filepath.Join(in.dir, "initfs/bin/init"), "initfs/bin/app")
 	in.build(t, "exit:0")
 	if status, stdout, stderr := in.run(t, in.dir, "run", "/bin/app"); status != 0 || !strings.Contains(stdout, "app\t") {

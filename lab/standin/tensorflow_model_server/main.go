@@ -1,4 +1,4 @@
-// Command tensorflow_model_server stands in for TensorFlow Serving's program of the same name, for demo and tests
+// Command tensorflow_model_server takes the place of TensorFlow Serving's program of the same name, for demo and tests
 // only. It takes these flags of the original, with their defaults and meaning; any other is an error:
 //
 //	--port=8500                 TCP port of the gRPC API; here 0 means a free one

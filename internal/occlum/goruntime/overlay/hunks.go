@@ -5,7 +5,7 @@ func Hunks() []Hunk {
 	return append(CloneHunks(), ZeroHunk(), HintsHunk())
 }
 
-// CloneHunks start a thread the way Occlum's clone(2) can: the child's entry point and what it needs stand on its
+// CloneHunks start a thread the way Occlum's clone(2) can: the child's entry point and what it needs are on its
 // stack. On plain Linux the child jumps to the same entry point itself.
 func CloneHunks() []Hunk {
 	const file = "runtime/sys_linux_amd64.s"

@@ -4,7 +4,7 @@
 // A stock Go program dies in Occlum at its second thread, and what lives longer corrupts its heap. Three hunks
 // mend that:
 //
-//   - clone: Occlum's clone(2) starts a thread at the address that stands on top of the child's stack and leaves
+//   - clone: Occlum's clone(2) starts a thread at the address on top of the child's stack and leaves
 //     every register but the stack pointer and the TLS base undefined. Stock Go returns from the system call in
 //     the child and reads three registers.
 //   - zero: Occlum's madvise(MADV_DONTNEED) answers success and does nothing. Stock Go takes such pages for
