@@ -8,6 +8,12 @@
 //
 // What it does not do: it makes no judgement. A [Claims] value is only ever the output of a [Verifier] and
 // says what genuine evidence claims, not whether anyone should accept it.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. So do codes of
+// refusals and the texts of [EvidenceType]. New kinds of evidence, claims and codes may be added, so a switch over them
+// needs a default.
 package attest
 
 import (

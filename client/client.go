@@ -10,6 +10,10 @@
 // Every call ends with its context. Errors are of type [attest.Error]: [attest.CodeUnreachable] if another try
 // may help, [attest.CodeEvidence] if the server showed another certificate, [attest.CodeDenied] if the
 // server refused the request.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning.
 package client
 
 import (

@@ -4,6 +4,10 @@
 // It knows no network and no evidence; of the rest of Sesame only the type attest.Secret. Mounters live below:
 // fs/occlum speaks the LibOS's own mount calls, fs/linux mounts on plain Linux, by fs/fuse. fs/sefs is the volume
 // format.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. A Mounter is of use to init alone.
 package fs
 
 import (

@@ -4,6 +4,10 @@
 //
 // It cannot know that the host's clock is fast, or that it has stopped at the bound. So periods of validity and
 // grace bind only an honest clock, and what must not be old is given a least version number besides.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release.
 package clock
 
 import (

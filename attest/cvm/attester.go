@@ -11,6 +11,12 @@
 // machine's memory is encrypted against the host. SEV-SNP does not prove what was loaded after the launch: that takes a
 // measured boot below the measurement, or the guest's TPM beside it. A TDX quote is made outside of the trust domain by the
 // host's quoting service, which can withhold it but not forge it.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The encoding of
+// evidence stays readable: what an attester of one release makes, the verifiers of all later ones of the same major
+// version take.
 package cvm
 
 import (

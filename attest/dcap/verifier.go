@@ -17,6 +17,12 @@
 // before, two once collateral and PCK chain are known, and one if the QE report is known, too, that is for
 // later quotes of the same quoting enclave. What is remembered are facts about bytes (this chain is signed by
 // that root), bounded in number; validity periods, revocation and TCB levels are judged anew at every call.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. A verdict may
+// become stricter if Intel's documents or a fault demand it; the changelog says so. The steps that a refusal names are
+// kept.
 package dcap
 
 import (

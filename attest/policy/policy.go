@@ -21,6 +21,12 @@
 //
 // What the package does not do: it does not verify evidence (attest/dcap does), and it has no clock. Grace
 // periods bind only if the caller's time is honest.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. A policy that
+// loads today loads in every release of the same major version and means the same, unless the changelog names a breach
+// that this would keep open.
 package policy
 
 import (

@@ -22,6 +22,11 @@
 // this key, not that the enclave is still patched or that the key did not leak since. Certificates made here are
 // short-lived and their dates are enforced; the C++ peers' live for 20 years. Package attest/session proves
 // freshness.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The forms of
+// certificates are those of docs/protocol.md, each with its label; forms are added, not changed.
 package ratls
 
 import (

@@ -6,6 +6,11 @@
 // Inputs begin with a label of Sesame's own, unless another protocol dictates them: RA-TLS hashes a public key in DER,
 // Azure Key Vault's runtime data is a JSON object, AECS hashes a public key in PEM. What a host or an application may
 // choose is hashed only behind a label. A part that is not hashed at all comes from the measured config alone.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The bytes of each producer stay for
+// ever, since quotes bind them.
 package reportdata
 
 import (

@@ -14,6 +14,11 @@
 // What a session proves is the state of both sides while it was set up. It does not say that the peer stays so, and
 // for the enclave of an init it says that code with this measurement asked, which includes the application: both
 // share the enclave.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The two sides of
+// a session may be of different releases of one major version: messages and fields are added, not changed.
 package session
 
 import (

@@ -7,6 +7,11 @@
 //
 // Source of the layouts: Intel SDM vol. 3D (REPORT, KEYREQUEST), Intel "SGX ECDSA Quote Library Reference"
 // (quote 3), "TDX DCAP Quoting Library API" (quotes 4 and 5).
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The layouts are
+// Intel's.
 package sgx
 
 import (

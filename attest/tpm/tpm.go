@@ -24,6 +24,12 @@
 // SHA-256("sesame-tpm-v1" ‖ report data ‖ hashes), because a TPM takes less extraData than report data has bytes. The
 // hashes, if there is an EK, are the SHA-256 of its SubjectPublicKeyInfo and of each certificate. Only the SHA-256
 // bank is quoted. A firmware log is compressed with DEFLATE.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The encoding of
+// evidence stays readable: what an attester of one release makes, the verifiers of all later ones of the same major
+// version take.
 package tpm
 
 import (

@@ -4,6 +4,10 @@
 // JSON is the form that is kept: [Read] takes back what [Run.WriteJSON] wrote, so that a page and a comparison can be
 // made from runs of another day. Latencies are milliseconds, of successful requests only; failed ones are counted by
 // gRPC status beside them.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The JSON of a run stays readable.
 package report
 
 import (

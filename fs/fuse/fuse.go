@@ -17,6 +17,10 @@
 // Who can read this process's memory or be its user can read the volume: a mount protects against the host's
 // storage, not against the host. The process must live as long as the mount; when it dies readers get ENOTCONN, but for
 // what the kernel has in its cache.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning.
 package fuse
 
 import (

@@ -19,6 +19,10 @@
 //
 // All calls of a [Mounter] and the start of the application must come from one goroutine that is locked to its thread
 // (runtime.LockOSThread), because a namespace belongs to a thread.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release.
 package linux
 
 import (

@@ -6,6 +6,10 @@
 // disable_log unset.
 //
 // Source: Occlum 0.31, src/libos/src/fs/fs_ops/mount.rs, config.rs, syscall/mod.rs.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The calls are Occlum's.
 package occlum
 
 import (

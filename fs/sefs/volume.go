@@ -19,6 +19,11 @@
 // holes at their end.
 //
 // Sections named in comments are those of the format's description in docs/volumes.md.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. Every volume
+// that [Create] has ever written can be opened by all later releases.
 package sefs
 
 import (

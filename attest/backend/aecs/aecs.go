@@ -37,6 +37,11 @@
 // The RSA key is wiped at the end of a Fetch. In B the secret passes a JSON parser, whose copies cannot be wiped.
 //
 // Sources: enclave-configuration-service (tag v2.0.0 and master 43169d9), jinzhao-attest 6133036 and 1e4cb9e.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The messages are
+// those of AECS, and change only with it.
 package aecs
 
 import (

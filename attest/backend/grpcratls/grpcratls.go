@@ -14,6 +14,11 @@
 // broker can be expected to change its mind. The protocol is never negotiated: the config names it.
 //
 // The addresses may come from the host: a wrong one leads to a peer that the policy refuses.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The legacy
+// protocol is Occlum's and stays as it is; the session protocol is that of package attest/session.
 package grpcratls
 
 import (

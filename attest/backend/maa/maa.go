@@ -14,6 +14,11 @@
 //
 // What the package does not do: it verifies no quotes, which is MAA's part, and it knows nothing of a platform's
 // TCB beyond what the instance's policy demands. It never sends a draft policy and refuses unsigned tokens.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The formats are
+// those of Azure's services.
 package maa
 
 import (

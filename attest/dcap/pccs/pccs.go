@@ -26,6 +26,11 @@
 // proxy variables of the environment; [Config.Transport] can use a proxy.
 //
 // Sources: Intel PCS API documentation versions 3 and 4, Intel PCCS 1.27, Intel QCNL.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The layout of
+// the offline directory stays.
 package pccs
 
 import (

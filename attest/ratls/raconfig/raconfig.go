@@ -10,6 +10,10 @@
 // What the file says is kept: isv_prod_id, isv_svn, config_svn and debuggable are compared for equality, as Occlum
 // does, so a newer isv_svn than the one in the file is refused, too. Stricter than Occlum, a TCB status other than
 // UpToDate and a CONFIGID other than zero are refused.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The format is Occlum's.
 package raconfig
 
 import (

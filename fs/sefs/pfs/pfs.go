@@ -17,6 +17,11 @@
 // accidents, not an attacker who chooses the content.
 //
 // Files sealed with a key of the processor (use_user_kdk_key = 0) cannot be read here.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The format is that of Intel's
+// protected file system, and stays.
 package pfs
 
 import (

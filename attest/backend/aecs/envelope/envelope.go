@@ -17,6 +17,10 @@
 // nothing but that hash, so it says that the sender once sent this plaintext to someone, not that it is the answer
 // to a question; the additional data is authenticated by a key that anyone can make. Freshness and the answer's
 // relation to its request are for the caller.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The format is that of AECS.
 package envelope
 
 import (

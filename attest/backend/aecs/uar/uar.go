@@ -20,6 +20,10 @@
 // possession. Nested reports, SM2 keys, reports of Ant's central service ("Uas") and of platforms other than SGX and
 // TDX are refused. A report of the platform SGX_EPID, which servers show that are built for simulation, is read, but
 // is no evidence.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The format is that of AECS.
 package uar
 
 import (

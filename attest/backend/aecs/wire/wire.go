@@ -10,6 +10,10 @@
 // [Parse] takes what the upstream's parser takes of what its writer writes: both spellings of a name, any white
 // space, both alphabets of base64; and no unknown field. It is stricter than libprotobuf, which is lenient beyond JSON: no
 // name twice, no comma before a closing brace, no name or string in other than double quotes.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The format is that of AECS.
 package wire
 
 import (

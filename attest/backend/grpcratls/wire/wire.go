@@ -5,6 +5,10 @@
 // takes the two quotes into account when it computes the length, so that bare base64 would cost it the last byte.
 // It leaves one or two zero bytes at the end of a secret whose length is no multiple of three; here decoding gives
 // the exact bytes.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The encoding is Occlum's, and stays.
 package wire
 
 import (

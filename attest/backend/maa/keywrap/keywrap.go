@@ -4,6 +4,11 @@
 //
 // A wrapped key that does not open gives one error, whatever the reason. The package keeps no key; what callers
 // pass in and get back is theirs to wipe.
+//
+// # Compatibility
+//
+// This package serves the rest of the module: its names may change in any release. The algorithms are RFC 5649 and PKCS
+// #11's, and stay.
 package keywrap
 
 import (
