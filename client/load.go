@@ -70,7 +70,7 @@ type OpenLoop struct {
 	Rate     float64       // requests a second
 	Duration time.Duration // in which requests become due
 	InFlight int           // most requests at once; one that is due beyond them is not sent and counts as failed
-	Warmup   int           // requests, one after the other, that come first and are not measured
+	Warmup   int           // number of requests that are sent first, one after the other, and not measured
 	// Call makes one request in one of InFlight places, counted from 0.
 	Call func(ctx context.Context, place int) error
 	Done func(Query) // as in [ClosedLoop]; Client is the place

@@ -284,7 +284,7 @@ func (e *example) launch(program string, args ...string) *output {
 	return o
 }
 
-// dial connects with TLS, again and again until a server listens.
+// dial connects with TLS, and tries again until a server listens.
 func (e *example) dial(said *output) (conn *tls.Conn) {
 	e.t.Helper()
 	said.wait("secret files written")

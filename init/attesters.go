@@ -12,7 +12,7 @@ import (
 	"github.com/sesame-init/sesame/internal/config"
 )
 
-// attester is an [attest.Attester] that holds a device.
+// attester is an [attest.Attester] that keeps a device open.
 type attester interface {
 	attest.Attester
 	io.Closer

@@ -221,7 +221,7 @@ func (b *linuxBoot) broker() (*softsgx.Platform, string) {
 	})
 }
 
-// policyOf is a policy that releases everything to one machine with one config.
+// policyOf returns a policy that releases everything to one machine with one config.
 func policyOf(ak, config []byte) string {
 	return fmt.Sprintf(`workloads:
   app:
@@ -233,7 +233,7 @@ secrets:
 `, ak, make([]byte, 32), configRegister, config)
 }
 
-// start enrols the machine with the config as it is now, and starts init.
+// start enrols the machine with the present config, and starts init.
 func (b *linuxBoot) start(args ...string) *linuxRun {
 	b.t.Helper()
 	text := b.write()

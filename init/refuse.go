@@ -25,7 +25,7 @@ var exitCodes = map[attest.Code]int{
 	attest.CodeStopped:     21,
 }
 
-// refuse prints the refusal on two lines and returns the exit status; nil is status 0 and prints nothing.
+// refuse prints the refusal on two lines and returns the exit status. For nil it prints nothing and returns 0.
 func refuse(w io.Writer, err error) int {
 	if err == nil {
 		return 0

@@ -198,7 +198,7 @@ func (r Rounds) turn(ctx context.Context, round int, s *server, left int, try Tr
 	return nil, final, &attest.Error{Step: "asking " + r.Kind + " " + s.address, Code: attest.CodeOf(err), Err: err}
 }
 
-// verdict says whether an error is what we think of a server.
+// verdict reports whether an error is our own judgement of a server.
 func verdict(err error) bool {
 	code := attest.CodeOf(err)
 	return code == attest.CodeEvidence || code == attest.CodePolicy

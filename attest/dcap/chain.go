@@ -16,7 +16,7 @@ import (
 // maxChainSize bounds a PEM chain. Genuine ones have less than 4 KB.
 const maxChainSize = 32 << 10
 
-// maxIssued bounds the memory of verified CA and signing certificates. Intel has a handful.
+// maxIssued bounds how many verified CA and signing certificates are remembered. Intel has a handful.
 const maxIssued = 64
 
 // anchor is a trusted root.
@@ -25,8 +25,8 @@ type anchor struct {
 	key  *ecdsa.PublicKey
 }
 
-// trust remembers the trusted roots and the certificates directly below them that were verified already, so
-// that no certificate is parsed or verified twice.
+// trust remembers the trusted roots, and the verified certificates directly below them, so that none is parsed or verified
+// twice.
 type trust struct {
 	anchors []*anchor
 
@@ -55,8 +55,8 @@ func newTrust(roots []*x509.Certificate) (*trust, error) {
 	return t, nil
 }
 
-// root finds the anchor whose key the DER certificate carries. Two issues of Intel's root exist, of the same
-// name and key; one that is not the pinned one counts if it is signed by its own, pinned key.
+// root finds the anchor whose key the DER certificate carries. Intel issued its root twice, with the same name and key.
+// The copy that is not pinned is accepted if the pinned key signed it.
 func (t *trust) root(der []byte) (*issued, error) {
 	for _, a := range t.anchors {
 		if bytes.Equal(der, a.cert.Raw) {

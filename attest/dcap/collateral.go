@@ -15,7 +15,7 @@ type Collateral struct {
 	QEIdentity      []byte // signed enclave identity of the QE or TD QE, JSON, version 2
 	QEIdentityChain []byte // TCB signing certificate and root, PEM
 	PCKCRL          []byte // CRL of the CA that issued the PCK certificate: DER, PEM or hex text of DER
-	PCKCRLChain     []byte // that CA and root, PEM; may be empty: the CA is in the quote, too
+	PCKCRLChain     []byte // PEM of that CA and its root; may be empty, since the quote has the CA, too
 	RootCACRL       []byte // CRL of the root: DER, PEM or hex text of DER
 }
 

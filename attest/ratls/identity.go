@@ -32,7 +32,7 @@ type Identity struct {
 	retry   time.Time     // when the next one may be tried
 }
 
-// NewIdentity returns an identity that quotes with a.
+// NewIdentity returns an identity whose evidence a makes.
 func NewIdentity(a attest.Attester, o Options) (*Identity, error) {
 	o, err := o.withDefaults()
 	if err != nil {

@@ -362,8 +362,8 @@ func secrets(r *sessionpb.Result, names []string) (map[string]attest.Secret, err
 		"the broker has sent other secrets than were asked for")
 }
 
-// denied is the broker's reason, which it gives because our evidence is genuine. Its text is shown, so it is bounded
-// and printable.
+// denied is the broker's reason, which it gives only to genuine evidence. It is shown to users, so it is bounded and
+// printable.
 func denied(d *sessionpb.Denial) error {
 	code := attest.CodeDenied
 	if attest.Code(d.GetCode()) == attest.CodeSecret {

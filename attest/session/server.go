@@ -56,10 +56,10 @@ type BrokerConfig struct {
 	Quoter *Quoter
 }
 
-// Accept runs the broker's half of a session up to the client's request, on a connection whose handshake was made
-// with the certificate own. Whether the client's evidence is genuine ([Peer.Verify]) and wanted is for the caller to
-// say, who may [Challenge] it and answers with [Release] or [Deny]. An error is not for the client to know; the peer that
-// is returned beside one has binder and digest if the client has shown evidence.
+// Accept runs the broker's half of a session up to the client's request, on a connection whose handshake was made with the
+// certificate own. The caller decides whether the client's evidence is genuine ([Peer.Verify]) and wanted; it may
+// [Challenge] the client, and answers with [Release] or [Deny]. The client is not told of an error; the peer that is
+// returned beside one has binder and digest if the client has shown evidence.
 func (c BrokerConfig) Accept(stream Stream, cs tls.ConnectionState, own *x509.Certificate) (Peer, error) {
 	ctx := stream.Context()
 	fail := func(err error) (Peer, error) {

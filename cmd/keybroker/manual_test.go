@@ -58,7 +58,7 @@ func marked(text string) (all []string) {
 	return all
 }
 
-// TestTheManualHasEveryOptionOfTheProgram and no other, in an enclave and outside.
+// TestTheManualHasEveryOptionOfTheProgram: and it has no other, in an enclave and outside.
 func TestTheManualHasEveryOptionOfTheProgram(t *testing.T) {
 	option := regexp.MustCompile(`--([a-z][a-z-]*)`)
 	documented, bare := map[string]bool{}, map[string]bool{}

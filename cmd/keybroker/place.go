@@ -22,7 +22,7 @@ var where = "bare"
 // occlumDevice is the device by which Occlum's LibOS makes quotes.
 const occlumDevice = "/dev/sgx"
 
-// attester is an [attest.Attester] that holds a device.
+// attester is an [attest.Attester] that keeps a device open.
 type attester interface {
 	attest.Attester
 	io.Closer

@@ -19,7 +19,7 @@ import (
 	"github.com/sesame-init/sesame/client"
 )
 
-// inference is what every command that talks to an inference server needs to know.
+// inference holds the flags that all commands for inference servers share.
 type inference struct {
 	server, crt, serverName, model, image string
 	timeout                               time.Duration

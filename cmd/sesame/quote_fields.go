@@ -33,7 +33,7 @@ func text(name, value string) field { return field{name: name, value: value} }
 
 func octets(name string, b []byte) field { return field{name: name, hex: hex.EncodeToString(b)} }
 
-// number has its bytes in the quote's order, little-endian.
+// number is a little-endian integer, as in a quote.
 func number[N uint16 | uint32 | uint64](name string, n N) field {
 	b, _ := binary.Append(nil, binary.LittleEndian, n)
 	return field{name: name, hex: hex.EncodeToString(b), value: strconv.FormatUint(uint64(n), 10)}

@@ -82,7 +82,7 @@ func (s *Server) shake(life *admission.Conn) (net.Conn, credentials.AuthInfo, er
 	return conn, who, nil
 }
 
-// admit decides whether a connection may carry requests, and which.
+// admit decides which requests a connection may carry, if any.
 func (s *Server) admit(ctx context.Context, cs tls.ConnectionState, who *connection) error {
 	if cs.NegotiatedProtocol != "h2" {
 		return errors.New("the peer does not speak HTTP/2")

@@ -89,7 +89,7 @@ func (d *demo) tool(ctx context.Context, dir, program string, args ...string) (s
 	return strings.TrimSpace(out.String()), nil
 }
 
-// prepare makes everything that a deployment has before anything runs.
+// prepare makes everything that a deployment needs before anything runs.
 func (d *demo) prepare(ctx context.Context) error {
 	steps := []struct {
 		text string

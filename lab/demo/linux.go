@@ -154,7 +154,7 @@ func (d *linuxDemo) writeLinuxConfig() (string, error) {
 	})
 }
 
-// enrol writes the broker's policy with what the machine says of itself.
+// enrol writes the broker's policy with the machine's own measurements.
 func (d *linuxDemo) enrol(ctx context.Context) (string, error) {
 	entry, err := d.tool(ctx, d.work, "sesame", "tpm", "enroll", "--device", d.tpm.Socket, "--name", "machine",
 		"--pcrs", fmt.Sprintf("0,%d", bootRegister), "--config", d.path("init.json"), "--config-pcr", fmt.Sprint(configRegister))

@@ -162,7 +162,7 @@ func (c *Cloud) Refusals() []string {
 	return slices.Clone(c.refusals)
 }
 
-// Asked are all requests so far, each as the service and the path.
+// Asked returns all requests so far, each as service and path.
 func (c *Cloud) Asked() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

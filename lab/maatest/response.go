@@ -183,7 +183,7 @@ func (c *Cloud) releaseHeader(host string) (map[string]any, error) {
 	return header, nil
 }
 
-// elsewhere certifies a key for a host that is no vault.
+// elsewhere issues a certificate for a host that is not a vault.
 func (a *authority) elsewhere(key *rsa.PublicKey, now time.Time) ([]byte, error) {
 	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(3), DNSNames: []string{"elsewhere.example"}, BasicConstraintsValid: true,

@@ -166,7 +166,7 @@ func (c *Cloud) get(ctx context.Context, address string, v any) error {
 	return json.Unmarshal(text, v)
 }
 
-// wrappingKey is the first key of the token that may encrypt, from the runtime data or the held data.
+// wrappingKey returns the first key in the token's runtime data or held data that may encrypt.
 func wrappingKey(claims map[string]any) (*rsa.PublicKey, string, error) {
 	runtime, ok := claims["x-ms-runtime"].(map[string]any)
 	if text, held := claims["maa-ehd"].(string); !ok && held {

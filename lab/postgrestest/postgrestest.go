@@ -128,7 +128,7 @@ func (s *Server) Query(statements string) {
 	}
 }
 
-// Database makes another database of the server and returns its URL.
+// Database creates another database on the server and returns its URL.
 func (s *Server) Database(name string) string {
 	s.t.Helper()
 	if out, err := s.command("createdb", "-h", s.dir, "-U", "sesame", name).CombinedOutput(); err != nil {

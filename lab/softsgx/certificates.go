@@ -21,7 +21,7 @@ const (
 	pckCRLAddress  = "https://api.trustedservices.intel.com/sgx/certification/v4/pckcrl?ca=%s&encoding=der"
 )
 
-// mark tells humans what this root is (Netscape comment).
+// mark says in plain text what this root is (Netscape comment).
 var (
 	oidComment = asn1.ObjectIdentifier{2, 16, 840, 1, 113730, 1, 13}
 	mark       = "Software SGX platform for development and tests. It protects nothing."

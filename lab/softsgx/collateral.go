@@ -185,7 +185,7 @@ func (p *Platform) tcbInfo(version int, now time.Time, tcb TCB) tcbInfo {
 	return info
 }
 
-// superseded says whether there must be a higher level than one of this status.
+// superseded reports whether a level of this status has a higher one above it.
 func superseded(s tcbstatus.Status) bool {
 	return s == tcbstatus.OutOfDate || s == tcbstatus.OutOfDateConfigurationNeeded || s == tcbstatus.Revoked
 }

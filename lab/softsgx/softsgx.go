@@ -69,7 +69,7 @@ type Options struct {
 // TCB is how collateral judges the platform: what Intel publishes about it, rather than what it is.
 type TCB struct {
 	Status           tcbstatus.Status // of the platform's own level
-	QEStatus         tcbstatus.Status // of the quoting enclave's level: UpToDate, OutOfDate or Revoked
+	QEStatus         tcbstatus.Status // status of the quoting enclave's TCB level: UpToDate, OutOfDate or Revoked
 	Advisories       []string         // of the platform's own level
 	EvaluationNumber uint32           // zero is 17
 	Date             time.Time        // tcbDate of the platform's and the QE's level; zero is 2025-05-14
@@ -85,8 +85,7 @@ type Platform struct {
 	hw    hardware
 	keys  keys
 	certs certificates
-	// authData is the part of the quote's signature data that is the same in all quotes: from the
-	// attestation key on.
+	// authData is what all quotes of the platform share of their signature data: everything from the attestation key on.
 	authData []byte
 
 	mu         sync.Mutex

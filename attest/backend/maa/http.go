@@ -28,7 +28,7 @@ const (
 	longestPause = 32 * time.Second
 )
 
-// call is one request, made anew for every try.
+// call builds a request anew for every try.
 type call struct {
 	service     string // what errors name it
 	method, url string

@@ -195,7 +195,7 @@ func serviceURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// resourceOf is what an access token for the vault is asked for.
+// resourceOf is the resource that an access token for the vault names.
 func resourceOf(host string) string {
 	_, domain, _ := strings.Cut(host, ".")
 	return "https://" + domain

@@ -136,8 +136,7 @@ func (c *Conn) Ended(now time.Time) bool {
 	return !c.until.IsZero() && !now.Before(c.until)
 }
 
-// Leave tells the peer to go: it may finish the calls in flight within the time to drain, and begin no more. Leave
-// does not wait.
+// Leave asks the peer to go: it may finish its calls within the drain time, and begin no new ones. Leave does not wait.
 func (c *Conn) Leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -48,7 +48,7 @@ type Options struct {
 	Fixed map[string]attest.Secret
 	// Refusals bounds how many refusals of unknown peers are recorded. Zero fields take the defaults.
 	Refusals Budget
-	// Ticks say when an entry tells of the refusals that are not recorded. Default: every minute.
+	// Ticks say when to write the entry that counts the refusals which were not recorded. Default: every minute.
 	Ticks <-chan time.Time
 	Now   func() time.Time // default time.Now
 	// Patience is for how long a decision waits for a store that is unavailable. Default 10 s.

@@ -44,7 +44,7 @@ type head struct {
 	Epoch   uint64    `json:"epoch,omitempty"` // rollbacks that administrators have accepted
 }
 
-// catalog says which secrets there are. It is never changed, but replaced.
+// catalog lists the secrets. It is replaced as a whole, never changed.
 type catalog struct {
 	digest  string              // of its row
 	Secrets map[string][]stored `json:"secrets"` // versions, the oldest first

@@ -130,7 +130,7 @@ func aead(key attest.Secret) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// bound is what a slot's ciphertext is bound to: every part with its length, so that no two slots have the same.
+// bound is the additional data of a slot's ciphertext: every part with its length, so that it differs between slots.
 func (s *Slot) bound(storeID string) []byte {
 	return Bind("sesame root key slot v1", storeID, s.ID, s.Kind, string(s.Params))
 }

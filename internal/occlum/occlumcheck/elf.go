@@ -14,8 +14,8 @@ import (
 
 // ProgramOptions say what a program must be beside what the LibOS demands.
 type ProgramOptions struct {
-	// Interpreter is the loader that the file system holds, such as /lib/ld-musl-x86_64.so.1.
-	// If it is empty any will do.
+	// Interpreter is the loader in the file system, such as /lib/ld-musl-x86_64.so.1. If it is empty, any loader is
+	// accepted.
 	Interpreter string
 	// MaxSize bounds the file in bytes; 0 is no bound.
 	MaxSize int64

@@ -35,7 +35,7 @@ func Images() []string { return []string{BrokerImage, WorkloadImage, ClientImage
 // Reference is the full name of an image.
 func (p *Pipeline) Reference(name string) string { return p.o.Registry + "/" + name + ":" + p.o.Tag }
 
-// user runs everything in the images that need no device: no user in particular.
+// user is the unprivileged user of the images that need no device.
 const user = 65534
 
 // picture is what an image is made of.

@@ -360,7 +360,7 @@ func TestInitPinsTheBrokerAndTheManifestsHaveTheNumbers(t *testing.T) {
 	}
 }
 
-// recorder is an occlum command that does the least that a build needs, and writes down how it was called.
+// recorder is an occlum command that does only what a build needs, and records how it was called.
 const recorder = `#!/bin/sh
 set -e
 echo "$@" >>"$RECORD"

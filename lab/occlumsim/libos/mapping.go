@@ -57,7 +57,7 @@ func (t *tracer) file(fd int) (*os.File, int, error) {
 	return os.NewFile(uintptr(own), "mapped file"), flags, err
 }
 
-// fill copies the file into the memory that a thread has just got for it.
+// fill copies the file into the memory that a thread has just mapped for it.
 func (t *tracer) fill(pid int, m *mapping) error {
 	var regs unix.PtraceRegs
 	if err := unix.PtraceGetRegs(pid, &regs); err != nil {

@@ -327,7 +327,7 @@ func inject(pid int, nr uint64, args ...uint64) (uint64, error) {
 	}
 }
 
-// absolute is a program's name for a file, made absolute in its root.
+// absolute turns a program's name for a file into an absolute path in its root.
 func absolute(pid, dir int, name string) (string, error) {
 	if path.IsAbs(name) {
 		return path.Clean(name), nil

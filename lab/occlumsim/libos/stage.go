@@ -29,7 +29,7 @@ type programSpec struct {
 	Args   []string `json:"args"`
 	Env    []string `json:"env"`
 	Strict bool     `json:"strict"`
-	// Isolated is set if the stage is in user, mount and pid namespaces of its own.
+	// Isolated is set if the stage has its own user, mount and PID namespaces.
 	Isolated bool `json:"isolated"`
 }
 

@@ -36,7 +36,7 @@ var migrations embed.FS
 const (
 	// lock is the advisory lock of writers: "sesame" as a number.
 	lock = 0x736573616d65
-	// channel is what commits are notified on. The payload is the process id of the connection's server, so that a
+	// channel is the channel on which commits are announced. The payload is the process id of the connection's server, so that a
 	// replica knows its own.
 	channel = "sesame_commit"
 
