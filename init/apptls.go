@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"os"
 	"path"
 	"time"
@@ -13,6 +11,7 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/internal/config"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // identityMaker makes the application's TLS identity.
@@ -34,14 +33,12 @@ func (m identityMaker) write(ctx context.Context, c *config.AppTLS, prefix strin
 	if err != nil {
 		return &attest.Error{Code: attest.CodeOf(err), Step: step, Err: err}
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(made.PrivateKey)
+	key, err := pki.EncodeKey(made.PrivateKey)
 	if err != nil {
 		return attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
-	defer clear(der)
-	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	defer clear(key)
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: made.Certificate[0]})
+	certificate := pki.EncodeCertificate(made.Certificate[0])
 
 	type file struct {
 		path    string

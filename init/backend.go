@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/x509"
-	"encoding/pem"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -13,8 +12,8 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // newBackend makes the one backend that the config names.
@@ -95,35 +94,16 @@ func collateralSource(c config.Collateral, roots []*x509.Certificate, now func()
 		if err != nil {
 			return nil, err
 		}
-		pc.RootCAs = x509.NewCertPool()
-		for _, certificate := range certificates {
-			pc.RootCAs.AddCert(certificate)
-		}
+		pc.RootCAs = pki.Pool(certificates)
 	}
 	return pccs.New(pc)
 }
 
 func readCertificates(path string) ([]*x509.Certificate, error) {
-	const step = "reading certificates"
-	const hint = "Put the PEM file into the initfs before the build, or correct its path in the config."
-	text, err := boundedfile.Read(path, 1<<20)
+	certificates, err := pki.ReadCertificates(path)
 	if err != nil {
-		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%w", err)
+		return nil, attest.Errorf(attest.CodeConfig, "reading certificates",
+			"Put the PEM file into the initfs before the build, or correct its path in the config.", "%w", err)
 	}
-	var out []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, text = pem.Decode(text); block == nil {
-			break
-		}
-		certificate, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s: %w", path, err)
-		}
-		out = append(out, certificate)
-	}
-	if len(out) == 0 {
-		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s holds no certificate", path)
-	}
-	return out, nil
+	return certificates, nil
 }

@@ -2,7 +2,8 @@ package dcap
 
 import (
 	"crypto/x509"
-	"encoding/pem"
+
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // intelRootPEM is the Intel SGX Root CA, the issue valid until 2049-12-31 (SHA-256 44a0196b…b674d3), as Intel
@@ -26,8 +27,7 @@ AiEA4J0lrHoMs+Xo5o/sX6O9QWxHRAvZUGOdRQ7cvqRXaqI=
 
 // IntelRoot is the root of all production SGX and TDX platforms.
 func IntelRoot() *x509.Certificate {
-	block, _ := pem.Decode([]byte(intelRootPEM))
-	root, err := x509.ParseCertificate(block.Bytes)
+	root, err := pki.ParseCertificate([]byte(intelRootPEM))
 	if err != nil {
 		panic("dcap: the built-in root certificate does not parse: " + err.Error())
 	}

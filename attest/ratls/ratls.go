@@ -42,13 +42,13 @@ import (
 	"fmt"
 	"io"
 	"math/big"
-	"net"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/reportdata"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // Bounds of certificates and evidence.
@@ -172,36 +172,21 @@ func newCertificate(ctx context.Context, a attest.Attester, o Options,
 	if err != nil {
 		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "encoding evidence: %w", err)
 	}
-	der, err := selfSign(key, extension, o)
+	made, err := selfSign(key, extension, o)
 	if err != nil {
 		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "signing: %w", err)
 	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		return tls.Certificate{}, attest.Errorf(attest.CodeAttester, step, "", "reading it back: %w", err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, nil
+	return made, nil
 }
 
-func selfSign(key *ecdsa.PrivateKey, extension pkix.Extension, o Options) ([]byte, error) {
+func selfSign(key *ecdsa.PrivateKey, extension pkix.Extension, o Options) (tls.Certificate, error) {
 	serial := make([]byte, 16)
 	if _, err := io.ReadFull(o.Rand, serial); err != nil {
-		return nil, err
+		return tls.Certificate{}, err
 	}
 	serial[0] = serial[0]&0x7f | 0x40 // positive and of fixed length
-	var names []string
-	var addresses []net.IP
-	for _, name := range o.Names {
-		if ip := net.ParseIP(name); ip != nil {
-			addresses = append(addresses, ip)
-		} else {
-			names = append(names, name)
-		}
-	}
 	now := o.Now()
 	template := &x509.Certificate{
-		DNSNames:              names,
-		IPAddresses:           addresses,
 		SerialNumber:          new(big.Int).SetBytes(serial),
 		Subject:               pkix.Name{CommonName: "RA-TLS"},
 		NotBefore:             now,
@@ -211,7 +196,8 @@ func selfSign(key *ecdsa.PrivateKey, extension pkix.Extension, o Options) ([]byt
 		BasicConstraintsValid: true,
 		ExtraExtensions:       []pkix.Extension{extension},
 	}
-	return x509.CreateCertificate(o.Rand, template, template, key.Public(), key)
+	pki.SetNames(template, o.Names)
+	return pki.SelfSign(o.Rand, template, key)
 }
 
 // pemLength is the number of characters of a PEM certificate of n bytes of DER.

@@ -19,6 +19,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/internal/broker/admin"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // brokerLink is how a command reaches a broker's admin channel. Flags come first, then the context file. It is the
@@ -144,7 +145,7 @@ func (l *brokerLink) options() (o admin.DialOptions, err error) {
 	}
 	var roots []*x509.Certificate
 	if l.RootCA != "" {
-		if roots, err = readCertificates(l.RootCA); err != nil {
+		if roots, err = pki.ReadCertificates(l.RootCA); err != nil {
 			return o, usage("--root-ca takes a PEM file with certificates.", "%w", err)
 		}
 	}

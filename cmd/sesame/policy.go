@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +20,7 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 func policyCommand() *cobra.Command {
@@ -223,13 +223,13 @@ func (o *explainOptions) trust(t policy.Trust, at time.Time) (*broker.Trust, err
 		return nil, usage("Name it with --collateral.", "the policy names no source of collateral")
 	}
 	if o.rootCA != "" {
-		certificates, err := readCertificates(o.rootCA)
+		certificates, err := pki.ReadCertificates(o.rootCA)
 		if err != nil {
 			return nil, usage("--root-ca takes a PEM file with certificates.", "%w", err)
 		}
 		t.Roots = nil
 		for _, c := range certificates {
-			t.Roots = append(t.Roots, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})))
+			t.Roots = append(t.Roots, string(pki.EncodeCertificate(c.Raw)))
 		}
 	}
 	source, err := broker.OpenSource(t, func() time.Time { return at })

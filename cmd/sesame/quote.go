@@ -27,6 +27,7 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 func quoteCommand() *cobra.Command {
@@ -248,7 +249,7 @@ func (o *verifyOptions) verifierConfig(at time.Time) (dcap.Config, error) {
 	var c dcap.Config
 	var err error
 	if o.rootCA != "" {
-		if c.Roots, err = readCertificates(o.rootCA); err != nil {
+		if c.Roots, err = pki.ReadCertificates(o.rootCA); err != nil {
 			return c, usage("--root-ca takes a PEM file with certificates.", "%w", err)
 		}
 	}
@@ -284,7 +285,7 @@ func (o *verifyOptions) source(at time.Time, roots []*x509.Certificate) (dcap.So
 		Attempts:  2, // somebody waits
 	}
 	if o.pccsCA != "" {
-		authorities, err := readCertificates(o.pccsCA)
+		authorities, err := pki.ReadCertificates(o.pccsCA)
 		if err != nil {
 			return nil, usage("--pccs-ca takes a PEM file with certificates.", "%w", err)
 		}
@@ -360,29 +361,6 @@ func readPolicy(file string) (*policy.Policy, error) {
 		return nil, usage(attest.HintOf(err), "policy %s: %v", file, err)
 	}
 	return p, nil
-}
-
-func readCertificates(file string) ([]*x509.Certificate, error) {
-	rest, err := readBounded(file)
-	if err != nil {
-		return nil, err
-	}
-	var certificates []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		certificates = append(certificates, c)
-	}
-	if len(certificates) == 0 {
-		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
-	}
-	return certificates, nil
 }
 
 // maxInput bounds the files that are read.

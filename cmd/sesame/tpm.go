@@ -16,6 +16,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/tpm"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 func tpmCommand() *cobra.Command {
@@ -160,5 +161,5 @@ func readChain(path string) ([]*x509.Certificate, error) {
 	if path == "" {
 		return nil, nil
 	}
-	return readCertificates(path)
+	return pki.ReadCertificates(path)
 }

@@ -11,12 +11,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"io/fs"
-	"math/big"
 	"os"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // BareIdentity is the key of a broker that runs outside an enclave, on the key owner's own premises. It proves nothing
@@ -64,11 +64,10 @@ func makeKey(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	text, err := pki.EncodeKey(key)
 	if err != nil {
 		return nil, err
 	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -81,22 +80,11 @@ func makeKey(path string) ([]byte, error) {
 }
 
 func newBareIdentity(key *ecdsa.PrivateKey) (*BareIdentity, error) {
-	template := &x509.Certificate{ // names and dates mean nothing
-		SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC),
-		KeyUsage: x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	certificate, err := pki.BareKey(key, time.Unix(0, 0), time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)) // dates mean nothing
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	return &BareIdentity{
-		certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf},
-		pin:         sha256.Sum256(leaf.RawSubjectPublicKeyInfo),
-	}, nil
+	return &BareIdentity{certificate: certificate, pin: sha256.Sum256(certificate.Leaf.RawSubjectPublicKeyInfo)}, nil
 }
 
 // Pin is what clients write as broker_key: the SHA-256 of the SubjectPublicKeyInfo.

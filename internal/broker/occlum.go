@@ -1,9 +1,7 @@
 package broker
 
 import (
-	"bytes"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -13,6 +11,7 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
@@ -73,7 +72,7 @@ func ReadFolder(dir string) (_ *Folder, err error) {
 	f.Policy = policy.Occlum(PeersFile, peers)
 	for _, root := range f.Roots {
 		f.Policy.Trust.Roots = append(f.Policy.Trust.Roots,
-			string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})))
+			string(pki.EncodeCertificate(root.Raw)))
 	}
 	return f, nil
 }
@@ -98,11 +97,7 @@ func readRoots(path string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, rest := pem.Decode(text)
-	if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) != 0 {
-		return nil, errors.New("want exactly one PEM certificate")
-	}
-	root, err := x509.ParseCertificate(block.Bytes)
+	root, err := pki.ParseCertificate(text)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // DemoService is the service of the upstream's demonstration server.
@@ -123,8 +124,11 @@ func selfSigned(key *rsa.PrivateKey, now time.Time) (string, error) {
 		NotBefore: now, NotAfter: now.AddDate(10, 0, 0), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), err
+	made, err := pki.SelfSign(rand.Reader, template, key)
+	if err != nil {
+		return "", err
+	}
+	return string(pki.EncodeCertificate(made.Certificate[0])), nil
 }
 
 // publicPart is what everybody may see of a shared secret.

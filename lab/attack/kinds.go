@@ -18,6 +18,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
+	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
@@ -117,11 +118,11 @@ func SelfSigned(t testing.TB, key crypto.Signer, quote []byte) *tls.Certificate 
 		oid := asn1.ObjectIdentifier{1, 2, 840, 113741, 1}
 		template.ExtraExtensions = []pkix.Extension{{Id: oid, Value: quote}}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	made, err := pki.SelfSign(rand.Reader, template, key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	return &made
 }
 
 // NewKey is a fresh key.

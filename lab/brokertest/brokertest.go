@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -26,6 +25,7 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
@@ -134,7 +134,7 @@ func Trust(t testing.TB, p *softsgx.Platform) *broker.Trust {
 // TrustWith is in a platform, with the collateral of a source.
 func TrustWith(t testing.TB, p *softsgx.Platform, source dcap.Source) *broker.Trust {
 	t.Helper()
-	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.RootCA().Raw})
+	root := pki.EncodeCertificate(p.RootCA().Raw)
 	trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, source, nil)
 	if err != nil {
 		t.Fatal(err)

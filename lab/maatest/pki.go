@@ -17,6 +17,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // PKI is the keys and certificates of a cloud. It holds RSA keys, which are slow to make, so clouds may share one.
@@ -74,7 +76,7 @@ func NewPKI(now time.Time) (*PKI, error) {
 
 // RootPEM is the root that clients must trust.
 func (p *PKI) RootPEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.root.root.Raw})
+	return pki.EncodeCertificate(p.root.root.Raw)
 }
 
 // Roots is a pool of that root.

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +34,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
@@ -73,7 +73,7 @@ func serveBroker(ctx context.Context, dir, stored string) (err error) {
 	if err != nil {
 		return err
 	}
-	root := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: platform.RootCA().Raw}))
+	root := string(pki.EncodeCertificate(platform.RootCA().Raw))
 	text := `version: 1
 trust: {collateral: {directory: none}}
 workloads: {demo: {wire: legacy, versions: [{sgx: [{mr_enclave: ` + strings.Repeat("aa", 32) + `}]}]}}

@@ -35,7 +35,6 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/binary"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"math/big"
@@ -47,6 +46,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // Options say what platform to make. The zero value is a good platform with an up-to-date TCB.
@@ -303,7 +303,7 @@ func signRaw(key *ecdsa.PrivateKey, message []byte) ([]byte, error) {
 func pemChain(certs ...*x509.Certificate) []byte {
 	var chain []byte
 	for _, c := range certs {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+		chain = append(chain, pki.EncodeCertificate(c.Raw)...)
 	}
 	return chain
 }

@@ -1,21 +1,15 @@
 package keystore
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"strings"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // A Kind says what a secret is. It is part of what a stored value is bound to.
@@ -114,43 +108,11 @@ func (r Recipe) identity(now time.Time) (private, certificate []byte, err error)
 	if len(names) > 64 || days < 1 || days > 3650 {
 		return nil, nil, attest.Errorf(attest.CodeConfig, step, "", "%d names for %d days; at most 64 for 3650", len(names), days)
 	}
-	fail := func(err error) ([]byte, []byte, error) {
-		return nil, nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return fail(err)
-	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 126))
-	if err != nil {
-		return fail(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: names[0]},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(0, 0, days),
-		// It issues nothing. A key usage without certificate signing would say so again, but keeps OpenSSL's relatives from
-		// taking it for self-signed, so that clients could not pin it.
-		BasicConstraintsValid: true,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	for _, name := range names {
-		if ip := net.ParseIP(name); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else {
-			template.DNSNames = append(template.DNSNames, name)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	private, certificate, err = pki.NewServer(names, now, now.AddDate(0, 0, days))
 	if err != nil {
 		return nil, nil, attest.Errorf(attest.CodeConfig, step, "Correct the names.", "%w", err)
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fail(err)
-	}
-	defer clear(keyDER)
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
+	return private, certificate, nil
 }
 
 // tfConfig is tensorflow.serving.SSLConfig (ssl_config.proto) as text, with line breaks as \n.

@@ -13,7 +13,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/url"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // MaxSize bounds a policy in bytes.
@@ -295,18 +295,18 @@ func (p *Policy) quotes() bool {
 // check reports what is wrong. quotes says whether any workload is one of SGX or TDX, whose quotes need collateral.
 func (t *Trust) check(quotes bool, fault func(key, format string, args ...any)) {
 	for i, text := range t.TPMCertificates {
-		if _, err := certificate(text); err != nil {
+		if _, err := pki.ParseCertificate([]byte(text)); err != nil {
 			fault(fmt.Sprintf("trust.tpm_certificates[%d]", i), "%v", err)
 		}
 	}
 	for i, text := range t.Roots {
-		if _, err := certificate(text); err != nil {
+		if _, err := pki.ParseCertificate([]byte(text)); err != nil {
 			fault(fmt.Sprintf("trust.roots[%d]", i), "%v", err)
 		}
 	}
 	c := &t.Collateral
 	if c.CA != "" {
-		if _, err := certificate(c.CA); err != nil {
+		if _, err := pki.ParseCertificate([]byte(c.CA)); err != nil {
 			fault("trust.collateral.ca", "%v", err)
 		}
 	}
@@ -334,24 +334,11 @@ func (t *Trust) TPMChains() ([]*x509.Certificate, error) { return certificates(t
 func certificates(texts []string) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for _, text := range texts {
-		c, err := certificate(text)
+		c, err := pki.ParseCertificate([]byte(text))
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, c)
 	}
 	return out, nil
-}
-
-// certificate reads exactly one in PEM.
-func certificate(text string) (*x509.Certificate, error) {
-	block, rest := pem.Decode([]byte(text))
-	if block == nil || block.Type != "CERTIFICATE" || len(bytes.TrimSpace(rest)) != 0 {
-		return nil, fmt.Errorf("is not exactly one certificate in PEM")
-	}
-	c, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("is not a certificate: %w", err)
-	}
-	return c, nil
 }

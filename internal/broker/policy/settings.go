@@ -9,6 +9,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	appraisal "github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // Settings are of the broker itself.
@@ -54,15 +55,11 @@ type Admin struct {
 
 // RootCertificates are those of Roots.
 func (a *Admin) RootCertificates() (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	for _, text := range a.Roots {
-		c, err := certificate(text)
-		if err != nil {
-			return nil, err
-		}
-		pool.AddCert(c)
+	roots, err := certificates(a.Roots)
+	if err != nil {
+		return nil, err
 	}
-	return pool, nil
+	return pki.Pool(roots), nil
 }
 
 // check reports what is missing or contradicts itself in store, root key and admin channel.
@@ -97,7 +94,7 @@ func (s *Settings) check(fault func(key, format string, args ...any)) {
 		fault("broker.admin", "administers a store, and none is named")
 	}
 	for i, text := range s.Admin.Roots {
-		if _, err := certificate(text); err != nil {
+		if _, err := pki.ParseCertificate([]byte(text)); err != nil {
 			fault(fmt.Sprintf("broker.admin.roots[%d]", i), "%v", err)
 		}
 	}

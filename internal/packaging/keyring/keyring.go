@@ -10,20 +10,16 @@ package keyring
 import (
 	"bufio"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +28,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // The files of a folder.
@@ -327,19 +324,7 @@ func NewServerIdentity(names []string, lifetime time.Duration, now time.Time) (c
 	if len(names) == 0 || lifetime <= 0 {
 		return nil, nil, errors.New("a certificate needs a name and a lifetime")
 	}
-	template := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: names[0]},
-		NotAfter:    now.Add(lifetime),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	for _, n := range names {
-		if ip := net.ParseIP(n); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else {
-			template.DNSNames = append(template.DNSNames, n)
-		}
-	}
-	key, certificate, err := selfSigned(template, now)
+	key, certificate, err := pki.NewServer(names, now, now.Add(lifetime))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -365,37 +350,7 @@ func makeAdmin(dir string, o Options) error {
 // NewAdministrator makes a client certificate for a broker's administrators' channel, which is its own root, and its key,
 // both PEM.
 func NewAdministrator(lifetime time.Duration, now time.Time) (key, certificate []byte, err error) {
-	return selfSigned(&x509.Certificate{
-		Subject:     pkix.Name{CommonName: "administrator"},
-		NotAfter:    now.Add(lifetime),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, now)
-}
-
-// selfSigned makes a P-256 key and a certificate that is its own root and no authority: who pins it needs no other root,
-// and its key can issue nothing.
-func selfSigned(template *x509.Certificate, now time.Time) (keyPEM, certificatePEM []byte, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
-	if template.SerialNumber, err = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120)); err != nil {
-		return nil, nil, err
-	}
-	template.NotBefore = now.Add(-time.Hour)
-	// It issues nothing. A key usage without certificate signing would say so again, but keeps OpenSSL's relatives from
-	// taking it for self-signed, so that clients could not pin it.
-	template.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, nil, err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
+	return pki.NewClient("administrator", now, now.Add(lifetime))
 }
 
 // TensorFlowServing is the file for --ssl_config_file: SSLConfig of tensorflow_serving/config/ssl_config.proto as

@@ -9,7 +9,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/binary"
@@ -24,6 +23,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // Forged is what a hostile broker says if it can say something: it ends a line of a log and begins another one.
@@ -100,7 +100,7 @@ func Start(k Kind) (*Broker, error) {
 		template := *certificate.Leaf
 		template.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: make([]byte, k.weight)}}
 		key := certificate.PrivateKey.(*ecdsa.PrivateKey)
-		certificate.Certificate[0], err = x509.CreateCertificate(rand.Reader, &template, &template, key.Public(), key)
+		certificate, err = pki.SelfSign(rand.Reader, &template, key)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)

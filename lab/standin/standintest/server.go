@@ -23,6 +23,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/lab/standin"
 	"github.com/sesame-init/sesame/lab/standin/network"
 )
@@ -117,7 +118,7 @@ func NewIdentity(t testing.TB, subject pkix.Name, issuer *Identity, names ...str
 		t.Fatal(err)
 	}
 	return &Identity{
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pki.EncodeCertificate(der),
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 		parsed, key,
 	}
