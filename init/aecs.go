@@ -3,24 +3,27 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/aecs"
+	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/config"
 )
 
 // newAECS makes the client of a KubeTEE AECS.
-func newAECS(c *config.AECS, attester attest.Attester, t *trust, log *logrus.Logger) (backend.Backend, error) {
+func newAECS(c *config.AECS, attester attest.Attester, t *trust.Trust, now func() time.Time, log *logrus.Logger) (
+	backend.Backend, error) {
 	settings := aecs.Config{
 		Servers: c.Servers, Generation: aecs.Generation(c.Generation), AllowDowngrade: c.AllowDowngrade,
 		Plaintext: c.Plaintext,
 		Service:   c.Service, Secrets: c.Places(), Attester: attester, UserData: c.UserData,
-		Collateral: t.source, Verifier: t.verifier(t.source), Staple: t.staple,
+		Collateral: t.Source(), Verifier: t.Verifier(), Staple: t.Stapled,
 		Policy: c.ServerPolicy, NoServerEvidence: c.ServerEvidence == "none",
-		Now: t.now, Logger: log,
+		Now: now, Logger: log,
 	}
 	if c.ServerKey != nil {
 		settings.ServerKey = (*[32]byte)(c.ServerKey)

@@ -7,8 +7,10 @@ import (
 	"io"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/attesters"
 	"github.com/sesame-init/sesame/attest/cvm"
 	"github.com/sesame-init/sesame/attest/tpm"
+	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/config"
 )
 
@@ -61,9 +63,5 @@ func prepareTPM(ctx context.Context, c *config.Config, device *tpm.Device, diges
 	return err
 }
 
-// peerVerifier judges the broker's evidence, of whatever kind it is.
-func peerVerifier(quotes attest.Verifier) attest.Verifier {
-	return attest.Verifiers{
-		attest.SGX: quotes, attest.TDX: quotes, attest.SNP: &cvm.SNPVerifier{}, attest.TPM: &tpm.Verifier{},
-	}
-}
+// peers are the kinds of evidence, beside quotes, that a broker may prove itself with.
+func peers() []trust.Kind { return attesters.All() }

@@ -10,8 +10,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
-	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/dcap/pccs"
+	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/pki"
 )
@@ -19,7 +18,7 @@ import (
 // newBackend makes the one backend that the config names.
 func newBackend(c *config.Config, attester attest.Attester, now func() time.Time, log *logrus.Logger) (backend.Backend, error) {
 	if c.Backend == "grpc-ratls" && c.GRPCRATLS.BrokerKey != nil { // a broker without evidence needs no collateral
-		return newGRPCRATLS(c, attester, &trust{now: now}, log)
+		return newGRPCRATLS(c, attester, nil, now, log)
 	}
 	switch c.Backend { // Azure judges the evidence, and these two judge none
 	case "maa":
@@ -32,15 +31,16 @@ func newBackend(c *config.Config, attester attest.Attester, now func() time.Time
 		return nil, err
 	}
 	if c.Backend == "aecs" {
-		return newAECS(c.AECS, attester, t, log)
+		return newAECS(c.AECS, attester, t, now, log)
 	}
-	return newGRPCRATLS(c, attester, t, log)
+	return newGRPCRATLS(c, attester, t, now, log)
 }
 
-func newGRPCRATLS(c *config.Config, attester attest.Attester, t *trust, log *logrus.Logger) (backend.Backend, error) {
+func newGRPCRATLS(c *config.Config, attester attest.Attester, t *trust.Trust, now func() time.Time, log *logrus.Logger) (
+	backend.Backend, error) {
 	settings := grpcratls.Config{
 		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
-		Attester: attester, Now: t.now, Logger: log,
+		Attester: attester, Now: now, Logger: log,
 	}
 	if c.GRPCRATLS.LogKey != "" {
 		var err error
@@ -52,51 +52,35 @@ func newGRPCRATLS(c *config.Config, attester attest.Attester, t *trust, log *log
 		settings.BrokerKey = c.GRPCRATLS.BrokerKey
 		return grpcratls.New(settings)
 	}
-	settings.Verifier, settings.Policy, settings.Staple = t.verifier(t.source), c.BrokerPolicy(), t.staple
+	settings.Verifier, settings.Policy, settings.Staple = t.Verifier(), c.BrokerPolicy(), t.Stapled
 	return grpcratls.New(settings)
 }
 
-// trust is what evidence of peers is verified with.
-type trust struct {
-	config config.Collateral
-	roots  []*x509.Certificate // empty: Intel's
-	source dcap.Source
-	now    func() time.Time
-}
-
-func newTrust(c config.Collateral, now func() time.Time, log *logrus.Logger) (*trust, error) {
-	t := &trust{config: c, now: now}
+// newTrust is what evidence of peers is verified with.
+func newTrust(c config.Collateral, now func() time.Time, log *logrus.Logger) (*trust.Trust, error) {
+	settings := trust.Config{
+		MinimumEvaluation: c.MinimumTCBEvaluation, MinimumRootCRL: c.MinimumRootCRL, MinimumPCKCRL: c.MinimumPCKCRL,
+		Collateral: trust.Collateral{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP}, Kinds: peers(), Now: now,
+	}
 	var err error
 	if c.RootCA != "" {
-		if t.roots, err = readCertificates(c.RootCA); err != nil {
+		if settings.Roots, err = readCertificates(c.RootCA); err != nil {
 			return nil, err
 		}
-		log.Warnf("trust root is %s from %s, not Intel's: this is not for production", t.roots[0].Subject.CommonName, c.RootCA)
 	}
-	t.source, err = collateralSource(c, t.roots, now)
-	return t, err
-}
-
-func (t *trust) verifier(source dcap.Source) attest.Verifier {
-	return peerVerifier(dcap.NewVerifier(dcap.Config{
-		Roots: t.roots, Source: source, MinimumEvaluation: t.config.MinimumTCBEvaluation,
-		MinimumRootCRLNumber: t.config.MinimumRootCRL, MinimumPCKCRLNumber: t.config.MinimumPCKCRL,
-	}))
-}
-
-// staple verifies with the collateral that came with the evidence.
-func (t *trust) staple(c *dcap.Collateral) attest.Verifier { return t.verifier(pccs.Stapled(c)) }
-
-func collateralSource(c config.Collateral, roots []*x509.Certificate, now func() time.Time) (dcap.Source, error) {
-	pc := pccs.Config{URL: c.PCCSURL, AllowHTTP: c.AllowHTTP, Roots: roots, Now: now}
 	if c.PCCSCA != "" {
-		certificates, err := readCertificates(c.PCCSCA)
-		if err != nil {
+		if settings.Collateral.Authorities, err = readCertificates(c.PCCSCA); err != nil {
 			return nil, err
 		}
-		pc.RootCAs = pki.Pool(certificates)
 	}
-	return pccs.New(pc)
+	t, err := trust.New(settings)
+	if err != nil {
+		return nil, err
+	}
+	for _, line := range t.Remarks(c.RootCA) {
+		log.Warn(line)
+	}
+	return t, nil
 }
 
 func readCertificates(path string) ([]*x509.Certificate, error) {

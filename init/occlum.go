@@ -16,6 +16,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/fs/occlum"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
@@ -33,8 +34,8 @@ func main() {
 	os.Exit(refuse(os.Stderr, boundBySignals(func(ctx context.Context) error { return runOnOcclum(ctx, newLogger()) })))
 }
 
-// peerVerifier is what judges the broker's evidence: on Occlum quotes only.
-func peerVerifier(quotes attest.Verifier) attest.Verifier { return quotes }
+// peers are the kinds of evidence, beside quotes, that a broker may prove itself with: none in Occlum.
+func peers() []trust.Kind { return nil }
 
 // runOnOcclum boots inside Occlum's LibOS: evidence from /dev/sgx, file systems by the LibOS's own calls.
 func runOnOcclum(ctx context.Context, log *logrus.Logger) error {

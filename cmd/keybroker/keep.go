@@ -17,7 +17,6 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/admin"
@@ -172,13 +171,7 @@ func (c *command) askReplicas(ctx context.Context, keys *keystore.Keystore, addr
 	defer trust.Close()
 	client, err := grpcratls.New(grpcratls.Config{
 		Servers: addresses, Protocol: grpcratls.SessionV1, Attester: own, Verifier: trust.Verifier, Policy: p.Replicas(), Now: clock.Now,
-		Staple: func(collateral *dcap.Collateral) attest.Verifier {
-			stapled, err := broker.NewTrust(p.Trust, pccs.Stapled(collateral), clock.vouched)
-			if err != nil {
-				return trust.Verifier
-			}
-			return stapled.Verifier
-		},
+		Staple: trust.Stapled,
 	})
 	if err != nil {
 		return err

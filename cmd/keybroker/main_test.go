@@ -94,7 +94,7 @@ func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 	if code := <-ended; code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	for _, want := range []string{"trusting", "own evidence is genuine", "secret released", "proves no freshness",
+	for _, want := range []string{"not Intel's", "own evidence is genuine", "secret released", "proves no freshness",
 		"the host can read them"} {
 		if !strings.Contains(stderr.String(), want) {
 			t.Errorf("the log does not say %q:\n%s", want, &stderr)

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -370,26 +369,16 @@ func (c *command) follow(ctx context.Context, first *begun, policies *broker.Pol
 // forge it.
 func (c *command) trust(t policy.Trust, clock *timekeeper, log *logrus.Logger) (*broker.Trust, error) {
 	if c.collateral != "" {
-		t.Collateral = policy.Collateral{Directory: c.collateral}
-		if strings.Contains(c.collateral, "://") {
-			t.Collateral = policy.Collateral{URL: c.collateral, AllowHTTP: true}
-		}
+		t.Collateral = policy.CollateralAt(c.collateral)
 	}
-	if strings.HasPrefix(t.Collateral.URL, "http://") {
-		log.Warn("collateral comes over http: who is on the way sees which platforms are asked for and can withhold it")
-	}
-	roots, err := t.RootCertificates()
-	if err != nil {
-		return nil, attest.Errorf(attest.CodeConfig, "reading trust.roots", "", "%w", err)
-	}
-	for _, root := range roots {
-		log.Warnf("trusting %s instead of Intel's root, because the policy says so: this is not for production", root.Subject)
-	}
-	source, err := broker.OpenSource(t, clock.Now)
+	verifies, err := broker.NewTrust(t, clock.Now, clock.vouched)
 	if err != nil {
 		return nil, err
 	}
-	return broker.NewTrust(t, source, clock.vouched)
+	for _, line := range verifies.Remarks() {
+		log.Warn(line)
+	}
+	return verifies, nil
 }
 
 // notify tells systemd, if it is running.

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"io/fs"
@@ -15,11 +14,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/broker/admin"
-	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // brokerLink is how a command reaches a broker's admin channel. Flags come first, then the context file. It is the
@@ -143,16 +140,16 @@ func (l *brokerLink) options() (o admin.DialOptions, err error) {
 	if keys := p.LegacyBindings(); len(keys) > 0 {
 		return o, usage("Leave the key out.", "policy %s: %s is for policies of an application's clients", l.Policy, keys[0])
 	}
-	var roots []*x509.Certificate
-	if l.RootCA != "" {
-		if roots, err = pki.ReadCertificates(l.RootCA); err != nil {
-			return o, usage("--root-ca takes a PEM file with certificates.", "%w", err)
-		}
+	roots, err := rootsOf(l.RootCA)
+	if err != nil {
+		return o, err
+	}
+	verifies, err := trust.New(trust.Config{Roots: roots, Now: time.Now})
+	if err != nil {
+		return o, err
 	}
 	o.Broker.Policy = p
-	o.Broker.Staple = func(c *dcap.Collateral) attest.Verifier {
-		return dcap.NewVerifier(dcap.Config{Roots: roots, Source: pccs.Stapled(c)})
-	}
+	o.Broker.Staple = verifies.Stapled
 	o.Broker.Verifier = noCollateral{}
 	return o, nil
 }

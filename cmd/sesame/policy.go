@@ -214,10 +214,7 @@ func notEvidence(err error) *explained {
 
 func (o *explainOptions) trust(t policy.Trust, at time.Time) (*broker.Trust, error) {
 	if o.collateral != "" {
-		t.Collateral = policy.Collateral{Directory: o.collateral}
-		if strings.Contains(o.collateral, "://") {
-			t.Collateral = policy.Collateral{URL: o.collateral, AllowHTTP: true}
-		}
+		t.Collateral = policy.CollateralAt(o.collateral)
 	}
 	if t.Collateral.URL == "" && t.Collateral.Directory == "" {
 		return nil, usage("Name it with --collateral.", "the policy names no source of collateral")
@@ -232,11 +229,7 @@ func (o *explainOptions) trust(t policy.Trust, at time.Time) (*broker.Trust, err
 			t.Roots = append(t.Roots, string(pki.EncodeCertificate(c.Raw)))
 		}
 	}
-	source, err := broker.OpenSource(t, func() time.Time { return at })
-	if err != nil {
-		return nil, err
-	}
-	return broker.NewTrust(t, source, nil)
+	return broker.NewTrust(t, func() time.Time { return at }, nil)
 }
 
 func policyKeygenCommand() *cobra.Command {

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/client"
 )
@@ -80,7 +79,7 @@ func (o *inference) open(warnings io.Writer) (image []float32, creds credentials
 
 // attest makes credentials that accept a server by the evidence in its certificate.
 func (o *inference) attest(warnings io.Writer) (credentials.TransportCredentials, error) {
-	config, err := o.attested.verifierConfig(time.Now())
+	verifies, err := o.attested.trust(time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +90,7 @@ func (o *inference) attest(warnings io.Writer) (credentials.TransportCredentials
 	for _, key := range wanted.LegacyBindings() {
 		fmt.Fprintf(warnings, "sesame: %s: %s: a certificate of this entry does not say that its key is an application's\n", o.attested.policy, key)
 	}
-	return client.Attested(&ratls.PeerVerifier{Verifier: dcap.NewVerifier(config), Policy: wanted})
+	return client.Attested(&ratls.PeerVerifier{Verifier: verifies.Verifier(), Policy: wanted})
 }
 
 func predictCommand() *cobra.Command {

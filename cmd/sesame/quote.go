@@ -22,10 +22,10 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/pki"
 )
@@ -194,13 +194,11 @@ func verifyQuote(ctx context.Context, file string, o verifyOptions) (*verdict, e
 			return nil, usage("Write --at like 2026-01-01T12:00:00Z.", "%w", err)
 		}
 	}
-	config, err := o.verifierConfig(at)
+	verifies, err := o.trust(at)
 	if err != nil {
 		return nil, err
 	}
-	if client, ok := config.Source.(*pccs.Client); ok {
-		defer client.Close()
-	}
+	defer verifies.Close()
 	appraise, err := o.appraiser()
 	if err != nil {
 		return nil, err
@@ -220,7 +218,7 @@ func verifyQuote(ctx context.Context, file string, o verifyOptions) (*verdict, e
 	if q, err := sgx.ParseQuote(found.raw); err == nil {
 		evidence.Type = q.Type()
 	}
-	claims, err := dcap.NewVerifier(config).Verify(ctx, evidence, at)
+	claims, err := verifies.Verifier().Verify(ctx, evidence, at)
 	switch {
 	case attest.CodeOf(err) == attest.CodeConfig:
 		return nil, usage("--root-ca takes a root certificate.", "%v", err)
@@ -244,61 +242,55 @@ func verifyQuote(ctx context.Context, file string, o verifyOptions) (*verdict, e
 	return v, nil
 }
 
-// verifierConfig reads the files that the flags name.
-func (o *verifyOptions) verifierConfig(at time.Time) (dcap.Config, error) {
-	var c dcap.Config
+// trust is what the flags say about verifying. It reads the files that they name.
+func (o *verifyOptions) trust(at time.Time) (*trust.Trust, error) {
+	const hint = "Name with --collateral a directory, or the URL of a PCCS or of Intel's PCS."
+	c := trust.Config{Collateral: trust.CollateralAt(o.collateral), Now: func() time.Time { return at }}
+	c.Collateral.AllowHTTP = o.allowHTTP
+	c.Collateral.Attempts = 2 // a person is waiting
 	var err error
-	if o.rootCA != "" {
-		if c.Roots, err = pki.ReadCertificates(o.rootCA); err != nil {
-			return c, usage("--root-ca takes a PEM file with certificates.", "%w", err)
-		}
+	if c.Roots, err = rootsOf(o.rootCA); err != nil {
+		return nil, err
 	}
 	if o.pckChain != "" {
 		if c.PCKChain, err = readBounded(o.pckChain); err != nil {
-			return c, usage("", "%w", err)
+			return nil, usage("", "%w", err)
 		}
 	}
-	c.Source, err = o.source(at, c.Roots)
-	return c, err
-}
-
-func (o *verifyOptions) source(at time.Time, roots []*x509.Certificate) (dcap.Source, error) {
-	const hint = "Name with --collateral a directory, or the URL of a PCCS or of Intel's PCS."
-	if o.collateral == "" {
+	if !c.Collateral.Given() {
 		return nil, usage(hint, "no collateral is given")
 	}
-	if !strings.Contains(o.collateral, "://") {
-		info, err := os.Stat(o.collateral)
+	if directory := c.Collateral.Directory; directory != "" {
+		info, err := os.Stat(directory)
 		if err == nil && !info.IsDir() {
-			err = fmt.Errorf("%s is not a directory", o.collateral)
+			err = fmt.Errorf("%s is not a directory", directory)
 		}
 		if err != nil {
 			return nil, usage(hint, "%w", err)
 		}
-		return pccs.Dir(o.collateral), nil
-	}
-	config := pccs.Config{
-		URL:       o.collateral,
-		AllowHTTP: o.allowHTTP,
-		Roots:     roots,
-		Now:       func() time.Time { return at },
-		Attempts:  2, // somebody waits
 	}
 	if o.pccsCA != "" {
-		authorities, err := pki.ReadCertificates(o.pccsCA)
-		if err != nil {
+		if c.Collateral.Authorities, err = pki.ReadCertificates(o.pccsCA); err != nil {
 			return nil, usage("--pccs-ca takes a PEM file with certificates.", "%w", err)
 		}
-		config.RootCAs = x509.NewCertPool()
-		for _, c := range authorities {
-			config.RootCAs.AddCert(c)
-		}
 	}
-	client, err := pccs.New(config)
+	verifies, err := trust.New(c)
 	if err != nil {
 		return nil, usage(attest.HintOf(err), "%v", err)
 	}
-	return client, nil
+	return verifies, nil
+}
+
+// rootsOf reads the file of --root-ca, if one is given.
+func rootsOf(file string) ([]*x509.Certificate, error) {
+	if file == "" {
+		return nil, nil
+	}
+	roots, err := pki.ReadCertificates(file)
+	if err != nil {
+		return nil, usage("--root-ca takes a PEM file with certificates.", "%w", err)
+	}
+	return roots, nil
 }
 
 // appraiser is the policy of the flags: that of --policy, or one that takes any environment as it is.

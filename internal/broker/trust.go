@@ -2,88 +2,89 @@ package broker
 
 import (
 	"context"
-	"crypto/x509"
 	"sync"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/cvm"
+	"github.com/sesame-init/sesame/attest/attesters"
 	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/attest/tpm"
+	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 )
 
 // Trust is what verifies evidence, and what collateral it rests on.
 type Trust struct {
 	Verifier attest.Verifier
+	trust    *trust.Trust
 	source   *recorder
-	roots    []*x509.Certificate
 	own      attest.Verifier // like Verifier, of the broker's own evidence
 	ownSeen  *recorder
 }
 
-// NewTrust verifies evidence as a policy says: quotes of SGX and TDX with collateral of a source, reports of SEV-SNP
-// with the certificates that they bring, quotes of TPMs. vouched is that of [dcap.Config]; it may be nil.
-func NewTrust(t policy.Trust, source dcap.Source, vouched func(time.Time)) (*Trust, error) {
-	roots, err := t.RootCertificates()
+// NewTrust verifies evidence as a policy says: quotes of SGX and TDX with collateral of the policy's source, evidence of other
+// types with what it brings. vouched is that of [dcap.Config]; it may be nil.
+func NewTrust(t policy.Trust, now func() time.Time, vouched func(time.Time)) (*Trust, error) {
+	c, err := trustConfig(t)
 	if err != nil {
-		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading trust.roots", Err: err}
+		return nil, err
 	}
-	tpms, err := t.TPMChains()
+	c.Now, c.Vouched = now, vouched
+	verifies, err := trust.New(c)
 	if err != nil {
-		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading trust.tpm_certificates", Err: err}
+		return nil, err
 	}
-	verifier := func(s dcap.Source) attest.Verifier {
-		return dcap.NewVerifier(dcap.Config{
-			Roots: roots, Source: s, Vouched: vouched, MinimumEvaluation: t.MinimumEvaluation,
-			MinimumRootCRLNumber: t.MinimumRootCRL, MinimumPCKCRLNumber: t.MinimumPCKCRL,
-		})
+	return newTrust(verifies, verifies.Source()), nil
+}
+
+// NewTrustWith is [NewTrust] with collateral of a source that the caller brings.
+func NewTrustWith(t policy.Trust, source dcap.Source, vouched func(time.Time)) (*Trust, error) {
+	c, err := trustConfig(t)
+	if err != nil {
+		return nil, err
 	}
+	c.Collateral, c.Vouched = trust.Collateral{}, vouched
+	verifies, err := trust.New(c)
+	if err != nil {
+		return nil, err
+	}
+	return newTrust(verifies, source), nil
+}
+
+func newTrust(t *trust.Trust, source dcap.Source) *Trust {
 	peers, own := &recorder{source: source}, &recorder{source: source}
-	quotes := verifier(peers)
-	all := attest.Verifiers{
-		attest.SGX: quotes, attest.TDX: quotes, attest.SNP: &cvm.SNPVerifier{}, attest.TPM: &tpm.Verifier{Certificates: tpms},
-	}
-	return &Trust{Verifier: all, source: peers, roots: roots, own: verifier(own), ownSeen: own}, nil
+	return &Trust{Verifier: t.With(peers), trust: t, source: peers, own: t.With(own), ownSeen: own}
 }
 
-// OpenSource finds the source of collateral that a policy names.
-func OpenSource(t policy.Trust, now func() time.Time) (dcap.Source, error) {
-	switch {
-	case t.Collateral.Directory != "":
-		return pccs.Dir(t.Collateral.Directory), nil
-	case t.Collateral.URL == "":
-		return noSource{}, nil
+// trustConfig is what a policy says about trust.
+func trustConfig(t policy.Trust) (c trust.Config, err error) {
+	const hint = "Write each certificate in PEM."
+	c = trust.Config{
+		MinimumEvaluation: t.MinimumEvaluation, MinimumRootCRL: t.MinimumRootCRL, MinimumPCKCRL: t.MinimumPCKCRL,
+		Collateral: trust.Collateral{URL: t.Collateral.URL, AllowHTTP: t.Collateral.AllowHTTP, Directory: t.Collateral.Directory},
+		Kinds:      attesters.All(),
 	}
-	roots, err := t.RootCertificates()
-	if err != nil {
-		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading trust.roots", Err: err}
+	if c.Roots, err = t.RootCertificates(); err != nil {
+		return c, attest.Errorf(attest.CodeConfig, "reading trust.roots", hint, "%w", err)
 	}
-	c := pccs.Config{URL: t.Collateral.URL, AllowHTTP: t.Collateral.AllowHTTP, Roots: roots, Now: now}
-	if t.Collateral.CA != "" {
-		c.RootCAs = x509.NewCertPool()
-		c.RootCAs.AppendCertsFromPEM([]byte(t.Collateral.CA))
+	if c.Certificates, err = t.TPMChains(); err != nil {
+		return c, attest.Errorf(attest.CodeConfig, "reading trust.tpm_certificates", hint, "%w", err)
 	}
-	return pccs.New(c)
+	if c.Collateral.Authorities, err = t.Collateral.Authorities(); err != nil {
+		return c, attest.Errorf(attest.CodeConfig, "reading trust.collateral.ca", hint, "%w", err)
+	}
+	return c, nil
 }
 
-// noSource is that of a policy which wants no quotes.
-type noSource struct{}
+// Remarks are what is allowed and that a reader of the log should know, a line each.
+func (t *Trust) Remarks() []string { return t.trust.Remarks("the policy") }
 
-// Collateral implements [dcap.Source].
-func (noSource) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error) {
-	return nil, attest.Errorf(attest.CodeCollateral, "finding collateral", "Write trust.collateral into the policy.",
-		"the policy names no source of collateral")
-}
+// Stapled is what verifies evidence with the collateral that came with it.
+func (t *Trust) Stapled(c *dcap.Collateral) attest.Verifier { return t.trust.Stapled(c) }
 
 // Close ends what the source of collateral has running.
 func (t *Trust) Close() {
-	if t.source == nil {
-		return
-	}
-	if c, ok := t.source.source.(interface{ Close() }); ok {
-		c.Close()
+	if t.trust != nil {
+		t.trust.Close()
 	}
 }
 
@@ -117,7 +118,7 @@ func (t *Trust) fresh(ctx context.Context, at time.Time) (expiry time.Time, err 
 	if err != nil {
 		return time.Time{}, err
 	}
-	e, err := dcap.Load(c, t.roots)
+	e, err := dcap.Load(c, t.trust.Roots())
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -135,7 +135,7 @@ func Trust(t testing.TB, p *softsgx.Platform) *broker.Trust {
 func TrustWith(t testing.TB, p *softsgx.Platform, source dcap.Source) *broker.Trust {
 	t.Helper()
 	root := pki.EncodeCertificate(p.RootCA().Raw)
-	trust, err := broker.NewTrust(policy.Trust{Roots: []string{string(root)}}, source, nil)
+	trust, err := broker.NewTrustWith(policy.Trust{Roots: []string{string(root)}}, source, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -117,7 +117,7 @@ secrets: {` + secretName + `: {workloads: [demo]}}
 	policies, err := broker.NewPolicies(ctx, broker.PoliciesConfig{
 		Trust: func(t policy.Trust) (*broker.Trust, error) {
 			t.Roots = []string{root}
-			return broker.NewTrust(t, source, nil)
+			return broker.NewTrustWith(t, source, nil)
 		},
 		Keeper: keeper, Now: time.Now, Logger: log,
 	}, p, "bench")

@@ -24,6 +24,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/pki"
 )
 
@@ -323,6 +324,20 @@ func (t *Trust) check(quotes bool, fault func(key, format string, args ...any)) 
 		fault("trust.collateral.url", "is without TLS: whoever is on the way can withhold collateral. "+
 			"Write allow_http: true if that is meant")
 	}
+}
+
+// CollateralAt is what a flag names: the URL of a PCCS, which may be without TLS, or a directory.
+func CollateralAt(text string) Collateral {
+	at := trust.CollateralAt(text)
+	return Collateral{URL: at.URL, Directory: at.Directory, AllowHTTP: true}
+}
+
+// Authorities are those of CA.
+func (c *Collateral) Authorities() ([]*x509.Certificate, error) {
+	if c.CA == "" {
+		return nil, nil
+	}
+	return certificates([]string{c.CA})
 }
 
 // RootCertificates are those of Roots.

@@ -83,7 +83,7 @@ func (t *Target) broker() (*broker.Server, error) {
 	keeper := broker.NewMemory(secrets, log)
 	policies, err := broker.NewPolicies(context.Background(), broker.PoliciesConfig{
 		Trust: func(policy.Trust) (*broker.Trust, error) {
-			return broker.NewTrust(policy.Trust{Roots: []string{text}}, pccs.Stapled(t.Collateral), nil)
+			return broker.NewTrustWith(policy.Trust{Roots: []string{text}}, pccs.Stapled(t.Collateral), nil)
 		},
 		Keeper: keeper, Now: brokertest.Clock, Logger: log,
 	}, first, "attack")
