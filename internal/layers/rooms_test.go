@@ -13,6 +13,7 @@ import (
 var rooms = []struct{ text, room string }{
 	{"x509.CreateCertificate(", "internal/pki"},
 	{"x509.MarshalPKCS8PrivateKey(", "internal/pki"},
+	{"these are credentials of a client", "attest/session"},
 }
 
 func TestEachThingHasOneRoom(t *testing.T) {

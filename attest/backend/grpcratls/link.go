@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/ratls"
@@ -62,16 +61,13 @@ func (c *Client) connect(ctx context.Context, server string, certificate *tls.Ce
 	}
 	peer := &peerConn{Conn: conn}
 	state := conn.ConnectionState()
-	rpc, err := grpc.NewClient("passthrough:///"+server,
-		grpc.WithTransportCredentials(established{state}),
-		grpc.WithContextDialer(peer.once),
-		grpc.WithDisableServiceConfig(),
+	rpc, err := grpc.NewClient("passthrough:///"+server, append(session.Over(peer, state),
 		grpc.WithDisableRetry(),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithStaticStreamWindowSize(window),
 		grpc.WithStaticConnWindowSize(window),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
-	)
+	)...)
 	if err != nil {
 		_ = conn.Close()
 		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
@@ -141,21 +137,9 @@ func (e *silentError) Unwrap() error { return e.err }
 type peerConn struct {
 	net.Conn
 
-	mu     sync.Mutex
-	handed bool
-	heard  bool  // something was read
-	err    error // the first failure
-}
-
-// once hands the connection to gRPC, one time only.
-func (c *peerConn) once(context.Context, string) (net.Conn, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.handed {
-		return nil, errors.New("the attested connection is gone")
-	}
-	c.handed = true
-	return c, nil
+	mu    sync.Mutex
+	heard bool  // something was read
+	err   error // the first failure
 }
 
 // Read implements [net.Conn].
@@ -199,30 +183,3 @@ func (c *peerConn) refusal() error {
 		"The broker's log says which. A refusal means that its policy does not name this enclave's measurement, or that "+
 			"the broker is an old one without collateral for the platform.", "%w", &silentError{c.err})
 }
-
-// established are the credentials of a connection whose handshake is over.
-type established struct{ state tls.ConnectionState }
-
-// ClientHandshake implements [credentials.TransportCredentials].
-func (e established) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return conn, credentials.TLSInfo{
-		State:          e.state,
-		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
-	}, nil
-}
-
-// ServerHandshake implements [credentials.TransportCredentials].
-func (established) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("these are credentials of a client")
-}
-
-// Info implements [credentials.TransportCredentials].
-func (established) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-}
-
-// Clone implements [credentials.TransportCredentials].
-func (e established) Clone() credentials.TransportCredentials { return e }
-
-// OverrideServerName implements [credentials.TransportCredentials].
-func (established) OverrideServerName(string) error { return nil }

@@ -4,13 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
-	"sync/atomic"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
@@ -63,13 +60,10 @@ func Dial(ctx context.Context, o DialOptions) (_ *Client, err error) {
 	}
 	state := conn.ConnectionState()
 	c := &Client{conn: conn}
-	c.rpc, err = grpc.NewClient("passthrough:///"+o.Address,
-		grpc.WithTransportCredentials(established{state}),
-		grpc.WithContextDialer((&once{conn: conn}).dial),
-		grpc.WithDisableServiceConfig(),
+	c.rpc, err = grpc.NewClient("passthrough:///"+o.Address, append(session.Over(conn, state),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8<<20)),
 		grpc.WithUnaryInterceptor(decodeErrors),
-	)
+	)...)
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, stepDial, "", "%w", err)
 	}
@@ -116,41 +110,3 @@ func decodeErrors(ctx context.Context, method string, request, reply any, conn *
 		"A broker that refuses a certificate closes the connection: is it an administrator's, and still valid?",
 		"%s", session.Printable(status.Convert(err).Message()))
 }
-
-// once hands the verified connection to gRPC, one time only.
-type once struct {
-	conn net.Conn
-	used atomic.Bool
-}
-
-func (o *once) dial(context.Context, string) (net.Conn, error) {
-	if o.used.Swap(true) {
-		return nil, errors.New("the verified connection is gone")
-	}
-	return o.conn, nil
-}
-
-// established are the credentials of a connection whose handshake is over.
-type established struct{ state tls.ConnectionState }
-
-// ClientHandshake implements [credentials.TransportCredentials].
-func (e established) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return conn, credentials.TLSInfo{State: e.state,
-		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}, nil
-}
-
-// ServerHandshake implements [credentials.TransportCredentials].
-func (established) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("these are credentials of a client")
-}
-
-// Info implements [credentials.TransportCredentials].
-func (established) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-}
-
-// Clone implements [credentials.TransportCredentials].
-func (e established) Clone() credentials.TransportCredentials { return e }
-
-// OverrideServerName implements [credentials.TransportCredentials].
-func (established) OverrideServerName(string) error { return nil }
