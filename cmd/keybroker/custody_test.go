@@ -63,7 +63,7 @@ func custodyOf(t *testing.T, rootKey string, witnessed bool) *custody {
 	return c
 }
 
-// keyFile is the name of a root key in the broker's working folder.
+// keyFile is the policy line for a root key in the working folder.
 const keyFile = "  root_key: {file: root.key}\n"
 
 // administeredBy is the block admin of a policy.
