@@ -28,7 +28,7 @@ func Attested(v *ratls.PeerVerifier) (credentials.TransportCredentials, error) {
 	if err := policy.CheckServer(v.Policy); err != nil {
 		return nil, err
 	}
-	a := &attested{last: new(atomic.Pointer[attest.Error])}
+	a := &attestedCredentials{last: new(atomic.Pointer[attest.Error])}
 	config := ratls.ClientConfig(nil, "", func(cs tls.ConnectionState) error {
 		err := v.VerifyConnection(cs)
 		var refused *attest.Error
@@ -45,13 +45,13 @@ func Attested(v *ratls.PeerVerifier) (credentials.TransportCredentials, error) {
 	return a, nil
 }
 
-// attested remembers why the last server was refused: gRPC makes a string of a handshake's error.
-type attested struct {
+// attestedCredentials remembers why the last server was refused: gRPC makes a string of a handshake's error.
+type attestedCredentials struct {
 	credentials.TransportCredentials
 	last *atomic.Pointer[attest.Error]
 }
 
-func (a *attested) refusal() error {
+func (a *attestedCredentials) refusal() error {
 	if refused := a.last.Load(); refused != nil {
 		return refused
 	}
@@ -59,6 +59,6 @@ func (a *attested) refusal() error {
 }
 
 // Clone implements [credentials.TransportCredentials].
-func (a *attested) Clone() credentials.TransportCredentials {
-	return &attested{a.TransportCredentials.Clone(), a.last}
+func (a *attestedCredentials) Clone() credentials.TransportCredentials {
+	return &attestedCredentials{a.TransportCredentials.Clone(), a.last}
 }

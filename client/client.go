@@ -159,7 +159,7 @@ func (c *Client) refusal(err error) error {
 		code, hint = attest.CodeUnreachable, "Is the server up, and does it listen there?"
 		if strings.Contains(s.Message(), "authentication handshake failed") {
 			code, hint = attest.CodeEvidence, "Is the certificate the one that this server uses now?"
-			if a, ok := c.creds.(*attested); ok {
+			if a, ok := c.creds.(*attestedCredentials); ok {
 				if refused := a.refusal(); refused != nil {
 					return &attest.Error{Code: attest.CodeOf(refused), Step: "predicting: verifying " + c.server, Err: &callError{s, refused.Error()},
 						Hint: attest.HintOf(refused)}

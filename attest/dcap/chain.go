@@ -31,11 +31,11 @@ type trust struct {
 	anchors []*anchor
 
 	mu     sync.Mutex
-	issued map[string]*issued // by DER
+	issued map[string]*issuedCertificate // by DER
 }
 
-// issued is a certificate whose signature by the anchor was verified, or another issue of the anchor itself.
-type issued struct {
+// issuedCertificate is a certificate whose signature by the anchor was verified, or another issue of the anchor itself.
+type issuedCertificate struct {
 	cert   *x509.Certificate
 	key    *ecdsa.PublicKey
 	anchor *anchor
@@ -45,7 +45,7 @@ func newTrust(roots []*x509.Certificate) (*trust, error) {
 	if len(roots) == 0 {
 		roots = []*x509.Certificate{IntelRoot()}
 	}
-	t := &trust{issued: make(map[string]*issued)}
+	t := &trust{issued: make(map[string]*issuedCertificate)}
 	for _, root := range roots {
 		if err := checkCertificate(root, "SGX Root CA", true); err != nil {
 			return nil, fmt.Errorf("trusted root %q: %w", root.Subject.CommonName, err)
@@ -57,10 +57,10 @@ func newTrust(roots []*x509.Certificate) (*trust, error) {
 
 // root finds the anchor whose key the DER certificate carries. Intel issued its root twice, with the same name and key.
 // The copy that is not pinned is accepted if the pinned key signed it.
-func (t *trust) root(der []byte) (*issued, error) {
+func (t *trust) root(der []byte) (*issuedCertificate, error) {
 	for _, a := range t.anchors {
 		if bytes.Equal(der, a.cert.Raw) {
-			return &issued{cert: a.cert, key: a.key, anchor: a}, nil
+			return &issuedCertificate{cert: a.cert, key: a.key, anchor: a}, nil
 		}
 	}
 	if known := t.recall(der); known != nil && bytes.Equal(known.cert.RawSubject, known.cert.RawIssuer) {
@@ -80,20 +80,20 @@ func (t *trust) root(der []byte) (*issued, error) {
 		if err := checkIssued(cert, a); err != nil {
 			return nil, fmt.Errorf("root certificate: %w", err)
 		}
-		return t.remember(&issued{cert: cert, key: a.key, anchor: a}), nil
+		return t.remember(&issuedCertificate{cert: cert, key: a.key, anchor: a}), nil
 	}
 	return nil, fmt.Errorf("the chain ends in %q, whose key is not that of a trusted root", cert.Subject.CommonName)
 }
 
 // below verifies that the DER certificate was issued by the anchor to a subject whose name contains cn.
-func (t *trust) below(a *anchor, der []byte, cn string, ca bool) (*issued, error) {
+func (t *trust) below(a *anchor, der []byte, cn string, ca bool) (*issuedCertificate, error) {
 	known := t.recall(der)
 	if known == nil {
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, err
 		}
-		known = &issued{cert: cert, anchor: a}
+		known = &issuedCertificate{cert: cert, anchor: a}
 		if err := checkCertificate(cert, cn, ca); err != nil {
 			return nil, err
 		}
@@ -109,13 +109,13 @@ func (t *trust) below(a *anchor, der []byte, cn string, ca bool) (*issued, error
 	return known, checkCertificate(known.cert, cn, ca)
 }
 
-func (t *trust) recall(der []byte) *issued {
+func (t *trust) recall(der []byte) *issuedCertificate {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.issued[string(der)]
 }
 
-func (t *trust) remember(i *issued) *issued {
+func (t *trust) remember(i *issuedCertificate) *issuedCertificate {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	makeRoom(t.issued, maxIssued)
@@ -180,7 +180,7 @@ func decodeChain(chain []byte, want int) ([][]byte, error) {
 }
 
 // issuerChain verifies a chain of two certificates in any order: the subject named cn and its root.
-func (t *trust) issuerChain(chain []byte, cn string, ca bool) (leaf, root *issued, err error) {
+func (t *trust) issuerChain(chain []byte, cn string, ca bool) (leaf, root *issuedCertificate, err error) {
 	ders, err := decodeChain(chain, 2)
 	if err != nil {
 		return nil, nil, err
@@ -201,7 +201,7 @@ func (t *trust) issuerChain(chain []byte, cn string, ca bool) (leaf, root *issue
 type platform struct {
 	pck     *x509.Certificate
 	key     *ecdsa.PublicKey
-	ca      *issued
+	ca      *issuedCertificate
 	caName  string // PlatformCA or ProcessorCA
 	ext     PCKExtension
 	periods periods

@@ -14,7 +14,7 @@ import (
 // the documents were read. Whether they are valid at a given time is asked at every use. The value does not
 // change and is safe for concurrent use.
 type Endorsements struct {
-	root      *issued // of all chains, the same key
+	root      *issuedCertificate // of all chains, the same key
 	tcb       *tcbInfo
 	qe        *qeIdentity
 	pckIssuer *x509.Certificate
@@ -70,7 +70,7 @@ func (e *Endorsements) PCKCRLNumber() *big.Int { return new(big.Int).Set(e.pckCR
 const tcbSigner = "SGX TCB Signing"
 
 // load verifies collateral. pckIssuer is the verified CA of the quote, for collateral without a PCK CRL chain.
-func load(c *Collateral, t *trust, pckIssuer *issued) (*Endorsements, error) {
+func load(c *Collateral, t *trust, pckIssuer *issuedCertificate) (*Endorsements, error) {
 	e := new(Endorsements)
 	signer, root, err := t.issuerChain(c.TCBInfoChain, tcbSigner, false)
 	if err != nil {
@@ -94,7 +94,7 @@ func load(c *Collateral, t *trust, pckIssuer *issued) (*Endorsements, error) {
 	if err := e.loadCRLs(c, t, pckIssuer); err != nil {
 		return nil, err
 	}
-	for _, s := range []*issued{signer, qeSigner} {
+	for _, s := range []*issuedCertificate{signer, qeSigner} {
 		if e.rootCRL.has(s.cert.SerialNumber) {
 			return nil, badCollateral(StepRevocation, "", "the TCB signing certificate is revoked")
 		}
@@ -102,14 +102,14 @@ func load(c *Collateral, t *trust, pckIssuer *issued) (*Endorsements, error) {
 	return e, e.loadDocuments(c, signer, qeSigner)
 }
 
-func (e *Endorsements) loadCRLs(c *Collateral, t *trust, pckIssuer *issued) error {
+func (e *Endorsements) loadCRLs(c *Collateral, t *trust, pckIssuer *issuedCertificate) error {
 	var err error
 	if e.rootCRL, err = parseCRL(c.RootCACRL, e.root.anchor.cert); err != nil {
 		return badCollateral(StepRootCRL, "", "%w", err)
 	}
 	e.periods.add("root CA CRL", e.rootCRL.list.ThisUpdate, e.rootCRL.list.NextUpdate)
 	if len(c.PCKCRLChain) != 0 {
-		var root *issued
+		var root *issuedCertificate
 		if pckIssuer, root, err = t.issuerChain(c.PCKCRLChain, "CA", true); err == nil && root.anchor != e.root.anchor {
 			err = errors.New("TCB info and PCK CRL have different roots")
 		}
@@ -131,7 +131,7 @@ func (e *Endorsements) loadCRLs(c *Collateral, t *trust, pckIssuer *issued) erro
 	return nil
 }
 
-func (e *Endorsements) loadDocuments(c *Collateral, signer, qeSigner *issued) error {
+func (e *Endorsements) loadDocuments(c *Collateral, signer, qeSigner *issuedCertificate) error {
 	d, err := parseDocument(c.TCBInfo, "tcbInfo")
 	if err == nil {
 		err = d.verify(signer)

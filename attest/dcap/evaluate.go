@@ -68,12 +68,12 @@ func (e *Endorsements) current(p *platform, t *sgx.TDXBody, qe *level) (tcbstatu
 	}
 }
 
-// matched are the levels of platform, quoting enclave and TDX module; the last is nil if there is none.
-type matched [3]*level
+// matchedLevels are the levels of platform, quoting enclave and TDX module; the last is nil if there is none.
+type matchedLevels [3]*level
 
 // levels finds them; svn is TEE_TCB_SVN of a trust domain, nil for an enclave.
-func (e *Endorsements) levels(p *platform, svn *[16]byte, module *tdxModule, qe *level) (matched, error) {
-	m := matched{e.platformLevel(p, svn), qe, nil}
+func (e *Endorsements) levels(p *platform, svn *[16]byte, module *tdxModule, qe *level) (matchedLevels, error) {
+	m := matchedLevels{e.platformLevel(p, svn), qe, nil}
 	if m[0] == nil {
 		return m, fmt.Errorf("the platform's TCB (components %v, PCESVN %d) is below every known level",
 			p.ext.Components, p.ext.PCESVN)
@@ -121,7 +121,7 @@ func isvLevel(levels []level, svn uint16) *level {
 }
 
 // status converges the platform's status with those of quoting enclave and TDX module.
-func (m matched) status() tcbstatus.Status {
+func (m matchedLevels) status() tcbstatus.Status {
 	status := m[0].status
 	for _, component := range m[1:] {
 		switch {

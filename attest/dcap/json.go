@@ -248,7 +248,7 @@ func parseDocument(b []byte, name string) (document, error) {
 
 // verify checks the signature over the body as it is written, and if that fails over the body without the
 // whitespace between its tokens: Intel signs compact text, and some tools indent it later.
-func (d document) verify(key *issued) error {
+func (d document) verify(key *issuedCertificate) error {
 	body := []byte(d.body)
 	if verifyRaw(key.key, body, d.signature[:]) {
 		return nil

@@ -74,7 +74,7 @@ type Verifier struct {
 	mu           sync.Mutex
 	platforms    map[[32]byte]*platform // by SHA-256 of the chain
 	qeReports    map[[32]byte]*qeReport // by SHA-256 of all that certifies the attestation key
-	endorsements map[Request]*loaded
+	endorsements map[Request]*collateralEntry
 }
 
 // qeReport is an attestation key that a quoting enclave of a platform vouched for.
@@ -84,8 +84,8 @@ type qeReport struct {
 	key          *ecdsa.PublicKey
 }
 
-// loaded are verified endorsements with the bytes that they come from.
-type loaded struct {
+// collateralEntry holds verified endorsements and the collateral that they come from.
+type collateralEntry struct {
 	collateral   Collateral
 	endorsements *Endorsements
 }
@@ -97,7 +97,7 @@ func NewVerifier(c Config) *Verifier {
 		config:       c,
 		platforms:    make(map[[32]byte]*platform),
 		qeReports:    make(map[[32]byte]*qeReport),
-		endorsements: make(map[Request]*loaded),
+		endorsements: make(map[Request]*collateralEntry),
 	}
 	v.trust, v.trustErr = newTrust(c.Roots)
 	return v
@@ -250,7 +250,7 @@ func (v *Verifier) fetch(ctx context.Context, r Request, p *platform) (*Endorsem
 	if known != nil && known.collateral.Equal(c) {
 		return known.endorsements, nil
 	}
-	known = &loaded{collateral: c.clone()}
+	known = &collateralEntry{collateral: c.clone()}
 	if known.endorsements, err = load(&known.collateral, v.trust, p.ca); err != nil {
 		return nil, err
 	}

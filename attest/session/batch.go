@@ -40,11 +40,11 @@ type QuoterOptions struct {
 type ticket struct {
 	leaf tlog.Hash
 	done chan struct{}
-	made quoted
+	made quoteResult
 }
 
-// quoted is what a ticket is worth.
-type quoted struct {
+// quoteResult is the outcome for the tickets of one quote.
+type quoteResult struct {
 	evidence   attest.Evidence
 	proof      Proof
 	collateral *dcap.Collateral
@@ -60,7 +60,7 @@ func NewQuoter(o QuoterOptions) *Quoter {
 }
 
 // quote waits for evidence that covers leaf.
-func (q *Quoter) quote(ctx context.Context, leaf tlog.Hash) (quoted, error) {
+func (q *Quoter) quote(ctx context.Context, leaf tlog.Hash) (quoteResult, error) {
 	t := &ticket{leaf: leaf, done: make(chan struct{})}
 	q.mu.Lock()
 	q.waiting = append(q.waiting, t)
@@ -73,7 +73,7 @@ func (q *Quoter) quote(ctx context.Context, leaf tlog.Hash) (quoted, error) {
 	case <-t.done:
 		return t.made, t.made.err
 	case <-ctx.Done():
-		return quoted{}, ctx.Err()
+		return quoteResult{}, ctx.Err()
 	}
 }
 
@@ -119,7 +119,7 @@ func (q *Quoter) make(batch []*ticket) {
 		}
 	}
 	for i, t := range batch {
-		t.made = quoted{evidence: evidence, collateral: collateral, err: err}
+		t.made = quoteResult{evidence: evidence, collateral: collateral, err: err}
 		if err == nil {
 			t.made.proof = proofs[i]
 		}

@@ -23,9 +23,9 @@ const MaxWrapped = 1<<20 + 8<<10
 
 const maxBlob = 4 << 10
 
-// wrapped is a secret that only one TPM opens: AES-256-GCM under a key that is an import blob for the EK, with the
+// wrappedSecret is a secret that only one TPM opens: AES-256-GCM under a key that is an import blob for the EK, with the
 // blob as additional data. Every key is used once, so the nonce is zero.
-type wrapped struct {
+type wrappedSecret struct {
 	Blob   []byte `cbor:"1,keyasint"` // tpm.ImportBlob in protobuf
 	Sealed []byte `cbor:"2,keyasint"`
 }
@@ -65,7 +65,7 @@ func wrap(c *attest.TPMClaims, registers []int, secret attest.Secret) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	var w wrapped
+	var w wrappedSecret
 	if w.Blob, err = proto.Marshal(blob); err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (d *Device) Unwrap(ctx context.Context, raw []byte) (attest.Secret, error) 
 }
 
 func (d *Device) unwrap(ctx context.Context, raw []byte) (attest.Secret, error) {
-	var w wrapped
+	var w wrappedSecret
 	if len(raw) > MaxWrapped {
 		return attest.Secret{}, fmt.Errorf("%d bytes", len(raw))
 	}

@@ -80,7 +80,7 @@ func Create(ctx context.Context, dst string, src fs.FS, o CreateOptions) (MAC, e
 type plan struct {
 	src     fs.FS
 	skipped func(string, fs.FileMode)
-	inodes  []*planned // the root first, in the order of their numbers
+	inodes  []*plannedInode // the root first, in the order of their numbers
 	bytes   int64
 
 	dir    *os.Root
@@ -88,12 +88,12 @@ type plan struct {
 	meter  *meter
 }
 
-type planned struct {
+type plannedInode struct {
 	number   uint32
 	path     string
 	mode     fs.FileMode
 	parent   uint32
-	children []*planned
+	children []*plannedInode
 	subdirs  int
 	size     int64
 	mac      [16]byte
@@ -101,12 +101,12 @@ type planned struct {
 
 // survey walks the source and numbers the inodes as Occlum does: depth first, siblings by the bytes of their names.
 func (p *plan) survey(ctx context.Context) error {
-	root := &planned{number: RootInode, path: ".", mode: fs.ModeDir | 0o755, parent: RootInode}
+	root := &plannedInode{number: RootInode, path: ".", mode: fs.ModeDir | 0o755, parent: RootInode}
 	p.inodes = append(p.inodes, root)
 	return p.surveyDir(ctx, root, 0)
 }
 
-func (p *plan) surveyDir(ctx context.Context, dir *planned, depth int) error {
+func (p *plan) surveyDir(ctx context.Context, dir *plannedInode, depth int) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (p *plan) surveyDir(ctx context.Context, dir *planned, depth int) error {
 			}
 			continue
 		}
-		child := &planned{path: name, mode: mode & (fs.ModeType | fs.ModePerm), parent: dir.number}
+		child := &plannedInode{path: name, mode: mode & (fs.ModeType | fs.ModePerm), parent: dir.number}
 		if child.number, err = p.next(); err != nil {
 			return fail(name, err)
 		}
@@ -224,7 +224,7 @@ func (p *plan) writeFile(ctx context.Context, name string, content io.Reader) (i
 }
 
 // open returns the content of an inode's file.
-func (p *plan) open(in *planned) (io.ReadCloser, error) {
+func (p *plan) open(in *plannedInode) (io.ReadCloser, error) {
 	switch in.mode.Type() {
 	case fs.ModeDir:
 		return io.NopCloser(in.entries()), nil
@@ -245,15 +245,15 @@ func (p *plan) open(in *planned) (io.ReadCloser, error) {
 		_ = f.Close()
 		return nil, &fs.PathError{Op: "adding", Path: in.path, Err: errors.Join(err, errors.New("is no longer a file"))}
 	}
-	return &metered{f, p.meter}, nil
+	return &meteredFile{f, p.meter}, nil
 }
 
-type metered struct {
+type meteredFile struct {
 	fs.File
 	meter *meter
 }
 
-func (m *metered) Read(p []byte) (int, error) {
+func (m *meteredFile) Read(p []byte) (int, error) {
 	n, err := m.File.Read(p)
 	m.meter.add(int64(n))
 	return n, err
@@ -295,7 +295,7 @@ func (r *blockReader) Read(p []byte) (int, error) {
 }
 
 // entries is the content of a directory's file (section 2.1).
-func (in *planned) entries() io.Reader {
+func (in *plannedInode) entries() io.Reader {
 	return newBlockReader(direntSize, 2+len(in.children), func(i int, b []byte) {
 		number, name, mode := in.number, ".", fs.ModeDir
 		switch {
@@ -349,7 +349,7 @@ func (p *plan) metadata() io.Reader {
 	return io.LimitReader(blocks, size)
 }
 
-func (in *planned) encode(b []byte) {
+func (in *plannedInode) encode(b []byte) {
 	le := binary.LittleEndian
 	links := uint16(1)
 	if in.mode.IsDir() {

@@ -107,11 +107,11 @@ func replaceFile(path string, content []byte) (err error) {
 }
 
 // Stapled is a source of collateral that came with the evidence. The verifier still checks all of it.
-func Stapled(c *dcap.Collateral) dcap.Source { return stapled{c} }
+func Stapled(c *dcap.Collateral) dcap.Source { return stapledSource{c} }
 
-type stapled struct{ c *dcap.Collateral }
+type stapledSource struct{ c *dcap.Collateral }
 
-func (s stapled) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error) {
+func (s stapledSource) Collateral(context.Context, dcap.Request) (*dcap.Collateral, error) {
 	if s.c == nil {
 		return nil, attest.Errorf(attest.CodeCollateral, "reading stapled collateral",
 			"The peer must send its collateral with its evidence, or a collateral service must be configured.",

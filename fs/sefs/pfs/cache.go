@@ -19,7 +19,7 @@ type cache struct {
 	order list.List // of *cached, the latest first
 }
 
-type cached struct {
+type cachedNode struct {
 	id   nodeID
 	node []byte
 }
@@ -36,7 +36,7 @@ func (c *cache) get(id nodeID) []byte {
 		return nil
 	}
 	c.order.MoveToFront(e)
-	return e.Value.(*cached).node
+	return e.Value.(*cachedNode).node
 }
 
 func (c *cache) put(id nodeID, node []byte) {
@@ -45,10 +45,10 @@ func (c *cache) put(id nodeID, node []byte) {
 	if c.byID[id] != nil {
 		return
 	}
-	c.byID[id] = c.order.PushFront(&cached{id: id, node: node})
+	c.byID[id] = c.order.PushFront(&cachedNode{id: id, node: node})
 	if len(c.byID) > c.limit {
 		last := c.order.Back()
 		c.order.Remove(last)
-		delete(c.byID, last.Value.(*cached).id)
+		delete(c.byID, last.Value.(*cachedNode).id)
 	}
 }
