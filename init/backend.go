@@ -5,55 +5,25 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
-	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/trust"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/pki"
 )
 
+// maxInitFile bounds the files of the initfs that are read, in bytes.
+const maxInitFile = 1 << 20
+
 // newBackend makes the one backend that the config names.
 func newBackend(c *config.Config, attester attest.Attester, now func() time.Time, log *logrus.Logger) (backend.Backend, error) {
-	if c.Backend == "grpc-ratls" && c.GRPCRATLS.BrokerKey != nil { // a broker without evidence needs no collateral
-		return newGRPCRATLS(c, attester, nil, now, log)
-	}
-	switch c.Backend { // Azure judges the evidence, and these two judge none
-	case "maa":
-		return newMAA(c.MAA, attester, now, log)
-	case "maa-token":
-		return newMAAToken(c.MAAToken, attester, now, log)
-	}
-	t, err := newTrust(c.Collateral, now, log)
-	if err != nil {
-		return nil, err
-	}
-	if c.Backend == "aecs" {
-		return newAECS(c.AECS, attester, t, now, log)
-	}
-	return newGRPCRATLS(c, attester, t, now, log)
-}
-
-func newGRPCRATLS(c *config.Config, attester attest.Attester, t *trust.Trust, now func() time.Time, log *logrus.Logger) (
-	backend.Backend, error) {
-	settings := grpcratls.Config{
-		Servers: c.GRPCRATLS.Servers, Protocol: grpcratls.Protocol(c.GRPCRATLS.Protocol),
+	return c.Open(config.Opening{
 		Attester: attester, Now: now, Logger: log,
-	}
-	if c.GRPCRATLS.LogKey != "" {
-		var err error
-		if settings.Log, err = note.NewVerifier(c.GRPCRATLS.LogKey); err != nil {
-			return nil, attest.Errorf(attest.CodeConfig, "reading grpc_ratls.log_key", "", "%w", err)
-		}
-	}
-	if c.GRPCRATLS.BrokerKey != nil {
-		settings.BrokerKey = c.GRPCRATLS.BrokerKey
-		return grpcratls.New(settings)
-	}
-	settings.Verifier, settings.Policy, settings.Staple = t.Verifier(), c.BrokerPolicy(), t.Stapled
-	return grpcratls.New(settings)
+		ReadFile: func(name string) ([]byte, error) { return boundedfile.Read(name, maxInitFile) },
+		Trust:    func() (*trust.Trust, error) { return newTrust(c.Collateral, now, log) },
+	})
 }
 
 // newTrust is what evidence of peers is verified with.

@@ -77,7 +77,7 @@ func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 		t.Fatalf("standard output is %q, %v\n%s", line, err, &stderr)
 	}
 	client, err := grpcratls.New(grpcratls.Config{
-		Pause:   10 * time.Millisecond,
+		Pause: 10 * time.Millisecond, Protocol: grpcratls.Legacy,
 		Servers: []string{m[1]}, Attester: platform.Attester(brokertest.Workload()),
 		Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy(),
 	})

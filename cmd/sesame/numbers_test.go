@@ -157,6 +157,11 @@ func TestTheManualSaysWhatEachNumberMeans(t *testing.T) {
 		t.Run(c.kind, func(t *testing.T) {
 			found, said := map[string]any{}, map[string]bool{}
 			numbers(c.tag, c.of, "", found)
+			if c.kind == "config" {
+				for _, k := range config.Backends() {
+					numbers(c.tag, reflect.TypeOf(k.New()), k.Key(), found)
+				}
+			}
 			for key, zero := range found {
 				rows, row := c.own, key
 				if ofPeers.MatchString(key) || strings.HasPrefix(key, "tcb.") {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/packaging/pipeline"
 )
 
@@ -70,10 +71,10 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringVarP(&o.BrokerHost, "broker-domain", "d", "init-ra-server-svc", "`host` where init finds the key broker")
 	flags.IntVarP(&o.BrokerPort, "broker-port", "p", 5000, "`port` of the key broker")
 	flags.StringVarP(&o.Mode, "mode", "s", pipeline.Hardware, "`sim` or hw")
-	flags.StringVarP(&o.Backend, "backend", "b", "grpc-ratls",
-		"`where` init gets its secrets from: grpc-ratls (the key broker), maa or aecs")
+	flags.StringVarP(&o.Backend, "backend", "b", pipeline.OwnBackend,
+		"`where` init gets its secrets from, "+pipeline.OwnBackend+" being the key broker: "+strings.Join(config.BackendNames(), ", "))
 	flags.StringVar(&o.Service, "backend-config", "",
-		"`file` with the block of init's config for maa or aecs, as {\"maa\": {…}}")
+		"`file` with the block of init's config for any other backend, as {\"maa\": {…}}")
 	flags.StringToStringVar(&o.InitFS, "initfs-file", nil,
 		"further files of the initfs, as `/etc/azure_roots.pem=FILE`, for what that block names")
 	flags.StringVarP(&o.PCCS, "pccs", "u", "",

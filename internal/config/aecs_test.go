@@ -3,6 +3,7 @@ package config_test
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"os"
 	"regexp"
 	"strings"
@@ -10,7 +11,6 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend/aecs"
 	"github.com/sesame-init/sesame/internal/config"
 )
 
@@ -57,9 +57,9 @@ func TestReadsBothShapesOfAECS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := own.AECS.Places()["model_key"], (aecs.Secret{Service: "models", Name: "resnet", Type: "IMPORT_DATA",
-		Base64: true}); got != want {
-		t.Errorf("the model key stands at %+v", got)
+	if got := blockOf(t, own).Secrets["model_key"]; !maps.Equal(got,
+		map[string]string{"service": "models", "name": "resnet", "type": "IMPORT_DATA", "encode": "base64"}) {
+		t.Errorf("the model key is at %v", got)
 	}
 	old, err := config.Parse([]byte(occlumAECS))
 	if err != nil {
@@ -68,21 +68,21 @@ func TestReadsBothShapesOfAECS(t *testing.T) {
 	if err := old.MatchImage(true); err != nil {
 		t.Fatal(err)
 	}
-	if old.Backend != "aecs" || old.AECS.Generation != "a" || old.AECS.Servers[0] != "localhost:19527" ||
+	block := blockOf(t, old)
+	if old.Backend != "aecs" || block.Generation != "a" || block.Servers[0] != "localhost:19527" ||
 		old.Collateral.PCCSURL != "https://localhost:8081/sgx/certification/v3/" {
-		t.Errorf("read %+v, %+v", old, old.AECS)
+		t.Errorf("read %+v, %+v", old, block)
 	}
 	names := old.SecretNames()
 	if len(names) != 3 || names[0] != "image_key" || names[1] != "demo_key" {
 		t.Fatalf("asks for %q", names)
 	}
-	places := old.AECS.Places()
-	if old.AECS.Service != "service1" || places["image_key"] != (aecs.Secret{}) {
-		t.Errorf("the image key stands at %+v of %s", places["image_key"], old.AECS.Service)
+	if _, elsewhere := block.Secrets["image_key"]; block.Service != "service1" || elsewhere {
+		t.Errorf("the image key is at %+v of %s", block.Secrets["image_key"], block.Service)
 	}
-	if places[names[1]] != (aecs.Secret{Service: "service", Name: "demo_key"}) ||
-		places[names[2]] != (aecs.Secret{Service: "service2", Name: "demo_key", Base64: true}) {
-		t.Errorf("secrets stand at %+v", places)
+	if !maps.Equal(block.Secrets[names[1]], map[string]string{"service": "service", "name": "demo_key"}) ||
+		!maps.Equal(block.Secrets[names[2]], map[string]string{"service": "service2", "name": "demo_key", "encode": "base64"}) {
+		t.Errorf("secrets are at %+v", block.Secrets)
 	}
 	if remarks := strings.Join(old.Remarks(), "\n"); !strings.Contains(remarks, "ua_ias_url is not used") ||
 		!strings.Contains(remarks, "without TLS") ||
@@ -94,10 +94,10 @@ func TestReadsBothShapesOfAECS(t *testing.T) {
 	debug := server
 	debug.SGX = &attest.SGXClaims{MRSigner: server.SGX.MRSigner, ProductID: 100, SVN: 4, Attributes: attest.AttributeDebug}
 	for name, c := range map[string]*config.Config{"own": own, "Occlum's": old} {
-		if a := c.AECS.ServerPolicy.Appraise(server, time.Now()); !a.Accepted {
+		if a := blockOf(t, c).ServerPolicy.Appraise(server, time.Now()); !a.Accepted {
 			t.Errorf("%s refuses the server it names: %v", name, a.Err())
 		}
-		if a := c.AECS.ServerPolicy.Appraise(debug, time.Now()); a.Accepted {
+		if a := blockOf(t, c).ServerPolicy.Appraise(debug, time.Now()); a.Accepted {
 			t.Errorf("%s accepts a debug server", name)
 		}
 	}
@@ -136,7 +136,7 @@ func TestRefusesAECSConfigsWithTheKeyAndWhatToWrite(t *testing.T) {
 		"a service that is none":    {oursAECS, `"service1"`, `"a/b"`, "aecs.service"},
 		"unknown type":              {oursAECS, `"IMPORT_DATA"`, `"PASSWORD"`, "aecs.secrets.model_key"},
 		"unknown encoding":          {oursAECS, `"base64"`, `"hex"`, "aecs.secrets.model_key.encode"},
-		"a secret for nobody":       {oursAECS, `{"model_key"`, `{"modelkey"`, "is asked for by nobody"},
+		"a secret for nobody":       {oursAECS, `{"model_key"`, `{"modelkey"`, "is not asked for"},
 		"neither TLS nor plaintext": {oursAECS, `"tls": {"ca": "/etc/aecs/ca.pem", "certificate": "/etc/aecs/client.pem", "key": "/etc/aecs/client.key"},`, ``, "aecs.tls: is missing"},
 		"TLS and plaintext":         {oursAECS, `"tls"`, `"plaintext": true, "tls"`, "aecs.plaintext"},
 		"no authority":              {oursAECS, `"/etc/aecs/ca.pem"`, `""`, "aecs.tls.ca"},
@@ -234,7 +234,7 @@ func TestTheServersKeyInOcclumsShapeCounts(t *testing.T) {
 	const pem = `-----BEGIN RSA PUBLIC KEY-----\nx\n-----END RSA PUBLIC KEY-----\n`
 	for _, value := range []string{pem, strings.ToUpper(signer)} {
 		c, err := config.Parse([]byte(strings.Replace(occlumAECS, `pem_pubkey": "`, `pem_pubkey": "`+value, 1)))
-		if err != nil || len(c.AECS.ServerKey) != 32 {
+		if err != nil || len(blockOf(t, c).ServerKey) != 32 {
 			t.Errorf("%v", err)
 		}
 	}
@@ -247,13 +247,13 @@ func TestTheBlockMaySayWhatOcclumsShapeCannot(t *testing.T) {
 	policy := `"server_policy": {"sgx": [{"mr_enclave": "` + signer + `"}], "tcb": {"accept": ["UpToDate", "SWHardeningNeeded"]}}`
 	c, err := config.Parse([]byte(strings.Replace(empty, `"plaintext": true`,
 		`"plaintext": true, "generation": "b", `+policy, 1)))
-	if err != nil || c.AECS.Generation != "b" || len(c.AECS.ServerPolicy.TCB.Accept) != 2 {
+	if err != nil || blockOf(t, c).Generation != "b" || len(blockOf(t, c).ServerPolicy.TCB.Accept) != 2 {
 		t.Errorf("a policy: %v", err)
 	}
 	pinned := strings.Replace(empty, `pem_pubkey": "`, `pem_pubkey": "`+signer, 1)
 	c, err = config.Parse([]byte(strings.Replace(pinned, `"plaintext": true`,
 		`"plaintext": true, "server_evidence": "none"`, 1)))
-	if err != nil || c.AECS.ServerPolicy != nil || !strings.Contains(strings.Join(c.Remarks(), "\n"),
+	if err != nil || blockOf(t, c).ServerPolicy != nil || !strings.Contains(strings.Join(c.Remarks(), "\n"),
 		"known by its key alone") {
 		t.Errorf("no evidence: %v", err)
 	}
@@ -267,7 +267,7 @@ func TestTheHostMayNameAECSAndPCCS(t *testing.T) {
 	c.ApplyHost(func(name string) string {
 		return map[string]string{"OCCLUM_INIT_RA_KMS_SERVER": "other:1", "UA_ENV_PCCS_URL": "https://other/"}[name]
 	})
-	if c.AECS.Servers[0] != "other:1" || c.Collateral.PCCSURL != "https://other/" {
-		t.Errorf("%+v", c.AECS)
+	if blockOf(t, c).Servers[0] != "other:1" || c.Collateral.PCCSURL != "https://other/" {
+		t.Errorf("%+v", blockOf(t, c))
 	}
 }

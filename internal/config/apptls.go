@@ -55,12 +55,8 @@ func (c *Config) completeAppTLS(bad func(key, text, write string)) {
 	if c.Backend == "none" {
 		bad("app_tls", `needs evidence, but backend is "none"`, "a backend, or leave app_tls out")
 	}
-	switch {
-	case a.Binding != "" && a.Binding != attest.BindingLegacy:
+	if a.Binding != "" && a.Binding != attest.BindingLegacy {
 		bad("app_tls.binding", fmt.Sprintf("%.20q is not a binding", a.Binding), `nothing, or "legacy" for C++ verifiers`)
-	case a.Binding == attest.BindingLegacy && c.Backend == "maa-token":
-		bad("app_tls.binding", `"legacy" stands beside the backend "maa-token": both make quotes that bind what others must tell apart`,
-			"nothing")
 	}
 	paths := []string{a.Path}
 	switch a.Format {

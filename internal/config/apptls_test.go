@@ -90,7 +90,7 @@ func TestServersOfBackendsNeedNoBinding(t *testing.T) {
 		c, err := config.Parse([]byte(text))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
-		} else if err := c.BrokerPolicy().Appraise(server, time.Now()).Err(); err != nil {
+		} else if err := brokerPolicyOf(t, c).Appraise(server, time.Now()).Err(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -98,7 +98,7 @@ func TestServersOfBackendsNeedNoBinding(t *testing.T) {
 		c, err := config.Parse([]byte(text))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
-		} else if err := c.AECS.ServerPolicy.Appraise(server, time.Now()).Err(); err != nil {
+		} else if err := blockOf(t, c).ServerPolicy.Appraise(server, time.Now()).Err(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -117,7 +117,7 @@ func TestUserDataIsMeasured(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.ApplyHost(func(string) string { return strings.Repeat("ab", 32) })
-	if c.AECS.UserData.String() != "7465" {
-		t.Errorf("the host makes it %s", c.AECS.UserData)
+	if blockOf(t, c).UserData.String() != "7465" {
+		t.Errorf("the host makes it %s", blockOf(t, c).UserData)
 	}
 }

@@ -1,9 +1,9 @@
 // Package config reads the measured configuration of init, /etc/init_ra_conf.json in the initfs.
 //
-// Sesame's own shape is read (see [Config]), and the two that Occlum's inits for GRPC-RATLS and for AECS ship, parsed
-// unchanged (kms_server, kms_keys, ra_config, and of AECS ua_env_pccs_url). A legacy file may carry Sesame's blocks
+// Sesame's own form is read (see [Config]), and the two that Occlum's inits for GRPC-RATLS and for AECS ship, parsed
+// unchanged (kms_server, kms_keys, ra_config, and of AECS ua_env_pccs_url). A file in Occlum's form may carry Sesame's blocks
 // timeout, root, app, volumes, app_tls and collateral beside Occlum's keys, and for AECS the block aecs with what
-// Occlum's shape has no word for.
+// Occlum's form has no word for. The part of each backend is in its own package ([Backends]).
 //
 // Reading is strict and complete: unknown keys, keys given twice, missing keys, contradictions, and a peer
 // policy that verifies less than the minimum are all reported together, each with the key and what to write.
@@ -17,19 +17,14 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/policy"
-	"github.com/sesame-init/sesame/attest/ratls"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
+	"github.com/sesame-init/sesame/attest/backend"
 )
 
 // Path is that of the config in the initfs.
@@ -38,36 +33,20 @@ const Path = "/etc/init_ra_conf.json"
 // MaxSize bounds the file, in bytes.
 const MaxSize = 1 << 20
 
-// HostEnvironment lists the environment variables that the host may set and init reads, with what each may
-// change. They are addresses of peers that are verified by evidence or whose answers are signed, and credentials that
-// authorise and do not protect, so the worst that a hostile value does is to stop the boot; the exception is the
-// backend "maa-token", which says so. Everything else in the environment is ignored.
-var HostEnvironment = withAzure(map[string]string{
-	"OCCLUM_INIT_RA_KMS_SERVER": "address of the key broker or the AECS, host:port",
-	"UA_ENV_PCCS_URL":           "address of the collateral service (PCCS), where PCCS_URL is not set",
-	"PCCS_URL":                  "address of the collateral service (PCCS)",
-})
-
 // Config is the configuration of one boot.
 type Config struct {
 	// Platform is "occlum", the default, or "linux": see [Linux].
 	Platform Platform `json:"platform,omitempty"`
 	// Attester makes the evidence: "sgx", the default on Occlum and the only one there; on Linux "tpm", "tdx" or "snp".
 	Attester attest.EvidenceType `json:"attester,omitempty"`
-	// Backend chooses how secrets are fetched: "grpc-ratls", "maa", "aecs", or "none" for a workload that needs no key
-	// (an integrity-only root; a key broker's own enclave). "maa-token" is the drop-in for Occlum's maa_init, see
-	// [MAAToken].
+	// Backend chooses how secrets are fetched: one of [Backends], or "none" for a workload that needs no key (an
+	// integrity-only root; a key broker's own enclave).
 	Backend string `json:"backend"`
 	// Timeout bounds attesting and fetching together, retries included. Default 60 s.
 	Timeout Duration `json:"timeout,omitempty"`
-	// GRPCRATLS is needed if Backend is "grpc-ratls".
-	GRPCRATLS *GRPCRATLS `json:"grpc_ratls,omitempty"`
-	// AECS is needed if Backend is "aecs".
-	AECS *AECS `json:"aecs,omitempty"`
-	// MAA is needed if Backend is "maa", MAAToken if it is "maa-token".
-	MAA      *MAA      `json:"maa,omitempty"`
-	MAAToken *MAAToken `json:"maa_token,omitempty"`
-	Root     Root      `json:"root"`
+	// Blocks are those of backends, by the backend's name: the chosen one's counts, others may be there.
+	Blocks map[string]backend.Block `json:"-"`
+	Root   Root                     `json:"root"`
 	// App pins the application's program and arguments. Without it the host chooses both.
 	App     *App         `json:"app,omitempty"`
 	Volumes []Volume     `json:"volumes,omitempty"`
@@ -83,34 +62,10 @@ type Config struct {
 	// Legacy is set if the file has Occlum's shape.
 	Legacy bool `json:"-"`
 
-	legacyPolicy *raconfig.Config
-	remarks      []string // what Occlum's shape says that means nothing
-}
-
-// BrokerPolicy is what the broker must be: broker_policy, or the ra_config of Occlum's shape, whose numbers are
-// compared for equality.
-func (c *Config) BrokerPolicy() ratls.Appraiser {
-	if c.legacyPolicy != nil {
-		return c.legacyPolicy
-	}
-	return &c.GRPCRATLS.BrokerPolicy
-}
-
-// GRPCRATLS configures the key brokers.
-type GRPCRATLS struct {
-	// Servers are addresses host:port, tried in order.
-	Servers []string `json:"servers"`
-	// Protocol is the wire: "session" is Sesame's own, with fresh evidence on both sides; "legacy" is
-	// ratls.GrSecret as Occlum's C++ server speaks it.
-	Protocol string `json:"protocol"`
-	// BrokerPolicy says what the broker must be.
-	BrokerPolicy policy.Policy `json:"broker_policy,omitzero"`
-	// BrokerKey pins, instead of BrokerPolicy, a broker outside an enclave, on the key owner's own premises: the
-	// SHA-256 of its public key (DER SubjectPublicKeyInfo), as it prints it at its start. Protocol "session" only.
-	BrokerKey policy.Hex `json:"broker_key,omitempty"`
-	// LogKey is the key of the broker's release log ("NAME+HASH+KEY"). With it, secrets without a receipt that holds
-	// are refused. Protocol "session" only.
-	LogKey string `json:"log_key,omitempty"`
+	wanted  []string // the secrets that are or may be asked for
+	opening bool     // the host's environment was applied
+	pccsKey string   // of collateral.pccs_url, if another one named it
+	remarks []string // what another form says that means nothing
 }
 
 // Root is the application's root file system.
@@ -221,31 +176,11 @@ func (m *Mode) UnmarshalText(b []byte) error {
 // MarshalText implements [encoding.TextMarshaler].
 func (m Mode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", uint32(m)), nil }
 
-// Problem is one thing that is wrong with a config.
-type Problem struct {
-	Key   string `json:"key"`             // path of the key: "grpc_ratls.servers"
-	Text  string `json:"text"`            // what is wrong
-	Write string `json:"write,omitempty"` // what to write instead
-}
-
-func (p Problem) String() string {
-	s := p.Key + ": " + p.Text
-	if p.Write != "" {
-		s += "; write " + p.Write
-	}
-	return s
-}
-
-// Problems is everything that is wrong, as an error.
-type Problems []Problem
-
-func (ps Problems) Error() string {
-	lines := make([]string, len(ps))
-	for i, p := range ps {
-		lines[i] = p.String()
-	}
-	return strings.Join(lines, "; ")
-}
+// Problem is one thing that is wrong with a config, Problems is everything.
+type (
+	Problem  = backend.Problem
+	Problems = backend.Problems
+)
 
 // Parse reads a config of either shape. The error has code [attest.CodeConfig] and wraps [Problems] if the
 // text is JSON at all.
@@ -262,28 +197,13 @@ func Parse(text []byte) (*Config, error) {
 
 func parse(text []byte) (*Config, Problems) {
 	if len(text) > MaxSize {
-		return nil, Problems{{"(file)", fmt.Sprintf("has %d bytes, more than %d", len(text), MaxSize), ""}}
+		return nil, Problems{{Key: "(file)", Text: fmt.Sprintf("has %d bytes, more than %d", len(text), MaxSize)}}
 	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(text, &keys); err != nil {
-		return nil, Problems{{"(file)", "is not a JSON object: " + err.Error(), ""}}
+		return nil, Problems{{Key: "(file)", Text: "is not a JSON object: " + err.Error()}}
 	}
-	var c *Config
-	var problems Problems
-	if _, ok := keys["kms_server"]; ok || keys["kms_keys"] != nil || keys["ra_config"] != nil {
-		parseLegacy := parseLegacyGRPCRATLS
-		if isLegacyAECS(keys) {
-			parseLegacy = parseLegacyAECS
-		}
-		c, problems = parseLegacy(text)
-	} else {
-		c = &Config{}
-		problems = decodeStrict(text, c)
-	}
-	if len(problems) > 0 {
-		return nil, problems
-	}
-	return c, c.complete()
+	return decode(text, keys)
 }
 
 var (
@@ -296,31 +216,17 @@ var (
 // complete fills in defaults and reports what is missing or contradicts itself.
 func (c *Config) complete() Problems {
 	var ps Problems
-	bad := func(key, text, write string) { ps = append(ps, Problem{key, text, write}) }
+	bad := ps.Add
 
 	if c.Timeout == 0 {
 		c.Timeout = Duration(60 * time.Second)
 	}
-	switch c.Backend {
-	case "":
-		bad("backend", "is missing", `"grpc-ratls", "maa", "aecs" or "none"`)
-	case "none":
-		if c.Root.Key != "" || len(c.Volumes) > 0 || len(c.Secrets) > 0 {
-			bad("backend", `"none" fetches nothing, but root.key, volumes or secrets ask for secrets`, `"grpc-ratls"`)
-		}
-	case "grpc-ratls":
-		c.completeGRPCRATLS(bad)
-	case "aecs":
-		c.completeAECS(bad)
-	case "maa":
-		c.completeMAA(bad)
-	case "maa-token":
-		c.completeMAAToken(bad)
-	default:
-		bad("backend", fmt.Sprintf("%q is not a backend of this build", c.Backend), `"grpc-ratls", "maa", "aecs" or "none"`)
-	}
-
 	c.completePlatform(bad)
+	c.wanted = c.SecretNames()
+	if c.Legacy {
+		c.wanted = append(c.wanted, imageKeyName) // asked for if the image turns out to be encrypted
+	}
+	c.checkBackend(bad, nil)
 	if c.Root.Key != "" && !nameForm.MatchString(c.Root.Key) {
 		bad("root.key", "is not a secret's name", "letters, digits, dot, dash, underscore")
 	}
@@ -360,57 +266,6 @@ func (c *Config) complete() Problems {
 		c.completeAppTLS(bad)
 	}
 	return ps
-}
-
-func (c *Config) completeGRPCRATLS(bad func(key, text, write string)) {
-	g := c.GRPCRATLS
-	if g == nil {
-		bad("grpc_ratls", "is missing", "the block with servers and broker_policy")
-		return
-	}
-	if len(g.Servers) == 0 {
-		bad("grpc_ratls.servers", "is missing", `a list such as ["init-ra-server-svc:5000"]`)
-	}
-	for i, s := range g.Servers {
-		if !strings.Contains(s, ":") {
-			bad(fmt.Sprintf("grpc_ratls.servers[%d]", i), fmt.Sprintf("%q has no port", s), `"host:port"`)
-		}
-	}
-	if g.Protocol == "" {
-		bad("grpc_ratls.protocol", "is missing", `"session" or "legacy"`)
-	} else if g.Protocol != "session" && g.Protocol != "legacy" {
-		bad("grpc_ratls.protocol", fmt.Sprintf("%q is not a protocol of this build", g.Protocol), `"session" or "legacy"`)
-	}
-	if g.Protocol == "legacy" && (g.BrokerKey != nil || g.LogKey != "") {
-		bad("grpc_ratls.protocol", `"legacy" knows neither broker_key nor log_key`, `"session"`)
-	}
-	if g.LogKey != "" {
-		if _, err := note.NewVerifier(g.LogKey); err != nil {
-			bad("grpc_ratls.log_key", err.Error(), "the line that the broker prints at its start")
-		}
-	}
-	switch none := reflect.ValueOf(g.BrokerPolicy).IsZero(); {
-	case c.Legacy:
-	case g.BrokerKey != nil && !none:
-		bad("grpc_ratls.broker_key", "stands beside broker_policy", "one of them: a broker in an enclave needs no pinned key")
-	case g.BrokerKey != nil && len(g.BrokerKey) != 32:
-		bad("grpc_ratls.broker_key", fmt.Sprintf("has %d bytes", len(g.BrokerKey)), "64 hexadecimal digits")
-	case g.BrokerKey == nil:
-		if err := g.BrokerPolicy.ValidateServer(); err != nil {
-			bad("grpc_ratls.broker_policy", err.Error(), attest.HintOf(err))
-		}
-		checkBindings("grpc_ratls.broker_policy", &g.BrokerPolicy, bad)
-	}
-	if c.Collateral.PCCSURL == "" && g.BrokerKey == nil {
-		bad("collateral.pccs_url", "is missing", "the address of a PCCS; the host may override it by PCCS_URL")
-	}
-}
-
-// checkBindings refuses a key that means nothing here: the protocol fixes how a server's evidence is bound.
-func checkBindings(key string, p *policy.Policy, bad func(key, text, write string)) {
-	for _, entry := range p.LegacyBindings() {
-		bad(key+"."+entry, "is for policies of an application's clients", "nothing")
-	}
 }
 
 func (c *Config) completeApp(bad func(key, text, write string)) {
@@ -545,14 +400,8 @@ func (c *Config) MatchImage(encrypted bool) error {
 // Remarks are things that are allowed and that a reader of the log should know, a line each.
 func (c *Config) Remarks() []string {
 	lines := slices.Clone(c.remarks)
-	if c.Backend == "aecs" && c.AECS != nil {
-		lines = append(lines, c.AECS.remarks()...)
-	}
-	if c.Legacy && c.Backend == "grpc-ratls" || (c.GRPCRATLS != nil && c.Backend == "grpc-ratls" && c.GRPCRATLS.Protocol == "legacy") {
-		lines = append(lines, "legacy wire: the broker's evidence is not fresh, only its collateral is")
-	}
-	if c.Backend == "grpc-ratls" && c.GRPCRATLS != nil && c.GRPCRATLS.BrokerKey != nil {
-		lines = append(lines, "the broker is known by its key alone: nothing proves what it runs")
+	if b := c.Block(); b != nil {
+		lines = append(lines, b.Remarks()...)
 	}
 	if c.AppTLS != nil && c.AppTLS.Binding == attest.BindingLegacy {
 		lines = append(lines, "app_tls has binding legacy: the application's certificate has the form of a legacy broker's, so this image "+
@@ -562,35 +411,6 @@ func (c *Config) Remarks() []string {
 		lines = append(lines, "no app block: the host chooses the application's arguments, and any program below the entry points")
 	}
 	return lines
-}
-
-// ApplyHost lets the host's environment change what [HostEnvironment] lists.
-func (c *Config) ApplyHost(getenv func(string) string) {
-	if v := getenv("OCCLUM_INIT_RA_KMS_SERVER"); v != "" {
-		if c.GRPCRATLS != nil {
-			c.GRPCRATLS.Servers = []string{v}
-		}
-		if c.AECS != nil {
-			c.AECS.Servers = []string{v}
-		}
-	}
-	given := map[string]string{}
-	for name := range azureEnvironment {
-		given[name] = getenv(name)
-	}
-	if c.Backend == "maa" {
-		c.MAA.applyHost(given)
-	}
-	if c.Backend == "maa-token" {
-		files, remarks := c.MAAToken.applyHost(given)
-		c.Secrets, c.remarks = append(c.Secrets, files...), append(c.remarks, remarks...)
-	}
-	if v := getenv("UA_ENV_PCCS_URL"); v != "" {
-		c.Collateral.PCCSURL = v
-	}
-	if v := getenv("PCCS_URL"); v != "" {
-		c.Collateral.PCCSURL = v
-	}
 }
 
 func cleanAbsolute(p string) bool {

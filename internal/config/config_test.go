@@ -2,12 +2,16 @@ package config_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/maa"
+	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/internal/config"
 )
 
@@ -44,6 +48,47 @@ const legacy = `{
  "collateral": {"pccs_url": "https://pccs:8081/sgx/certification/v4/"}
 }`
 
+// written is what the chosen block says.
+type written struct {
+	Servers      []string
+	Protocol     string
+	BrokerKey    policy.Hex `json:"broker_key"`
+	Generation   string
+	Service      string
+	Secrets      map[string]map[string]string
+	ServerPolicy *policy.Policy `json:"server_policy"`
+	ServerKey    policy.Hex     `json:"server_key"`
+	UserData     policy.Hex     `json:"user_data"`
+	Endpoint     string
+	Vault        string
+	AAD          maa.AAD
+	ReportData   string `json:"report_data"`
+}
+
+func blockOf(t *testing.T, c *config.Config) (w written) {
+	t.Helper()
+	text, err := json.Marshal(c.Block())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &w); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// brokerPolicyOf is what the broker must be.
+func brokerPolicyOf(t *testing.T, c *config.Config) ratls.Appraiser {
+	t.Helper()
+	p, err := c.Block().(interface {
+		Policy() (ratls.Appraiser, error)
+	}).Policy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func TestReadsBothShapesToTheSameMeaning(t *testing.T) {
 	own, err := config.Parse([]byte(ours))
 	if err != nil {
@@ -66,7 +111,7 @@ func TestReadsBothShapesToTheSameMeaning(t *testing.T) {
 	if err := old.MatchImage(true); err != nil {
 		t.Fatal(err)
 	}
-	if !old.Legacy || old.GRPCRATLS.Protocol != "legacy" || old.Root.Key != "image_key" || old.Secrets[0].Name != "ssl_config" {
+	if !old.Legacy || blockOf(t, old).Protocol != "legacy" || old.Root.Key != "image_key" || old.Secrets[0].Name != "ssl_config" {
 		t.Errorf("read %+v", old)
 	}
 	broker := attest.Claims{Type: attest.SGX, SGX: &attest.SGXClaims{
@@ -75,10 +120,10 @@ func TestReadsBothShapesToTheSameMeaning(t *testing.T) {
 	other := broker
 	other.SGX = &attest.SGXClaims{MRSigner: broker.SGX.MRSigner, ProductID: 101, SVN: 3, Attributes: attest.AttributeInit}
 	for name, c := range map[string]*config.Config{"own": own, "legacy": old} {
-		if a := c.BrokerPolicy().Appraise(broker, time.Now()); !a.Accepted {
+		if a := brokerPolicyOf(t, c).Appraise(broker, time.Now()); !a.Accepted {
 			t.Errorf("%s refuses the broker it names: %v", name, a.Err())
 		}
-		if a := c.BrokerPolicy().Appraise(other, time.Now()); a.Accepted {
+		if a := brokerPolicyOf(t, c).Appraise(other, time.Now()); a.Accepted {
 			t.Errorf("%s accepts a broker with another product id", name)
 		}
 	}
@@ -92,8 +137,8 @@ func TestABrokerOutsideAnEnclaveIsPinnedByItsKeyAndTheLogSaysSo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.GRPCRATLS.BrokerKey) != 32 || !strings.Contains(strings.Join(c.Remarks(), "\n"), "by its key alone") {
-		t.Errorf("%+v, %q", c.GRPCRATLS, c.Remarks())
+	if len(blockOf(t, c).BrokerKey) != 32 || !strings.Contains(strings.Join(c.Remarks(), "\n"), "by its key alone") {
+		t.Errorf("%+v, %q", blockOf(t, c), c.Remarks())
 	}
 }
 
@@ -165,22 +210,25 @@ func TestReportsEverythingAtOnce(t *testing.T) {
 }
 
 func TestOnlyListedEnvironmentCounts(t *testing.T) {
-	c, err := config.Parse([]byte(ours))
-	if err != nil {
-		t.Fatal(err)
-	}
 	asked := map[string]bool{}
-	c.ApplyHost(func(name string) string { asked[name] = true; return "host-chosen:1" })
-	if c.GRPCRATLS.Servers[0] != "host-chosen:1" || c.Collateral.PCCSURL != "host-chosen:1" {
-		t.Error("a listed variable has no effect")
+	for _, text := range []string{ours, oursAECS, azure, dropIn} {
+		c, err := config.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.ApplyHost(func(name string) string { asked[name] = true; return "host-chosen:1" })
+		if servers := blockOf(t, c).Servers; len(servers) > 0 && servers[0] != "host-chosen:1" || c.Collateral.PCCSURL != "host-chosen:1" {
+			t.Error("a listed variable has no effect")
+		}
 	}
+	listed := config.HostEnvironment()
 	for name := range asked {
-		if _, ok := config.HostEnvironment[name]; !ok {
+		if _, ok := listed[name]; !ok {
 			t.Errorf("%s is read and not listed", name)
 		}
 	}
-	if len(asked) != len(config.HostEnvironment) {
-		t.Errorf("read %v, listed %v", asked, config.HostEnvironment)
+	if len(asked) != len(listed) {
+		t.Errorf("read %v, listed %v", asked, listed)
 	}
 }
 

@@ -106,18 +106,12 @@ func (c *Config) completeLinux(bad func(key, text, write string)) {
 	default:
 		bad("attester", fmt.Sprintf("%q is none of Linux'", c.Attester), `"tpm", "tdx" or "snp"`)
 	}
-	if c.Backend == "maa" || c.Backend == "maa-token" {
-		bad("backend", fmt.Sprintf("%q sends quotes of enclaves only", c.Backend), `"grpc-ratls"`)
-	}
 	if c.TPM == nil {
 		c.TPM = &TPM{}
 	} else if c.Attester != attest.TPM {
 		bad("tpm", fmt.Sprintf("is given, but the attester is %q", c.Attester), `"attester": "tpm"`)
 	}
 	c.TPM.complete(bad)
-	if c.GRPCRATLS != nil && c.GRPCRATLS.Protocol == "legacy" {
-		bad("grpc_ratls.protocol", `"legacy" knows quotes of enclaves only`, `"session"`)
-	}
 	if c.AppTLS != nil && c.AppTLS.Attested && c.Attester != attest.TDX {
 		bad("app_tls.attested", fmt.Sprintf("evidence of type %q has no place in a certificate", c.Attester), "false")
 	}

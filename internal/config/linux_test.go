@@ -68,7 +68,8 @@ func TestApplicationIsNotRootUnlessTheConfigSaysSo(t *testing.T) {
 func TestConfigOfLinuxThatMeansTooLittleIsRefused(t *testing.T) {
 	for _, c := range []struct{ from, to, key string }{
 		{`"attester": "tpm",`, ``, "attester"},
-		{`"backend": "grpc-ratls"`, `"backend": "maa"`, "backend"},
+		{`"backend": "grpc-ratls"`, `"backend": "maa"`, "maa"},
+		{`"backend": "grpc-ratls"`, `"maa": {}, "backend": "maa"`, "attester"},
 		{`"attester": "tpm"`, `"attester": "sgx"`, "attester"},
 		{`"attester": "tpm"`, `"attester": "snp"`, "tpm"},
 		{`"platform": "linux"`, `"platform": "occlum"`, "platform"},

@@ -27,7 +27,7 @@ func TestTheBackendIsOneWord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.Backend != word || c.MAA == nil || c.GRPCRATLS == nil || len(c.SecretNames()) != 3 {
+		if c.Backend != word || c.Blocks["maa"] == nil || c.Blocks["grpc-ratls"] == nil || len(c.SecretNames()) != 3 {
 			t.Errorf("read %+v", c)
 		}
 	}
@@ -80,31 +80,24 @@ func TestTheHostFillsInOnlyWhatIsEmpty(t *testing.T) {
 		c.ApplyHost(func(name string) string { return host[name] })
 		return c
 	}
-	if a := apply(azure).MAA.AAD; a.Tenant != "host-tenant" || a.ClientID != "host-client" || a.File != "/host/token" || a.Credential.Len() != 0 {
+	if a := blockOf(t, apply(azure)).AAD; a.Tenant != "host-tenant" || a.ClientID != "host-client" || a.File != "/host/token" {
 		t.Errorf("workload identity by file is %+v", a)
-	}
-	host["AZURE_FEDERATED_TOKEN"] = "host-federated"
-	for mode, want := range map[string]string{"workload-identity": "host-federated", "client-secret": "host-secret", "token": "host-access"} {
-		a := apply(strings.Replace(azure, "workload-identity", mode, 1)).MAA.AAD
-		if a.File != "" || string(a.Credential.Expose()) != want {
-			t.Errorf("%s: file %q, credential %q", mode, a.File, a.Credential.Expose())
-		}
 	}
 	measured := strings.Replace(azure, `"mode": "workload-identity"`,
 		`"mode": "client-secret", "tenant": "t", "client_id": "c", "file": "/f"`, 1)
-	c := apply(measured)
-	if a := c.MAA.AAD; a.Tenant != "t" || a.ClientID != "c" || a.File != "/f" || a.Credential.Len() != 0 || a.Authority != "" || a.Metadata != "" {
+	c := blockOf(t, apply(measured))
+	if a := c.AAD; a.Tenant != "t" || a.ClientID != "c" || a.File != "/f" || a.Authority != "" || a.Metadata != "" {
 		t.Errorf("the host changes what is measured: %+v", a)
 	}
-	if c.MAA.Endpoint != "https://sharedweu.weu.attest.azure.net" || c.MAA.Vault != "https://models.vault.azure.net" {
+	if c.Endpoint != "https://sharedweu.weu.attest.azure.net" || c.Vault != "https://models.vault.azure.net" {
 		t.Error("the host changes instance or vault")
 	}
 
 	m := apply(dropIn)
-	if m.MAAToken.Endpoint != host["MAA_PROVIDER_URL"] || m.MAAToken.ReportData != "aG9zdA==" {
-		t.Errorf("read %+v", m.MAAToken)
+	if block := blockOf(t, m); block.Endpoint != host["MAA_PROVIDER_URL"] || block.ReportData != "aG9zdA==" {
+		t.Errorf("read %+v", block)
 	}
-	if len(m.Secrets) != 2 || m.Secrets[0].Path != "/host-dir/token" || m.Secrets[1].Path != "/host-dir/quote_base64" {
+	if len(m.Secrets) != 2 || m.Secrets[1].Path != "/host-dir/token" || m.Secrets[0].Path != "/host-dir/quote_base64" {
 		t.Errorf("files are %+v", m.Secrets)
 	}
 	said := strings.Join(m.Remarks(), "\n")
@@ -114,12 +107,12 @@ func TestTheHostFillsInOnlyWhatIsEmpty(t *testing.T) {
 		}
 	}
 	m = apply(strings.Replace(dropIn, `{"tls_roots"`, `{"endpoint": "https://mine.attest.azure.net", "report_data": "bWluZQ==", "path": "/mine", "tls_roots"`, 1))
-	if m.MAAToken.Endpoint != "https://mine.attest.azure.net" || m.MAAToken.ReportData != "bWluZQ==" || m.Secrets[0].Path != "/mine/token" {
-		t.Errorf("the host changes what is measured: %+v", m.MAAToken)
+	if block := blockOf(t, m); block.Endpoint != "https://mine.attest.azure.net" || block.ReportData != "bWluZQ==" || m.Secrets[1].Path != "/mine/token" {
+		t.Errorf("the host changes what is measured: %+v", block)
 	}
 	host = map[string]string{"MAA_TOKEN_PATH": "../etc"}
 	m = apply(dropIn)
-	if m.MAAToken.Endpoint != config.DefaultMAA || m.Secrets[0].Path != "/root/token" {
-		t.Errorf("defaults are %+v, %+v", m.MAAToken, m.Secrets)
+	if block := blockOf(t, m); block.Endpoint != "https://shareduks.uks.attest.azure.net" || m.Secrets[1].Path != "/root/token" {
+		t.Errorf("defaults are %+v, %+v", block, m.Secrets)
 	}
 }

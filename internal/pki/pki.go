@@ -37,6 +37,11 @@ func ReadCertificates(path string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	return ParseCertificates(path, text)
+}
+
+// ParseCertificates is [ReadCertificates] of a file that has been read.
+func ParseCertificates(path string, text []byte) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for {
 		var block *pem.Block

@@ -49,7 +49,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"io"
-	"net"
 	"regexp"
 	"slices"
 	"time"
@@ -58,7 +57,6 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
-	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/policy"
@@ -101,8 +99,8 @@ type Secret struct {
 	Base64 bool
 }
 
-// Check makes sure that names can be names and the type is one. The error's code is [attest.CodeConfig].
-func (s Secret) Check() error {
+// check makes sure that names can be names and the type is one.
+func (s Secret) check() error {
 	const step = "checking a secret's place"
 	for _, n := range []string{s.Service, s.Name} {
 		if n != "" && !nameForm.MatchString(n) {
@@ -168,53 +166,16 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,255}$`)
 
 // New checks the config. The error's code is [attest.CodeConfig].
 func New(c Config) (*Client, error) {
-	fail := func(hint, format string, args ...any) (*Client, error) {
-		return nil, attest.Errorf(attest.CodeConfig, "configuring aecs", hint, format, args...)
+	var problems backend.Problems
+	c.check(problems.Add)
+	if c.Attester == nil || c.Verifier == nil {
+		problems.Add("attester", "is missing, or the verifier is", "both")
 	}
-	if len(c.Servers) == 0 {
-		return fail("Name at least one AECS as host:port; its usual port is 19527.", "no servers")
+	if c.TLS != nil && c.TLS.Roots == nil {
+		problems.Add("tls.ca", "is missing", "the authority of the server's certificate")
 	}
-	for _, s := range c.Servers {
-		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
-			return fail("Write host:port.", "server %q has no host or no port", s)
-		}
-	}
-	switch {
-	case c.Generation != GenerationA && c.Generation != GenerationB && c.Generation != Auto:
-		return fail(`Write "a", "b" or "auto".`, "generation %q is unknown", c.Generation)
-	case c.AllowDowngrade && c.Generation != Auto:
-		return fail(`Write generation "auto", or leave the downgrade out.`, "generation %q has nothing to fall from",
-			c.Generation)
-	case (c.TLS == nil) == !c.Plaintext:
-		return fail("Say how the connection is secured: by TLS, or, knowing what that means, not at all.",
-			"exactly one of TLS and plaintext is needed")
-	case c.Attester == nil || c.Verifier == nil:
-		return fail("", "attester and verifier are needed")
-	case c.NoServerEvidence && (c.Policy != nil || c.ServerKey == nil):
-		return fail("Pin its key, and leave the policy out: there is nothing that it could judge.",
-			"a server without evidence needs a pinned key and no policy")
-	case !c.NoServerEvidence && c.Policy == nil:
-		return fail("Say what the server must be.", "no policy for the server")
-	case len(c.UserData) > uar.UserDataSize:
-		return fail("", "user data has %d bytes, at most %d fit", len(c.UserData), uar.UserDataSize)
-	}
-	if c.Policy != nil {
-		if err := c.Policy.ValidateServer(); err != nil {
-			return nil, err
-		}
-	}
-	if err := (Secret{Service: c.Service}).Check(); err != nil {
+	if err := problems.Err("configuring aecs"); err != nil {
 		return nil, err
-	}
-	for _, s := range c.Secrets {
-		if err := s.Check(); err != nil {
-			return nil, err
-		}
-	}
-	if c.TLS != nil {
-		if err := c.TLS.check(); err != nil {
-			return nil, err
-		}
 	}
 	c.setDefaults()
 	return &Client{config: c}, nil

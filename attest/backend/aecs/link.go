@@ -34,15 +34,6 @@ type TLS struct {
 	ServerName string
 }
 
-func (t *TLS) check() error {
-	if t.Roots == nil {
-		return attest.Errorf(attest.CodeConfig, "configuring aecs",
-			"Name the file with the authority of the server's certificate.",
-			"TLS without an authority")
-	}
-	return nil
-}
-
 func (t *TLS) serverName() string {
 	if t.ServerName == "" {
 		return EnclaveService

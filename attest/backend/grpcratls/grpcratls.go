@@ -23,10 +23,8 @@ package grpcratls
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"errors"
-	"net"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -38,7 +36,6 @@ import (
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 )
@@ -70,7 +67,7 @@ const (
 // Config of a [Client]. All fields without a default are needed.
 type Config struct {
 	Servers  []string // "host:port", tried in order
-	Protocol Protocol // default Legacy
+	Protocol Protocol // default SessionV1
 	Attester attest.Attester
 	Verifier attest.Verifier
 	// Staple makes a verifier that takes the collateral which a broker sends in a session. If it is nil, or the
@@ -95,36 +92,19 @@ type Client struct {
 
 // New checks the config. The error's code is [attest.CodeConfig].
 func New(c Config) (*Client, error) {
-	const step = "configuring grpc-ratls"
-	fail := func(hint, format string, args ...any) (*Client, error) {
-		return nil, attest.Errorf(attest.CodeConfig, step, hint, format, args...)
+	var problems backend.Problems
+	c.check(problems.Add)
+	if c.Attester == nil {
+		problems.Add("attester", "is missing", "")
 	}
-	if len(c.Servers) == 0 {
-		return fail("Name at least one broker as host:port.", "no servers")
+	if c.BrokerKey == nil && (c.Verifier == nil || c.Policy == nil) {
+		problems.Add("broker_policy", "is missing, or the verifier is", "both, or broker_key")
 	}
-	for _, s := range c.Servers {
-		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
-			return fail("Write host:port.", "server %q has no host or no port", s)
-		}
-	}
-	if c.Attester == nil || c.BrokerKey == nil && (c.Verifier == nil || c.Policy == nil) {
-		return fail("", "attester, and verifier and policy or the broker's key are needed")
-	}
-	if err := policy.CheckServer(c.Policy); err != nil {
+	if err := problems.Err("configuring " + name); err != nil {
 		return nil, err
 	}
-	switch c.Protocol {
-	case "":
-		c.Protocol = Legacy
-	case Legacy, SessionV1:
-	default:
-		return fail(`Write "session" or "legacy".`, "protocol %q is unknown", c.Protocol)
-	}
-	if c.Protocol == Legacy && (c.BrokerKey != nil || c.Log != nil) {
-		return fail(`Use the protocol "session".`, "the legacy wire knows neither a pinned key nor a release log")
-	}
-	if c.BrokerKey != nil && len(c.BrokerKey) != sha256.Size {
-		return fail("", "the broker's key is pinned by %d bytes, want 32", len(c.BrokerKey))
+	if c.Protocol == "" {
+		c.Protocol = SessionV1
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -141,7 +121,7 @@ func New(c Config) (*Client, error) {
 }
 
 // Name implements [backend.Backend].
-func (*Client) Name() string { return "grpc-ratls" }
+func (*Client) Name() string { return name }
 
 // Fetch implements [backend.Backend].
 func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.Secret, error) {

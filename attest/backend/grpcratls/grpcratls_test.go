@@ -98,7 +98,7 @@ func TestTheNextServerIsAsked(t *testing.T) {
 	}
 	_ = down.Close()
 	client, err := grpcratls.New(grpcratls.Config{
-		Pause: 10 * time.Millisecond,
+		Pause: 10 * time.Millisecond, Protocol: grpcratls.Legacy,
 		Servers: []string{
 			down.Addr().String(), brokertest.Listen(t, config(99)), brokertest.Listen(t, config(100)),
 		},

@@ -99,37 +99,24 @@ const defaultAPIVersion = "2022-08-01"
 
 // New checks the config; errors have code [attest.CodeConfig] and name the key.
 func New(c Config) (*Backend, error) {
-	bad := func(format string, args ...any) (*Backend, error) {
-		return nil, attest.Errorf(attest.CodeConfig, "reading maa", "Correct the maa block of the config.", format, args...)
-	}
+	var problems backend.Problems
+	c.check(false, problems.Add)
 	if c.Attester == nil || c.Network.Roots == nil {
-		return bad("attester and roots are needed")
+		problems.Add("attester", "is missing, or tls_roots is", "both")
+	}
+	if err := problems.Err("configuring maa"); err != nil {
+		return nil, err
 	}
 	endpoint, err := serviceURL(c.Endpoint)
 	if err != nil {
-		return bad("endpoint: %w", err)
+		return nil, err
 	}
 	vault, err := serviceURL(c.Vault)
 	if err != nil {
-		return bad("vault: %w", err)
-	}
-	if len(c.Keys) == 0 {
-		return bad("keys is missing")
-	}
-	for secret, k := range c.Keys {
-		if err := k.Validate(); err != nil {
-			return bad("keys.%s: %w", secret, err)
-		}
-	}
-	if err := c.AAD.Validate(false); err != nil {
 		return nil, err
 	}
-	switch c.KeyBits {
-	case 0:
+	if c.KeyBits == 0 {
 		c.KeyBits = 2048
-	case 2048, 3072, 4096:
-	default:
-		return bad("key_bits is %d, want 2048, 3072 or 4096", c.KeyBits)
 	}
 	c.Endpoint = endpoint.String()
 	c.APIVersion = withDefault(c.APIVersion, defaultAPIVersion)
@@ -181,8 +168,8 @@ func (n Network) complete() Network {
 	return n
 }
 
-// CheckURL reports whether text is the address of a service: https, a host, and nothing else.
-func CheckURL(text string) error {
+// checkURL reports whether text is the address of a service: https, a host, and nothing else.
+func checkURL(text string) error {
 	_, err := serviceURL(text)
 	return err
 }

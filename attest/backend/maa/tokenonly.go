@@ -8,6 +8,7 @@ import (
 	"errors"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/reportdata"
 )
 
@@ -39,19 +40,17 @@ type TokenOnly struct{ config TokenConfig }
 
 // NewTokenOnly checks the config.
 func NewTokenOnly(c TokenConfig) (*TokenOnly, error) {
-	bad := func(hint, format string, args ...any) (*TokenOnly, error) {
-		return nil, attest.Errorf(attest.CodeConfig, "reading maa_token", hint, format, args...)
-	}
+	var problems backend.Problems
+	c.check(false, problems.Add)
 	if c.Attester == nil || c.Network.Roots == nil {
-		return bad("", "attester and roots are needed")
+		problems.Add("attester", "is missing, or tls_roots is", "both")
+	}
+	if err := problems.Err("configuring maa-token"); err != nil {
+		return nil, err
 	}
 	endpoint, err := serviceURL(c.Endpoint)
 	if err != nil {
-		return bad("Correct maa_token.endpoint, or MAA_PROVIDER_URL.", "endpoint: %w", err)
-	}
-	if len(c.ReportData) == 0 || len(c.ReportData) > MaxReportData {
-		return bad("Give the data in base64, by maa_token.report_data or MAA_REPORT_DATA; of larger data give a hash.",
-			"report_data has %d bytes, want 1 to %d", len(c.ReportData), MaxReportData)
+		return nil, err
 	}
 	c.Endpoint = endpoint.String()
 	c.APIVersion = withDefault(c.APIVersion, defaultAPIVersion)

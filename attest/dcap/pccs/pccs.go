@@ -133,7 +133,6 @@ type entry struct {
 
 // New checks the configuration. It does no network.
 func New(c Config) (*Client, error) {
-	const step = "configuring collateral service"
 	setDefault(&c.MaxAge, 168*time.Hour)
 	setDefault(&c.NegativeAge, 30*time.Second)
 	setDefault(&c.Timeout, 10*time.Second)
@@ -147,16 +146,11 @@ func New(c Config) (*Client, error) {
 	if c.Wait == nil {
 		c.Wait = wait
 	}
-	base, version, err := parseURL(c.URL)
+	base, version, err := service(c.URL, c.AllowHTTP)
 	if err != nil {
-		return nil, attest.Errorf(attest.CodeConfig, step,
-			"Write it as https://HOST:PORT/sgx/certification/v4/ (or v3).", "URL %q: %w", c.URL, err)
+		return nil, err
 	}
 	switch {
-	case base.Scheme == "http" && !c.AllowHTTP:
-		return nil, attest.Errorf(attest.CodeConfig, step,
-			"Use https, or allow plain HTTP explicitly: collateral is signed, but anyone on the network path can then withhold it.",
-			"URL %q has no TLS", c.URL)
 	case c.Update != "" && c.Update != "early" && c.Update != "standard":
 		return nil, attest.Errorf(attest.CodeConfig, step, "", `update is %q, want "early" or "standard"`, c.Update)
 	case c.Update != "" && version < 4:
@@ -175,6 +169,29 @@ func New(c Config) (*Client, error) {
 	client.ctx, client.cancel = context.WithCancel(context.Background())
 	client.http = &http.Client{Transport: c.Transport, CheckRedirect: client.checkRedirect}
 	return client, nil
+}
+
+const step = "configuring collateral service"
+
+// CheckURL returns what [New] would say about the address: an error with [attest.CodeConfig], or nil.
+func CheckURL(text string, allowHTTP bool) error {
+	_, _, err := service(text, allowHTTP)
+	return err
+}
+
+// service is the base address of a service and the version of its API.
+func service(text string, allowHTTP bool) (*url.URL, int, error) {
+	base, version, err := parseURL(text)
+	if err != nil {
+		return nil, 0, attest.Errorf(attest.CodeConfig, step,
+			"Write it as https://HOST:PORT/sgx/certification/v4/ (or v3).", "URL %q: %w", text, err)
+	}
+	if base.Scheme == "http" && !allowHTTP {
+		return nil, 0, attest.Errorf(attest.CodeConfig, step,
+			"Use https, or allow plain HTTP explicitly: collateral is signed, but anyone on the network path can then withhold it.",
+			"URL %q has no TLS", text)
+	}
+	return base, version, nil
 }
 
 func setDefault(d *time.Duration, value time.Duration) {

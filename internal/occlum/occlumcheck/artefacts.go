@@ -8,8 +8,10 @@ import (
 	"debug/elf"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/strictjson"
 )
@@ -37,20 +40,16 @@ func (i *inspection) trust() error {
 		return nil
 	}
 	c := i.init.Collateral
-	type named struct{ key, file string }
-	files := []named{{"collateral.pccs_ca", c.PCCSCA}, {"collateral.root_ca", c.RootCA}}
-	if t := i.aecsTLS(); t != nil {
-		files = append(files, named{"aecs.tls.ca", t.CA}, named{"aecs.tls.certificate", t.Certificate}, named{"aecs.tls.key", t.Key})
+	files := i.init.Files()
+	for _, key := range slices.Sorted(maps.Keys(files)) {
+		if i.resolve("initfs", files[key]) == "" {
+			i.error(config.Path+": "+key, files[key]+" is not in the initfs", "copy the PEM file there")
+			delete(files, key)
+		}
 	}
-	if i.init.Backend == "maa" {
-		files = append(files, named{"maa.tls_roots", i.init.MAA.TLSRoots})
-	}
-	if i.init.Backend == "maa-token" {
-		files = append(files, named{"maa_token.tls_roots", i.init.MAAToken.TLSRoots})
-	}
-	for _, f := range files {
-		if f.file != "" && i.resolve("initfs", f.file) == "" {
-			i.error(config.Path+": "+f.key, f.file+" is not in the initfs", "copy the PEM file there")
+	for _, p := range i.init.CheckFiles(i.readInitFS) {
+		if _, there := files[p.Key]; there { // the others are reported
+			i.error(config.Path+": "+p.Key, p.Text, orElse(p.Write, "correct it"))
 		}
 	}
 	if c.RootCA != "" {
@@ -62,6 +61,15 @@ func (i *inspection) trust() error {
 			"copy a CA bundle there, or name the PCCS's own CA in collateral.pccs_ca")
 	}
 	return nil
+}
+
+// readInitFS reads a file that the config names.
+func (i *inspection) readInitFS(name string) ([]byte, error) {
+	host := i.resolve("initfs", name)
+	if host == "" {
+		return nil, errors.New(name + " is not in the initfs")
+	}
+	return boundedfile.Read(host, maxScanned)
 }
 
 func (i *inspection) holdsCertificates(name string) bool {

@@ -451,9 +451,10 @@ var hostile = []struct{ names, effect string }{
 // environment checks what of the host's environment reaches programs, and that it fits.
 func (i *inspection) environment() error {
 	const field = "Occlum.json: env.untrusted"
+	ours := config.HostEnvironment()
 names:
 	for _, name := range i.conf.Env.Untrusted {
-		if _, ok := config.HostEnvironment[name]; ok {
+		if _, ok := ours[name]; ok {
 			continue
 		}
 		for _, h := range hostile {

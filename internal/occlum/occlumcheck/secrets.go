@@ -16,8 +16,6 @@ import (
 	"regexp"
 	"strings"
 	"unicode/utf8"
-
-	"github.com/sesame-init/sesame/internal/config"
 )
 
 // What is looked at for secrets. Programs and weights are larger than a secret's file.
@@ -270,9 +268,13 @@ func (i *inspection) report(s Severity, field, problem, write string) {
 
 // secretsBelow reports secrets in one of the instance's file systems, none worse than most.
 func (i *inspection) secretsBelow(root string, most Severity, write string) error {
-	clientKey := ""
-	if i.init != nil && i.init.AECS != nil && i.init.AECS.TLS != nil { // also if another backend is chosen
-		clientKey = i.init.AECS.TLS.Key
+	named := map[string]bool{} // files of the initfs that the config names, also for backends that it does not choose
+	if i.init != nil {
+		for _, block := range i.init.Blocks {
+			for _, name := range block.Files() {
+				named[name] = true
+			}
+		}
 	}
 	files, total := 0, int64(0)
 	base := filepath.Join(i.dir, root)
@@ -303,8 +305,8 @@ func (i *inspection) secretsBelow(root string, most Severity, write string) erro
 			if most == Warning || sample(in) {
 				severity = Warning
 			}
-			if in == clientKey && root == "initfs" {
-				i.warn("initfs"+in, "is the key that an AECS demands of its clients, and keeps no one out: anyone can read it",
+			if named[in] && root == "initfs" {
+				i.warn("initfs"+in, "is a key that the config names, and keeps no one out: anyone can read it",
 					"a key that opens nothing else")
 				continue
 			}
@@ -325,12 +327,4 @@ func readScanned(name string) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, maxScanned))
-}
-
-// aecsTLS is what init shows an AECS, nil if it talks to none, or without TLS.
-func (i *inspection) aecsTLS() *config.AECSTLS {
-	if i.init == nil || i.init.Backend != "aecs" || i.init.AECS == nil {
-		return nil
-	}
-	return i.init.AECS.TLS
 }

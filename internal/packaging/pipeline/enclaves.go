@@ -12,13 +12,13 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 	"github.com/sesame-init/sesame/internal/occlum/sizing"
 	"github.com/sesame-init/sesame/internal/packaging/instance"
 	"github.com/sesame-init/sesame/internal/packaging/keyring"
-	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
 // bootTimeout is how long init tries to get its secrets before the pod is started anew.
@@ -173,29 +173,31 @@ func (p *Pipeline) workloadInit(brokerSigner, mac string) (*config.Config, error
 
 // service names the source of init's secrets: our key broker, pinned, or the services of a file.
 func (p *Pipeline) service(c *config.Config, brokerSigner string) error {
-	if p.o.Service == "" {
-		pinned := policy.SGX{Name: "key broker", ProductID: new(uint16), MinSVN: new(uint16)}
-		*pinned.ProductID, *pinned.MinSVN = BrokerProduct, BrokerSVN
-		c.GRPCRATLS = &config.GRPCRATLS{
-			Servers: []string{p.address()}, Protocol: "session",
-			BrokerPolicy: policy.Policy{SGX: []policy.SGX{pinned}},
-		}
-		return c.GRPCRATLS.BrokerPolicy.SGX[0].MRSigner.UnmarshalText([]byte(brokerSigner))
+	text, err := p.brokerBlock(brokerSigner)
+	if p.o.Service != "" {
+		text, err = os.ReadFile(p.o.Service)
 	}
-	text, err := os.ReadFile(p.o.Service)
 	if err != nil {
 		return attest.Errorf(attest.CodeUsage, "reading --backend-config", "", "%w", err)
 	}
-	var block struct {
-		MAA  *config.MAA  `json:"maa"`
-		AECS *config.AECS `json:"aecs"`
-	}
-	if err := strictjson.Decode(text, &block); err != nil {
+	if c.Blocks, err = config.ReadBlocks(text); err != nil {
 		return attest.Errorf(attest.CodeConfig, "reading --backend-config", "It holds one block, as {\"maa\": {…}}.", "%w",
 			err)
 	}
-	c.MAA, c.AECS = block.MAA, block.AECS
 	return nil
+}
+
+// brokerBlock is the block of our key broker.
+func (p *Pipeline) brokerBlock(signer string) ([]byte, error) {
+	pinned := policy.SGX{Name: "key broker", ProductID: new(uint16), MinSVN: new(uint16)}
+	*pinned.ProductID, *pinned.MinSVN = BrokerProduct, BrokerSVN
+	if err := pinned.MRSigner.UnmarshalText([]byte(signer)); err != nil {
+		return nil, err
+	}
+	return json.Marshal(map[string]any{grpcratls.Kind().Key(): map[string]any{
+		"servers": []string{p.address()}, "protocol": grpcratls.SessionV1,
+		"broker_policy": policy.Policy{SGX: []policy.SGX{pinned}},
+	}})
 }
 
 // broker builds the key broker's enclave. It holds no secret, and the first policy: who administers it, and the first
@@ -224,7 +226,7 @@ func (p *Pipeline) broker(ctx context.Context) error {
 			Dirs: []string{storeDir},
 			Conf: conf, SignKey: ring.Path(keyring.BrokerSigner), OcclumLibc: p.o.OcclumRoot,
 			InitConf: &config.Config{
-				Backend: "none", Root: config.Root{Upper: "persistent"},
+				Backend: config.None, Root: config.Root{Upper: "persistent"},
 				App:        &config.App{EntryPoint: brokerEntry, Path: brokerPath, Args: []string{"{name}:{number}"}},
 				Collateral: p.collateral(),
 			},

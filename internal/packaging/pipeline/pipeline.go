@@ -28,11 +28,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/packaging/instance"
 	"github.com/sesame-init/sesame/internal/packaging/keyring"
 )
@@ -42,6 +44,9 @@ const (
 	Simulated = "sim" // the simulator's: no SGX, no protection
 	Hardware  = "hw"  // Occlum's
 )
+
+// OwnBackend is the backend of the key broker that the deployment has.
+const OwnBackend = "grpc-ratls"
 
 // Sources of the inference server's TLS key.
 const (
@@ -57,8 +62,8 @@ type Options struct {
 	Registry string // of the images' names
 	Tag      string
 	Mode     string            // Simulated or Hardware
-	Backend  string            // where init gets its secrets from: "grpc-ratls" (the key broker), "maa" or "aecs"
-	Service  string            // file with the block of init's config for the services of "maa" or "aecs": {"maa": {…}}
+	Backend  string            // where init gets its secrets from: [OwnBackend] or another one of [config.Backends]
+	Service  string            // file with the block of init's config for another one: {"maa": {…}}
 	InitFS   map[string]string // further files of the initfs by their paths in it: certificates that Service names
 
 	BrokerHost string // where init finds the broker
@@ -132,11 +137,11 @@ func New(o Options) (*Pipeline, error) {
 	switch {
 	case o.Mode != Simulated && o.Mode != Hardware:
 		return nil, usage("Write sim or hw.", "there is no mode %q", o.Mode)
-	case o.Backend != "grpc-ratls" && o.Backend != "maa" && o.Backend != "aecs":
-		return nil, usage("Write grpc-ratls, maa or aecs.", "there is no backend %q", o.Backend)
-	case (o.Service != "") != (o.Backend != "grpc-ratls"):
+	case !slices.Contains(config.BackendNames(), o.Backend):
+		return nil, usage("Write one of "+strings.Join(config.BackendNames(), ", ")+".", "there is no backend %q", o.Backend)
+	case (o.Service != "") != (o.Backend != OwnBackend):
 		return nil, usage("It holds the block of init's config that names the services, as {\"maa\": {…}}.",
-			"backends maa and aecs need --backend-config, and grpc-ratls none")
+			"backend "+OwnBackend+" has no --backend-config, and every other one needs it")
 	case o.Registry == "" || o.Tag == "":
 		return nil, usage("Give both, as -r registry.example/team -g v1.", "the images need a registry and a tag")
 	case o.Program == serverEntry:

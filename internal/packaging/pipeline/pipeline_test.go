@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	peer "github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/occlum/occlumcheck"
@@ -330,7 +332,17 @@ func TestInitPinsTheBrokerAndTheManifestsHaveTheNumbers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pinned := conf.GRPCRATLS.BrokerPolicy.SGX
+	block, err := json.Marshal(conf.Block())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ours struct {
+		Policy peer.Policy `json:"broker_policy"`
+	}
+	if err := json.Unmarshal(block, &ours); err != nil {
+		t.Fatal(err)
+	}
+	pinned := ours.Policy.SGX
 	if len(pinned) != 1 || pinned[0].MRSigner.String() != signer || *pinned[0].ProductID != BrokerProduct ||
 		*pinned[0].MinSVN != BrokerSVN {
 		t.Errorf("the broker is pinned by %+v", pinned)
@@ -564,7 +576,7 @@ func TestInitGetsItsSecretsFromOtherServicesToo(t *testing.T) {
 			t.Errorf("%s: %v", backend, err)
 			continue
 		}
-		if c.GRPCRATLS != nil || (c.MAA == nil) == (backend == "maa") || (c.AECS == nil) == (backend == "aecs") {
+		if len(c.Blocks) != 1 || c.Blocks[backend] == nil {
 			t.Errorf("%s: %+v", backend, c)
 		}
 		write(t, o.Service, strings.Replace(block, `"s`, `"x`, 1), 0o644)

@@ -1,4 +1,4 @@
-package config
+package aecs
 
 import (
 	"bytes"
@@ -6,42 +6,32 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"net/url"
 	"strconv"
 	"strings"
 
-	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend/aecs"
+	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/policy"
 )
 
-// legacyAECS is init_ra_conf.json as Occlum's AECS init reads it, and Sesame's own blocks that may be beside its
-// four keys. The block aecs says there what the shape has no word for: tls or plaintext, generation, and where keys
-// of volumes are.
-type legacyAECS struct {
-	Server string          `json:"kms_server"`
-	Keys   []legacyAECSKey `json:"kms_keys"`
-	PCCS   string          `json:"ua_env_pccs_url"`
-	Peer   legacyUA        `json:"ra_config"`
-
-	Timeout    Duration   `json:"timeout"`
-	Root       Root       `json:"root"`
-	App        *App       `json:"app"`
-	Volumes    []Volume   `json:"volumes"`
-	AppTLS     *AppTLS    `json:"app_tls"`
-	Collateral Collateral `json:"collateral"`
-	AECS       AECS       `json:"aecs"`
+// shape is init_ra_conf.json as Occlum's AECS init reads it. The block aecs, which may be beside its four keys, says what the
+// form has no word for: tls or plaintext, generation, and the places of keys of volumes.
+type shape struct {
+	Server string     `json:"kms_server"`
+	Keys   []shapeKey `json:"kms_keys"`
+	PCCS   string     `json:"ua_env_pccs_url"`
+	Peer   shapeUA    `json:"ra_config"`
+	AECS   block      `json:"aecs"`
 }
 
-type legacyAECSKey struct {
+type shapeKey struct {
 	Key     string `json:"key"`
 	Path    string `json:"path"`
 	Service string `json:"service"`
 	Encode  string `json:"encode"`
 }
 
-// legacyUA is ra_config. Occlum's init copies it to a place that nothing reads; here every field counts, or is refused.
-type legacyUA struct {
+// shapeUA is ra_config. Occlum's init copies it to a place that nothing reads; here every field counts, or is refused.
+type shapeUA struct {
 	IASURL       string `json:"ua_ias_url"`
 	IASSPID      string `json:"ua_ias_spid"`
 	IASAPKKey    string `json:"ua_ias_apk_key"` // Occlum's templates say so
@@ -74,65 +64,75 @@ type legacyUA struct {
 // imageKeyService is the service in which Occlum's AECS init looks for the image key.
 const imageKeyService = "service1"
 
-// isLegacyAECS tells Occlum's two shapes apart: by the key that only one has, or by the names in ra_config.
-func isLegacyAECS(keys map[string]json.RawMessage) bool {
-	_, has := keys["ua_env_pccs_url"]
-	return has || bytes.Contains(keys["ra_config"], []byte(`"ua_`))
+// newShape tells Occlum's two forms apart: by the key that only one has, or by the names in ra_config.
+func newShape(members map[string]json.RawMessage) backend.Shape {
+	occlums := false
+	for _, key := range []string{"kms_server", "kms_keys", "ra_config"} {
+		_, has := members[key]
+		occlums = occlums || has
+	}
+	_, has := members["ua_env_pccs_url"]
+	if occlums && (has || bytes.Contains(members["ra_config"], []byte(`"ua_`))) {
+		return &shape{}
+	}
+	return nil
 }
 
-// parseLegacyAECS turns Occlum's shape into ours.
-func parseLegacyAECS(text []byte) (*Config, Problems) {
-	var l legacyAECS
-	if problems := decodeStrict(text, &l); len(problems) > 0 {
-		return nil, problems
-	}
-	var ps Problems
-	bad := func(key, text, write string) { ps = append(ps, Problem{key, text, write}) }
-	a := &l.AECS
-	for key, set := range map[string]bool{"servers": a.Servers != nil, "service": a.Service != "",
-		"server_key": a.ServerKey != nil} {
+// Settings implements [backend.Shape].
+func (s *shape) Settings(bad backend.Report) backend.Settings {
+	b := &s.AECS
+	b.occlum = true
+	for key, set := range map[string]bool{"servers": b.Servers != nil, "service": b.Service != "",
+		"server_key": b.ServerKey != nil} {
 		if set {
-			bad("aecs."+key, "stands in Occlum's keys in this shape", "nothing here")
+			bad("aecs."+key, "is in Occlum's keys in this form", "nothing here")
 		}
 	}
-	if l.Server == "" {
-		bad("kms_server", "is missing", `"host:port"`)
-	} else {
-		a.Servers = []string{l.Server}
+	b.Servers = nil
+	if s.Server != "" {
+		b.Servers = []string{s.Server}
 	}
-	if a.Generation == "" {
-		a.Generation = string(aecs.GenerationA)
+	if b.Generation == "" {
+		b.Generation = GenerationA
 	}
-	a.Service = imageKeyService
-	c := &Config{
-		Legacy: true, Backend: "aecs", AECS: a, Timeout: l.Timeout, Root: l.Root, App: l.App, Volumes: l.Volumes,
-		AppTLS: l.AppTLS, Collateral: l.Collateral,
+	b.Service = imageKeyService
+	files := s.secrets(bad)
+	remarks := s.Peer.settings(b, bad)
+	return backend.Settings{Block: b, Secrets: files, Remarks: remarks,
+		PCCS: []backend.PCCS{{Key: "ua_env_pccs_url", URL: s.PCCS}, {Key: "ra_config.ua_dcap_pccs_url", URL: s.Peer.DCAPPCCS}}}
+}
+
+// report names what is wrong by the keys of Occlum's form.
+func (b *block) report(bad backend.Report) backend.Report {
+	return func(key, text, write string) {
+		switch {
+		case key == "servers" || key == "servers[0]":
+			key = "kms_server"
+		case key == "server_policy" && b.occlumPolicy:
+			key = "ra_config"
+		default:
+			key = "aecs." + key
+		}
+		bad(key, text, write)
 	}
-	c.Secrets = l.secrets(bad)
-	c.remarks = l.Peer.settings(a, bad)
-	l.collateral(&c.Collateral, bad)
-	if len(ps) > 0 { // what is wrong besides, at once
-		ps = append(ps, c.complete()...)
-	}
-	return c, ps
 }
 
 // secrets are the secret files of kms_keys. Two services may have secrets of one name.
-func (l *legacyAECS) secrets(bad func(key, text, write string)) []SecretFile {
-	var files []SecretFile
-	places := l.AECS.Secrets
+func (s *shape) secrets(bad backend.Report) []backend.SecretFile {
+	var files []backend.SecretFile
+	places := s.AECS.Secrets
 	if places == nil {
-		places = map[string]AECSSecret{}
-		l.AECS.Secrets = places
+		places = map[string]blockSecret{}
+		s.AECS.Secrets = places
 	}
-	for i, k := range l.Keys {
+	for i, k := range s.Keys {
 		key := fmt.Sprintf("kms_keys[%d]", i)
 		if k.Service == "" {
 			bad(key+".service", "is missing", "the service in the AECS")
 		}
-		place := AECSSecret{Service: k.Service, Name: k.Key, Encode: k.Encode}
+		place := blockSecret{Service: k.Service, Name: k.Key, Encode: k.Encode}
 		name := k.Key
-		if name == imageKeyName && place != (AECSSecret{Service: imageKeyService, Name: name}) {
+		if name == imageKey && place != (blockSecret{Service: imageKeyService, Name: name}) {
 			name = k.Service + "." + k.Key // that name alone is the key of the image
 		}
 		if other, taken := places[name]; taken && other != place {
@@ -142,31 +142,14 @@ func (l *legacyAECS) secrets(bad func(key, text, write string)) []SecretFile {
 			bad(key+".key", "cannot be told from another secret", "another name")
 		}
 		places[name] = place
-		files = append(files, SecretFile{Name: name, Path: k.Path})
+		files = append(files, backend.SecretFile{Name: name, Path: k.Path})
 	}
 	return files
 }
 
-// collateral honours the three places that may name the address of the PCCS.
-func (l *legacyAECS) collateral(c *Collateral, bad func(key, text, write string)) {
-	for _, u := range []struct{ key, url string }{{"ua_env_pccs_url", l.PCCS}, {"ra_config.ua_dcap_pccs_url",
-		l.Peer.DCAPPCCS}} {
-		switch {
-		case u.url == "":
-		case c.PCCSURL == "":
-			if parsed, err := url.Parse(u.url); err != nil || parsed.Host == "" {
-				bad(u.key, fmt.Sprintf("%q is not an address", u.url), `"https://host:8081/sgx/certification/v3/"`)
-			}
-			c.PCCSURL = u.url
-		case c.PCCSURL != u.url:
-			bad(u.key, "is another address than "+c.PCCSURL, "one address")
-		}
-	}
-}
-
-// settings puts the policy into a and refuses what cannot be honoured. It returns what a reader of the log should
+// settings puts the policy into b and refuses what cannot be honoured. It returns what a reader of the log should
 // know.
-func (u *legacyUA) settings(a *AECS, bad func(key, text, write string)) (remarks []string) {
+func (u *shapeUA) settings(b *block, bad backend.Report) (remarks []string) {
 	refuse := func(value, key, why string) {
 		if value != "" {
 			bad("ra_config."+key, why, `""`)
@@ -198,30 +181,25 @@ func (u *legacyUA) settings(a *AECS, bad func(key, text, write string)) (remarks
 	if u.Platform != "" && u.Platform != "SGX_DCAP" {
 		bad("ra_config.ua_policy_str_tee_platform", fmt.Sprintf("%.40q cannot be verified here", u.Platform), `"SGX_DCAP"`)
 	}
-	a.ServerKey = u.serverKey(bad)
-	if a.ServerEvidence == "none" || a.ServerPolicy != nil {
+	b.ServerKey = u.serverKey(bad)
+	if b.ServerEvidence == "none" || b.ServerPolicy != nil {
 		if *u != u.withoutServer() {
 			bad("ra_config", "names a server while the block aecs says what it must be", "one of them")
 		}
-		if a.ServerPolicy != nil {
-			if err := a.ServerPolicy.ValidateServer(); err != nil {
-				bad("aecs.server_policy", err.Error(), attest.HintOf(err))
-			}
-		}
 		return remarks
 	}
-	a.ServerPolicy = u.policy(bad)
+	b.ServerPolicy, b.occlumPolicy = u.policy(bad), true
 	return remarks
 }
 
 // withoutServer is the block with nothing in it that a policy is made of.
-func (u legacyUA) withoutServer() legacyUA {
+func (u shapeUA) withoutServer() shapeUA {
 	u.Platform, u.Measurement, u.Signer, u.ProductID, u.MinSVN, u.DebugDisabled = "", "", "", "", "", ""
 	return u
 }
 
 // policy is what the fields of the policy say, as far as an SGX quote can say it, and only if that is enough.
-func (u *legacyUA) policy(bad func(key, text, write string)) *policy.Policy {
+func (u *shapeUA) policy(bad backend.Report) *policy.Policy {
 	var s policy.SGX
 	number := func(text, key string) *uint16 {
 		if text == "" {
@@ -257,25 +235,20 @@ func (u *legacyUA) policy(bad func(key, text, write string)) *policy.Policy {
 			u.DebugDisabled), `"true"`)
 	}
 	p := &policy.Policy{SGX: []policy.SGX{s}}
-	named := true
 	if u.Measurement == "" {
 		for key, text := range map[string]string{"ua_policy_hex_signer": u.Signer, "ua_policy_hex_prod_id": u.ProductID,
 			"ua_policy_str_min_isvsvn": u.MinSVN} {
 			if text == "" {
-				named = false
-				bad("ra_config."+key, "is missing: nobody would know what the server is",
+				bad("ra_config."+key, "is missing: nothing would say what the server must be",
 					"it, or ua_policy_hex_ta_measurement alone")
 			}
 		}
-	}
-	if err := p.ValidateServer(); err != nil && named {
-		bad("ra_config", err.Error(), attest.HintOf(err))
 	}
 	return p
 }
 
 // serverKey reads ua_policy_hex_hash_or_pem_pubkey: the hash of the server's key, or its PEM text.
-func (u *legacyUA) serverKey(bad func(key, text, write string)) policy.Hex {
+func (u *shapeUA) serverKey(bad backend.Report) policy.Hex {
 	if u.Key == "" {
 		return nil
 	}

@@ -1,3 +1,0 @@
-package uar
-
-const UserDataSize = 32

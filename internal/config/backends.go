@@ -1,0 +1,18 @@
+package config
+
+import (
+	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/attest/backend/aecs"
+	"github.com/sesame-init/sesame/attest/backend/grpcratls"
+	"github.com/sesame-init/sesame/attest/backend/maa"
+)
+
+// Backends are the backends that a config can choose. To add one, add a line.
+func Backends() []backend.Kind {
+	return []backend.Kind{
+		grpcratls.Kind(),
+		maa.Kind(),
+		maa.TokenKind(),
+		aecs.Kind(),
+	}
+}
