@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"path"
@@ -12,6 +11,7 @@ import (
 	"github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/tfssl"
 )
 
 // identityMaker makes the application's TLS identity.
@@ -47,7 +47,7 @@ func (m identityMaker) write(ctx context.Context, c *config.AppTLS, prefix strin
 	}
 	files := []file{{c.Path, certificate, 0o444}, {c.KeyPath, key, c.Mode}}
 	if c.Format == "tf-serving" {
-		files = []file{{c.Path, sslConfig(key, certificate), c.Mode}}
+		files = []file{{c.Path, tfssl.Encode(key, certificate), c.Mode}}
 	}
 	for _, f := range files {
 		name := path.Join(prefix, f.path)
@@ -63,22 +63,4 @@ func (m identityMaker) write(ctx context.Context, c *config.AppTLS, prefix strin
 		}
 	}
 	return nil
-}
-
-// sslConfig is the text form of tensorflow.serving.SSLConfig (tensorflow_serving/config/ssl_config.proto).
-func sslConfig(key, certificate []byte) []byte {
-	var b bytes.Buffer
-	b.Grow(2 * (len(key) + len(certificate))) // no copy of the key is left behind by growing
-	quote := func(name string, text []byte) {
-		b.WriteString(name + `: "`)
-		for line := range bytes.Lines(text) { // PEM needs no other escapes
-			b.Write(bytes.TrimSuffix(line, []byte("\n")))
-			b.WriteString(`\n`)
-		}
-		b.WriteString("\"\n")
-	}
-	quote("server_key", key)
-	quote("server_cert", certificate)
-	b.WriteString("client_verify: false\n")
-	return b.Bytes()
 }

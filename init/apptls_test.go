@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/tls"
-	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,16 +122,5 @@ func TestAppTLSOfAFailedBootIsTakenBack(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "PRIVATE") {
 		t.Error("the log has a key")
-	}
-}
-
-func TestSSLConfigHoldsOnlyWhatPEMNeeds(t *testing.T) {
-	block := pem.EncodeToMemory(&pem.Block{Type: "X", Bytes: []byte{1, 2, 3}})
-	var c tf.SSLConfig
-	if err := prototext.Unmarshal(sslConfig(block, block), &c); err != nil {
-		t.Fatal(err)
-	}
-	if c.GetServerKey() != string(block) || c.GetServerCert() != string(block) || c.GetClientVerify() {
-		t.Errorf("read back %v", &c)
 	}
 }

@@ -14,6 +14,7 @@ var rooms = []struct{ text, room string }{
 	{"x509.CreateCertificate(", "internal/pki"},
 	{"x509.MarshalPKCS8PrivateKey(", "internal/pki"},
 	{"these are credentials of a client", "attest/session"},
+	{"quote(\"server_cert\"", "internal/tfssl"},
 }
 
 func TestEachThingHasOneRoom(t *testing.T) {

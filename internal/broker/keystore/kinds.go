@@ -2,7 +2,6 @@ package keystore
 
 import (
 	"crypto/rand"
-	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/tfssl"
 )
 
 // A Kind says what a secret is. It is part of what a stored value is bound to.
@@ -89,7 +89,7 @@ func (r Recipe) Generate(now time.Time) (value attest.Secret, public []byte, err
 		if r.Kind == X509 {
 			return attest.NewSecret(append(append([]byte(nil), private...), certificate...)), certificate, nil
 		}
-		return attest.NewSecret(tfConfig(private, certificate)), certificate, nil
+		return attest.NewSecret(tfssl.Encode(private, certificate)), certificate, nil
 	}
 	return attest.Secret{}, nil, attest.Errorf(attest.CodeConfig, step,
 		"The broker generates image-key, random, x509 and tf-ssl-config.", "there is no recipe for %.20q", string(r.Kind))
@@ -113,12 +113,6 @@ func (r Recipe) identity(now time.Time) (private, certificate []byte, err error)
 		return nil, nil, attest.Errorf(attest.CodeConfig, step, "Correct the names.", "%w", err)
 	}
 	return private, certificate, nil
-}
-
-// tfConfig is tensorflow.serving.SSLConfig (ssl_config.proto) as text, with line breaks as \n.
-func tfConfig(private, certificate []byte) []byte {
-	quoted := func(b []byte) string { return strings.ReplaceAll(string(b), "\n", `\n`) }
-	return fmt.Appendf(nil, "server_key: \"%s\"\nserver_cert: \"%s\"\nclient_verify: false\n", quoted(private), quoted(certificate))
 }
 
 func equalFold(a, b string) bool { return strings.EqualFold(a, b) }

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sesame-init/sesame/internal/packaging/keyring"
+	"github.com/sesame-init/sesame/internal/tfssl"
 )
 
 func privateKey(t testing.TB) string {
@@ -55,7 +55,7 @@ const textKey = "00-11-22-33-44-55-66-77-88-99-aa-bb-cc-dd-ee-ff"
 
 // secretFiles are files with secrets, by what they are.
 func secretFiles(t testing.TB) map[string]string {
-	pair := keyring.TensorFlowServing([]byte(privateKey(t)), certificate(t))
+	pair := tfssl.Encode([]byte(privateKey(t)), certificate(t))
 	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 	return map[string]string{
 		"PEM":                       privateKey(t),

@@ -29,6 +29,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/tfssl"
 )
 
 // The files of a folder.
@@ -328,7 +329,8 @@ func NewServerIdentity(names []string, lifetime time.Duration, now time.Time) (c
 	if err != nil {
 		return nil, nil, err
 	}
-	return TensorFlowServing(key, certificate), certificate, nil
+	defer clear(key)
+	return tfssl.Encode(key, certificate), certificate, nil
 }
 
 // adminLifetime is how long the first administrator's certificate is good for. It is measured into the broker, so a
@@ -351,12 +353,4 @@ func makeAdmin(dir string, o Options) error {
 // both PEM.
 func NewAdministrator(lifetime time.Duration, now time.Time) (key, certificate []byte, err error) {
 	return pki.NewClient("administrator", now, now.Add(lifetime))
-}
-
-// TensorFlowServing is the file for --ssl_config_file: SSLConfig of tensorflow_serving/config/ssl_config.proto as
-// text, with key and certificate in PEM.
-func TensorFlowServing(key, certificate []byte) []byte {
-	quote := func(b []byte) string { return strings.ReplaceAll(string(b), "\n", `\n`) }
-	return fmt.Appendf(nil, "server_key: \"%s\"\nserver_cert: \"%s\"\nclient_verify: false\n", quote(key),
-		quote(certificate))
 }

@@ -3,6 +3,7 @@
 package standintest
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -10,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/tfssl"
 	"github.com/sesame-init/sesame/lab/standin"
 	"github.com/sesame-init/sesame/lab/standin/network"
 )
@@ -126,9 +127,8 @@ func NewIdentity(t testing.TB, subject pkix.Name, issuer *Identity, names ...str
 
 // SSLConfig is the identity as TensorFlow Serving reads it, with further lines at its end.
 func (i *Identity) SSLConfig(lines ...string) []byte {
-	quote := func(b []byte) string { return strings.ReplaceAll(string(b), "\n", `\n`) }
-	text := fmt.Sprintf("server_key: \"%s\"\nserver_cert: \"%s\"\n", quote(i.Key), quote(i.Certificate))
-	return []byte(text + strings.Join(lines, "\n") + "\n")
+	own := bytes.TrimSuffix(tfssl.Encode(i.Key, i.Certificate), []byte("client_verify: false\n"))
+	return append(own, strings.Join(lines, "\n")+"\n"...)
 }
 
 // WriteFile writes a file that only its owner may read.
