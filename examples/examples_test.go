@@ -29,6 +29,7 @@ import (
 
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/loopback"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/swtpm"
 )
@@ -176,8 +177,10 @@ func (e *example) start(config, volume string) *output {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	e.write("secrets.json", text)
-	identity, err := broker.OpenBareIdentity(e.path("broker.key"))
+	if err := privatefile.Create(e.path("secrets.json"), text); err != nil {
+		e.t.Fatal(err)
+	}
+	identity, err := broker.OpenBareIdentity(e.path("broker.key"), privatefile.Rule{})
 	if err != nil {
 		e.t.Fatal(err)
 	}

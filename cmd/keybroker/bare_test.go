@@ -25,6 +25,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
@@ -281,7 +282,7 @@ func TestOperatorsSeeStateAndFiguresButNoSecret(t *testing.T) {
 
 func pin(t *testing.T, dir string) []byte {
 	t.Helper()
-	i, err := broker.OpenBareIdentity(filepath.Join(dir, "broker.key"))
+	i, err := broker.OpenBareIdentity(filepath.Join(dir, "broker.key"), privatefile.Rule{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
 )
 
 // policyName is the policy in the working folder.
@@ -22,7 +25,8 @@ func (c *command) checkCommand(usage func(error) error) *cobra.Command {
 		Short: "Say everything that is wrong with a policy, or with a folder of Occlum's two files",
 		Long: `check reads a policy as the broker would, and says everything that is wrong with it at once, with line numbers. POLICY
 is a file, or a folder with policy.yaml or with Occlum's dynamic_config.json and secret_config.json; the default is the
-working folder. Exit status 0: the broker would take it, 1: it would not, 2: wrong usage.`,
+working folder. Files that the policy names and that are there already, the store and the root key, must be private.
+Exit status 0: the broker would take it, 1: it would not, 64: wrong usage.`,
 		Example: "  keybroker check policy.yaml",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := cobra.MaximumNArgs(1)(cmd, args); err != nil {
@@ -53,14 +57,34 @@ working folder. Exit status 0: the broker would take it, 1: it would not, 2: wro
 			if err != nil {
 				return err
 			}
+			if err := c.checkFiles(p.Broker); err != nil {
+				return err
+			}
 			fmt.Fprintf(c.stdout, "sound: version %d, %d workloads, %d secrets\n", p.Version, len(p.Workloads), len(p.Secrets))
 			return nil
 		},
 	}
 }
 
+// checkFiles judges the private files that a policy names. What is not there the broker makes.
+func (c *command) checkFiles(b policy.Settings) error {
+	if b.Store.SQLite != "" {
+		if err := sqlite.Check(b.Store.SQLite, c.private(c.warn)); err != nil {
+			return err
+		}
+	}
+	if b.RootKey.File != "" {
+		if err := c.private(c.warn).Check(b.RootKey.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *command) warn(what ...any) { fmt.Fprintln(c.stderr, append([]any{"warning:"}, what...)...) }
+
 func (c *command) checkFolder(path string) error {
-	folder, err := broker.ReadFolder(path)
+	folder, err := broker.ReadFolder(path, c.private(c.warn))
 	if err != nil {
 		return err
 	}

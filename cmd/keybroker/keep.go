@@ -27,6 +27,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/store"
 	"github.com/sesame-init/sesame/internal/broker/store/postgres"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 // unlockInterval is how often a locked broker looks whether it was unlocked, and asks the other replicas.
@@ -57,10 +58,10 @@ func (l *latePolicies) collateral(ctx context.Context, own attest.Evidence) (*dc
 }
 
 // openStore opens the store that a policy names, nil if it names none.
-func openStore(ctx context.Context, s policy.StoreAt) (store.Store, error) {
+func openStore(ctx context.Context, s policy.StoreAt, rule privatefile.Rule) (store.Store, error) {
 	switch {
 	case s.SQLite != "":
-		return sqlite.Open(ctx, s.SQLite)
+		return sqlite.Open(ctx, s.SQLite, rule)
 	case s.Postgres != "":
 		return postgres.Open(ctx, s.Postgres)
 	}
@@ -75,7 +76,8 @@ func (c *command) keeper(ctx context.Context, first *begun, own attester, now fu
 		log.WithField("hint", "Write sslmode=verify-full, and sslrootcert if the server has a CA of its own.").
 			Warnf("the database is reached over the network %s: anyone on the network path can read the broker's password, names and counts", how)
 	}
-	kept, err := openStore(ctx, settings.Store)
+	rule := c.private(log.Warn)
+	kept, err := openStore(ctx, settings.Store, rule)
 	if err != nil {
 		return nil, nil, func() {}, err
 	}
@@ -88,7 +90,7 @@ func (c *command) keeper(ctx context.Context, first *begun, own attester, now fu
 		log.Warn("secrets, release counts and decisions are kept in memory: there is no release log beyond these lines")
 		return m, nil, m.Wipe, nil
 	}
-	way, err := c.way(settings.RootKey, own)
+	way, err := c.way(settings.RootKey, own, rule)
 	if err == nil {
 		keys, err = keystore.Open(ctx, keystore.Options{Store: kept, Root: way, Fixed: first.secrets, Now: now,
 			RolledBack: func(err error) {
@@ -112,7 +114,7 @@ func (c *command) keeper(ctx context.Context, first *begun, own attester, now fu
 }
 
 // way is how the root key is found at the start; nil if someone else brings it.
-func (c *command) way(r policy.KeyFrom, own attester) (rootkey.Way, error) {
+func (c *command) way(r policy.KeyFrom, own attester, rule privatefile.Rule) (rootkey.Way, error) {
 	const step = "finding the root key"
 	switch {
 	case r.Sealed:
@@ -125,6 +127,10 @@ func (c *command) way(r policy.KeyFrom, own attester) (rootkey.Way, error) {
 		if c.place.enclave {
 			return nil, attest.Errorf(attest.CodeConfig, step, "Write sealed: true, or let administrators unlock the broker.",
 				"in an enclave a key in a file would be the host's")
+		}
+		// The store would only stay locked, which is for keys that someone may still bring.
+		if err := rule.Check(r.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, &attest.Error{Code: attest.CodeConfig, Step: step, Err: err}
 		}
 		return rootkey.File{Path: r.File}, nil
 	}
@@ -264,7 +270,7 @@ func (c *command) newest(ctx context.Context, first *begun, keys *keystore.Keyst
 }
 
 // fixedSecrets reads secret_config.json: of the option, or of the measured folder. It is nil if there is none.
-func (c *command) fixedSecrets() (map[string]attest.Secret, error) {
+func (c *command) fixedSecrets(rule privatefile.Rule) (map[string]attest.Secret, error) {
 	file := c.secretsFile
 	if c.place.enclave {
 		file = filepath.Join(c.folder, broker.SecretsFile)
@@ -272,12 +278,12 @@ func (c *command) fixedSecrets() (map[string]attest.Secret, error) {
 	if file == "" {
 		return nil, nil
 	}
-	content, err := readBounded(file, maxSecrets)
+	content, err := rule.Read(file, maxSecrets)
 	if c.place.enclave && errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, &attest.Error{Code: attest.CodeConfig, Step: "reading secrets", Err: err}
 	}
 	return broker.ParseSecrets(content)
 }

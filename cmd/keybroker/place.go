@@ -13,6 +13,7 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 // where names the place that this program is built for: "bare", "occlum" or "ego". The linker sets it, not an option: the
@@ -67,9 +68,9 @@ func openDevice(path string) (attester, error) {
 }
 
 // identity is what the broker shows, and what makes its evidence: nil outside an enclave.
-func (p place) identity(keyFile string, now func() time.Time, log logrus.FieldLogger) (broker.Identity, attester, error) {
+func (p place) identity(keyFile string, rule privatefile.Rule, now func() time.Time, log logrus.FieldLogger) (broker.Identity, attester, error) {
 	if p.open == nil {
-		bare, err := broker.OpenBareIdentity(keyFile)
+		bare, err := broker.OpenBareIdentity(keyFile, rule)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 func (c *command) logger() (*logrus.Logger, error) {
@@ -53,13 +54,19 @@ type begun struct {
 	secrets map[string]attest.Secret
 }
 
+// private is the rule for files with keys and secrets, and for the store's. In an enclave rights say nothing: files of the
+// image have those that packaging wrote, and are measured; those of the host's file system are what the host says.
+func (c *command) private(warn func(...any)) privatefile.Rule {
+	return privatefile.Rule{Unchecked: c.place.enclave, Remark: func(remark string) { warn(remark) }}
+}
+
 // begin reads policy and secrets.
-func (c *command) begin() (*begun, error) {
+func (c *command) begin(log logrus.FieldLogger) (*begun, error) {
 	file := c.policyFile
 	if file == "" {
 		file = filepath.Join(c.folder, policyName)
 		if _, err := os.Stat(file); err != nil {
-			folder, err := broker.ReadFolder(c.folder)
+			folder, err := broker.ReadFolder(c.folder, c.private(log.Warn))
 			if err != nil {
 				return nil, err
 			}
@@ -82,7 +89,7 @@ func (c *command) begin() (*begun, error) {
 	if !c.place.enclave {
 		b.file = file
 	}
-	b.secrets, err = c.fixedSecrets()
+	b.secrets, err = c.fixedSecrets(c.private(log.Warn))
 	return b, err
 }
 
@@ -113,7 +120,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 		return attest.Errorf(attest.CodeInternal, "reading the clock", "Build with make.", "%w", err)
 	}
 	host := &timekeeper{Bounded: built}
-	first, err := c.begin()
+	first, err := c.begin(log)
 	if err != nil {
 		return err
 	}
@@ -123,7 +130,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if !filepath.IsAbs(keyFile) {
 		keyFile = filepath.Join(c.folder, keyFile)
 	}
-	identity, own, err := c.place.identity(keyFile, host.Now, log)
+	identity, own, err := c.place.identity(keyFile, c.private(log.Warn), host.Now, log)
 	if err != nil {
 		return err
 	}

@@ -36,6 +36,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/releaselog"
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/lab/admintest"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -46,7 +47,7 @@ var year2100 = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func TestAnEntryMadeUnderAWrongClockLocksNoAdministratorOut(t *testing.T) {
 	c := newCustody(t, keyFile)
-	kept, err := sqlite.Open(t.Context(), filepath.Join(c.dir, "broker.db"))
+	kept, err := sqlite.Open(t.Context(), filepath.Join(c.dir, "broker.db"), privatefile.Rule{})
 	if err != nil {
 		t.Fatal(err)
 	}

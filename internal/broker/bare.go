@@ -11,12 +11,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"io/fs"
-	"os"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 // BareIdentity is the key of a broker that runs outside an enclave, on the key owner's own premises. It proves nothing
@@ -26,13 +25,13 @@ type BareIdentity struct {
 	pin         [32]byte
 }
 
-// OpenBareIdentity reads a key (PEM, PKCS #8, P-256) from a file, or makes one if there is none.
-func OpenBareIdentity(path string) (*BareIdentity, error) {
+// OpenBareIdentity reads a key (PEM, PKCS #8, P-256) from a private file, or makes one if there is none.
+func OpenBareIdentity(path string, rule privatefile.Rule) (*BareIdentity, error) {
 	const step = "opening the broker's key"
 	fail := func(hint string, err error) (*BareIdentity, error) {
 		return nil, attest.Errorf(attest.CodeConfig, step, hint, "%s: %w", path, err)
 	}
-	text, err := boundedfile.Read(path, maxFile)
+	text, err := rule.Read(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		if text, err = makeKey(path); err != nil {
 			return fail("Name a file in a folder that the broker may write to.", err)
@@ -68,15 +67,7 @@ func makeKey(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	return text, errors.Join(err, f.Close())
+	return text, privatefile.Create(path, text)
 }
 
 func newBareIdentity(key *ecdsa.PrivateKey) (*BareIdentity, error) {

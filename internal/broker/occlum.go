@@ -12,6 +12,7 @@ import (
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
@@ -36,8 +37,9 @@ type Folder struct {
 // Wipe overwrites the secrets.
 func (f *Folder) Wipe() { wipe(f.Secrets) }
 
-// ReadFolder reads and checks the files. The error's code is [attest.CodeConfig]; it names file and field.
-func ReadFolder(dir string) (_ *Folder, err error) {
+// ReadFolder reads and checks the files; that of the secrets is a private one. The error's code is [attest.CodeConfig]; it
+// names file and field.
+func ReadFolder(dir string, rule privatefile.Rule) (_ *Folder, err error) {
 	fail := func(name string, err error) (*Folder, error) {
 		hint := ""
 		if errors.Is(err, fs.ErrNotExist) {
@@ -63,7 +65,7 @@ func ReadFolder(dir string) (_ *Folder, err error) {
 	if f.Roots, err = readRoots(filepath.Join(dir, RootCAFile)); err != nil {
 		return fail(RootCAFile, err)
 	}
-	if text, err = boundedfile.Read(filepath.Join(dir, SecretsFile), maxSecretFile); err != nil {
+	if text, err = rule.Read(filepath.Join(dir, SecretsFile), maxSecretFile); err != nil {
 		return fail(SecretsFile, err)
 	}
 	if f.Secrets, err = ParseSecrets(text); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
@@ -42,7 +43,7 @@ func TestAFolderOfOcclumsIsServed(t *testing.T) {
 	root := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: platform.RootCA().Raw}))
 	got, err := broker.ReadFolder(folder(t, map[string]string{
 		broker.RootCAFile: root, broker.TCBFile: `{"accept":["UpToDate","SWHardeningNeeded"]}`,
-	}))
+	}), privatefile.Rule{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +81,7 @@ func TestAFolderThatIsNotRightToTheLetterIsRefused(t *testing.T) {
 		"unknown TCB key":     {broker.TCBFile, `{"allow":["OutOfDate"]}`, "allow"},
 		"TCB twice":           {broker.TCBFile, `{}{}`, broker.TCBFile},
 	} {
-		_, err := broker.ReadFolder(folder(t, map[string]string{c.file: c.text}))
+		_, err := broker.ReadFolder(folder(t, map[string]string{c.file: c.text}), privatefile.Rule{})
 		if err == nil || attest.CodeOf(err) != attest.CodeConfig || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %s: %v", name, attest.CodeOf(err), err)
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/store"
 	"github.com/sesame-init/sesame/internal/broker/store/postgres"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/lab/powercut"
 )
 
@@ -59,7 +60,7 @@ func (p Place) Open(ctx context.Context) (*keystore.Keystore, io.Closer, error) 
 	if p.Postgres != "" {
 		s, err = postgres.Open(ctx, p.Postgres)
 	} else {
-		s, err = sqlite.Open(ctx, p.SQLite)
+		s, err = sqlite.Open(ctx, p.SQLite, privatefile.Rule{})
 	}
 	if err != nil {
 		return nil, nil, err

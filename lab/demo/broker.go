@@ -163,7 +163,7 @@ func (b *broker) writeOcclumFiles(image, mrenclave string) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(filepath.Join(image, "secret_config.json"), secrets)
+	return writeSecrets(filepath.Join(image, "secret_config.json"), secrets)
 }
 
 // encodeSecrets is the content of Occlum's secret_config.json.

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-tpm/tpmutil"
 
 	keybroker "github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/lab/swtpm"
 )
 
@@ -122,7 +123,7 @@ func (d *linuxDemo) makeMachine(ctx context.Context) (_ string, err error) {
 }
 
 func (d *linuxDemo) writeLinuxConfig() (string, error) {
-	identity, err := keybroker.OpenBareIdentity(d.path("broker.key"))
+	identity, err := keybroker.OpenBareIdentity(d.path("broker.key"), privatefile.Rule{})
 	if err != nil {
 		return "", err
 	}
@@ -170,7 +171,7 @@ func (d *linuxDemo) enrol(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return "attestation key, registers 0, 7 and 12", writeJSON(d.path("secrets.json"), secrets)
+	return "attestation key, registers 0, 7 and 12", writeSecrets(d.path("secrets.json"), secrets)
 }
 
 func (d *linuxDemo) startLinuxBroker(ctx context.Context) (*server, error) {

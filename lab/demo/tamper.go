@@ -177,10 +177,17 @@ func (d *demo) tamperQuote(ctx context.Context) error {
 	return os.WriteFile(d.path("platform-tampered", "pck.key"), key, 0o600)
 }
 
-func writeJSON(file string, v any) error {
+func writeJSON(file string, v any) error { return writeJSONAs(file, v, 0o644) }
+
+// writeSecrets writes a file in the shape of Occlum's secret_config.json.
+func writeSecrets(file string, secrets map[string]any) error {
+	return writeJSONAs(file, secrets, 0o600)
+}
+
+func writeJSONAs(file string, v any, mode fs.FileMode) error {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, append(text, '\n'), 0o644)
+	return os.WriteFile(file, append(text, '\n'), mode)
 }

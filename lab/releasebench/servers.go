@@ -35,6 +35,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
@@ -96,7 +97,7 @@ secrets: {` + secretName + `: {workloads: [demo]}}
 		if err != nil {
 			return err
 		}
-		database, err := sqlite.Open(ctx, filepath.Join(own, "broker.db"))
+		database, err := sqlite.Open(ctx, filepath.Join(own, "broker.db"), privatefile.Rule{})
 		if err != nil {
 			return err
 		}

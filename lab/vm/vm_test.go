@@ -20,6 +20,7 @@ import (
 
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/swtpm"
 )
@@ -139,7 +140,7 @@ func (m *machine) appRoot(name, probe string) (mac string) {
 // brokerKey makes the broker's key and returns what init has to know of it.
 func (m *machine) brokerKey(name string) (pin string) {
 	m.t.Helper()
-	identity, err := broker.OpenBareIdentity(filepath.Join(m.root, name))
+	identity, err := broker.OpenBareIdentity(filepath.Join(m.root, name), privatefile.Rule{})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -161,6 +162,9 @@ func (m *machine) secrets(name string) {
 	m.writeJSON(name, map[string]string{
 		"volume_key": base64.StdEncoding.EncodeToString([]byte(keyText)), "token": base64.StdEncoding.EncodeToString([]byte(token)),
 	})
+	if err := os.Chmod(filepath.Join(m.root, name), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
 }
 
 // config is init's, with the root that is there.

@@ -8,13 +8,14 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/keystore"
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 // BenchmarkRelease is a recorded release on the embedded store, its commit included, one at a time and many at once.
 func BenchmarkRelease(b *testing.B) {
 	for name, workers := range map[string]int{"alone": 1, "64 at once": 64} {
 		b.Run(name, func(b *testing.B) {
-			s, err := sqlite.Open(b.Context(), filepath.Join(b.TempDir(), "broker.db"))
+			s, err := sqlite.Open(b.Context(), filepath.Join(b.TempDir(), "broker.db"), privatefile.Rule{})
 			if err != nil {
 				b.Fatal(err)
 			}

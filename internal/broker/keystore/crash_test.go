@@ -21,6 +21,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/releaselog"
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 }
 
 func openFile(ctx context.Context, dir string) (*keystore.Keystore, io.Closer, error) {
-	s, err := sqlite.Open(ctx, filepath.Join(dir, "broker.db"))
+	s, err := sqlite.Open(ctx, filepath.Join(dir, "broker.db"), privatefile.Rule{})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/keystore"
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 
@@ -24,7 +25,7 @@ func TestFullDiskReleasesNothing(t *testing.T) {
 		testenv.Missing(t, "root", "mounting tmpfs: "+err.Error())
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	s, err := sqlite.Open(t.Context(), filepath.Join(dir, "broker.db"))
+	s, err := sqlite.Open(t.Context(), filepath.Join(dir, "broker.db"), privatefile.Rule{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +76,7 @@ func TestFullDiskReleasesNothing(t *testing.T) {
 // TestStoreHasNoSecretInPlainText searches the store's files, and everything that the keystore says.
 func TestStoreHasNoSecretInPlainText(t *testing.T) {
 	dir := t.TempDir()
-	s, err := sqlite.Open(t.Context(), filepath.Join(dir, "broker.db"))
+	s, err := sqlite.Open(t.Context(), filepath.Join(dir, "broker.db"), privatefile.Rule{})
 	if err != nil {
 		t.Fatal(err)
 	}

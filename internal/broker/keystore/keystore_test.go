@@ -26,6 +26,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/store"
 	"github.com/sesame-init/sesame/internal/broker/store/memory"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/lab/storetest"
 )
 
@@ -458,7 +459,7 @@ func TestFaultsReleaseNothingAndLoseNothing(t *testing.T) {
 	kinds := map[string]func(t *testing.T) store.Store{
 		"memory": func(*testing.T) store.Store { return memory.New() },
 		"sqlite": func(t *testing.T) store.Store {
-			s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "db"))
+			s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "db"), privatefile.Rule{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/store"
 	"github.com/sesame-init/sesame/internal/broker/store/memory"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/lab/postgrestest"
 )
 
@@ -42,7 +43,7 @@ func (a *alarms) option(o *keystore.Options) {
 func sqliteRestored(t *testing.T, way string) (*keystore.Keystore, *alarms, restorable) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "broker.db")
-	s, err := sqlite.Open(t.Context(), file)
+	s, err := sqlite.Open(t.Context(), file, privatefile.Rule{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -224,8 +224,9 @@ func TestKeyFileIsForItsOwnerOnly(t *testing.T) {
 	if err := os.Chmod(way.Path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := rootkey.Unwrap(t.Context(), "store", slot, way); attest.CodeOf(err) != attest.CodeConfig {
-		t.Errorf("everybody can read it, and it was used: %v", err)
+	if _, err := rootkey.Unwrap(t.Context(), "store", slot, way); attest.CodeOf(err) != attest.CodeConfig ||
+		!strings.Contains(attest.HintOf(err), "chmod 600 "+way.Path) {
+		t.Errorf("everyone can read it, and it was used, or the hint is %q: %v", attest.HintOf(err), err)
 	}
 	if err := os.Remove(way.Path); err != nil {
 		t.Fatal(err)

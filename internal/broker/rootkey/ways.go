@@ -9,12 +9,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 
 	"golang.org/x/crypto/argon2"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 // A Processor derives keys for the enclave that it runs: [sgx.Device].
@@ -156,7 +156,7 @@ func (p Passphrase) Derive(_ context.Context, params []byte) (attest.Secret, err
 }
 
 // File is the way of a key file, 64 hexadecimal digits, which is made if there is none. Anyone who reads file and
-// store has all secrets.
+// store has all secrets, so that one that is not private (package privatefile) is refused.
 type File struct{ Path string }
 
 // Kind implements [Way].
@@ -172,12 +172,7 @@ func (f File) New(context.Context) (params []byte, key attest.Secret, err error)
 	}
 	text := append(hex.AppendEncode(nil, key.Expose()), '\n')
 	defer clear(text)
-	file, err := os.OpenFile(f.Path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err == nil {
-		_, err = file.Write(text)
-		err = errors.Join(err, file.Sync(), file.Close())
-	}
-	if err != nil {
+	if err := privatefile.Create(f.Path, text); err != nil {
 		return nil, key, attest.Errorf(attest.CodeConfig, "making key file", "Name a file in a folder of the broker's own.", "%w", err)
 	}
 	return []byte("{}"), key, nil
@@ -188,19 +183,11 @@ func (f File) Derive(context.Context, []byte) (attest.Secret, error) { return f.
 
 func (f File) read() (attest.Secret, error) {
 	const step = "reading key file"
-	info, err := os.Stat(f.Path)
+	text, err := privatefile.Rule{}.Read(f.Path, 2*Size+2)
 	if err != nil {
 		return attest.Secret{}, attest.Errorf(attest.CodeConfig, step, "Without it the store stays locked: put it back.", "%w", err)
 	}
-	if info.Mode().Perm()&0o077 != 0 || info.Size() > 2*Size+2 {
-		return attest.Secret{}, attest.Errorf(attest.CodeConfig, step, "chmod 600 it, and ask yourself who has read it.",
-			"%s has mode %o and %d bytes", f.Path, info.Mode().Perm(), info.Size())
-	}
-	text, err := os.ReadFile(f.Path)
 	defer clear(text)
-	if err != nil {
-		return attest.Secret{}, attest.Errorf(attest.CodeConfig, step, "", "%w", err)
-	}
 	if n := len(text); n > 0 && text[n-1] == '\n' {
 		text = text[:n-1]
 	}

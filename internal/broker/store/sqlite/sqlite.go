@@ -8,7 +8,8 @@
 // The connection keeps pages in memory. So each transaction looks first whether another program has changed or replaced
 // the file since the last one, as a restore does, and then begins with a new connection and what is in the file.
 //
-// The file's permissions are 0600. What is in it is as public as its file system.
+// The file is private (package privatefile), and so is the journal beside it; those that Open makes have mode 0600. What
+// is in them is as public as their file system.
 package sqlite
 
 import (
@@ -17,6 +18,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -28,6 +30,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/broker/store"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 const version = 1 // of the tables, PRAGMA user_version
@@ -36,13 +39,33 @@ const version = 1 // of the tables, PRAGMA user_version
 type Store struct {
 	db            *sql.DB
 	path          string
+	rule          privatefile.Rule
 	get, put, del *sql.Stmt
 	left          os.FileInfo // the file as the last transaction has left it; the connection's owner has it
 }
 
-// Open opens the file at path, or makes it. The error's code is [attest.CodeConfig] if another process has it open
-// or a newer program has made it, and [attest.CodeInternal] otherwise.
-func Open(ctx context.Context, path string) (*Store, error) {
+// Check judges the files of the store at path by a rule for private files, as far as they exist: the last two are of other
+// programs that have opened it.
+func Check(path string, rule privatefile.Rule) error {
+	err := rule.Check(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return checkBeside(path, rule)
+}
+
+func checkBeside(path string, rule privatefile.Rule) error {
+	for _, added := range []string{"-journal", "-wal", "-shm"} {
+		if err := rule.Check(path + added); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Open opens the file at path, or makes it. The error's code is [attest.CodeConfig] if another process has it open,
+// a newer program has made it, or it is not private enough for the rule, and [attest.CodeInternal] otherwise.
+func Open(ctx context.Context, path string, rule privatefile.Rule) (*Store, error) {
 	const step = "opening store"
 	absolute, err := filepath.Abs(path)
 	if err != nil {
@@ -52,8 +75,15 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeConfig, step, "Name a file in a folder that the broker can write to.", "%w", err)
 	}
-	if err := errors.Join(f.Close(), syncDir(filepath.Dir(absolute))); err != nil {
+	judged, err := f.Stat()
+	if err = errors.Join(err, f.Close(), syncDir(filepath.Dir(absolute))); err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
+	}
+	if err = rule.Judge(absolute, judged); err == nil {
+		err = checkBeside(absolute, rule)
+	}
+	if err != nil {
+		return nil, &attest.Error{Code: attest.CodeConfig, Step: step, Err: err}
 	}
 	options := url.Values{"_txlock": {"immediate"}, "_pragma": {
 		"locking_mode(EXCLUSIVE)", "journal_mode(TRUNCATE)", "synchronous(FULL)", "mmap_size(0)", "temp_store(MEMORY)",
@@ -63,10 +93,14 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
-	db.SetMaxOpenConns(1) // the file's lock belongs to a connection
-	s := &Store{db: db, path: absolute}
+	db.SetMaxOpenConns(1)                                                                  // the file's lock belongs to a connection
+	s := &Store{db: db, path: absolute, rule: privatefile.Rule{Unchecked: rule.Unchecked}} // a remark is for the start
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(err, db.Close())
+	}
+	if opened, err := os.Stat(absolute); err != nil || !os.SameFile(opened, judged) { // SQLite has opened it by its name
+		return nil, errors.Join(attest.Errorf(attest.CodeInternal, step, "Let no other program replace it while the broker starts.",
+			"%s is another file than a moment ago", absolute), db.Close())
 	}
 	return s, nil
 }
@@ -154,7 +188,13 @@ func (s *Store) connect(ctx context.Context) (*sql.Conn, error) {
 	switch {
 	case err != nil:
 		return nil, errors.Join(fmt.Errorf("the store's file is gone: %w", err), conn.Close())
-	case s.left == nil || same(found, s.left):
+	case s.left != nil && same(found, s.left):
+		return conn, nil
+	}
+	if err := Check(s.path, s.rule); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	if s.left == nil {
 		return conn, nil
 	}
 	s.left = nil
