@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"io/fs"
@@ -17,6 +16,7 @@ import (
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/broker/admin"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 // brokerLink is how a command reaches a broker's admin channel. Flags come first, then the context file. It is the
@@ -48,7 +48,7 @@ func (l *brokerLink) flags(cmd *cobra.Command) {
 	f.StringVar(&l.BrokerKey, "broker-key", "", "SHA-256 of the public key of a broker outside an enclave, hexadecimal")
 	f.StringVar(&l.RootCA, "root-ca", "", "PEM file with the trusted root of evidence (default Intel's)")
 	f.StringVar(&l.Cert, "cert", "", "PEM file with the administrator's certificate")
-	f.StringVar(&l.Key, "key", "", "PEM file with its key")
+	f.StringVar(&l.Key, "key", "", "PEM file with its key, a private one (chmod 600)")
 	f.StringVar(&l.LogKey, "log-key", "", "public key of the release log, as the broker prints it")
 	f.StringVar(&l.context, "context", "", "context file")
 	f.DurationVar(&l.timeout, "timeout", 30*time.Second, "for one command")
@@ -103,7 +103,7 @@ func (l *brokerLink) with(cmd *cobra.Command, f func(context.Context, *admin.Cli
 	if err := l.complete(); err != nil {
 		return err
 	}
-	options, err := l.options()
+	options, err := l.options(private(cmd))
 	if err != nil {
 		return err
 	}
@@ -117,13 +117,13 @@ func (l *brokerLink) with(cmd *cobra.Command, f func(context.Context, *admin.Cli
 	return f(ctx, c)
 }
 
-func (l *brokerLink) options() (o admin.DialOptions, err error) {
+func (l *brokerLink) options(rule privatefile.Rule) (o admin.DialOptions, err error) {
 	const hint = "Give --broker, --cert, --key, and --policy or --broker-key, or write them into a context file."
 	if l.Broker == "" || l.Cert == "" || l.Key == "" || (l.Policy == "") == (l.BrokerKey == "") {
 		return o, usage(hint, "the broker's address, what it must be, or the administrator's certificate is missing (or both --policy and --broker-key are given)")
 	}
 	o.Address = l.Broker
-	if o.Certificate, err = tls.LoadX509KeyPair(l.Cert, l.Key); err != nil {
+	if o.Certificate, err = rule.KeyPair(l.Cert, l.Key); err != nil {
 		return o, usage("", "reading the administrator's certificate: %w", err)
 	}
 	o.Broker = session.ClientConfig{Now: time.Now}

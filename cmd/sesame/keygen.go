@@ -2,12 +2,11 @@ package main
 
 import (
 	"crypto/rand"
-	"errors"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 func keygenCommand() *cobra.Command {
@@ -40,24 +39,7 @@ readable by its owner only and must not exist yet. Without FILE the key goes to 
 				_, err := cmd.OutOrStdout().Write(line)
 				return err
 			}
-			return writeNewSecret(args[0], line)
+			return privatefile.Create(args[0], line)
 		},
 	}
-}
-
-// writeNewSecret writes a file that only its owner can read, and none if there is one already.
-func writeNewSecret(path string, content []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err = errors.Join(err, f.Close()); err != nil {
-			err = errors.Join(err, os.Remove(path))
-		}
-	}()
-	if _, err := f.Write(content); err != nil {
-		return err
-	}
-	return f.Sync()
 }

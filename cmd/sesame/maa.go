@@ -5,13 +5,13 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/maa"
 	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 func maaCommand() *cobra.Command {
@@ -102,13 +102,13 @@ SECRET is a file, or "-" for standard input. Nothing is sent anywhere: for an RS
 			if (public == "") == (oct == "") {
 				return attest.Errorf(attest.CodeUsage, "sesame maa wrap", "Give one of the two.", "give --rsa-public or --oct-key")
 			}
-			text, err := readToken(cmd.InOrStdin(), args[0])
+			text, err := readInput(cmd, args[0], private(cmd))
 			if err != nil {
 				return &attest.Error{Code: attest.CodeUsage, Step: "reading secret", Err: err, Hint: "Name a readable file."}
 			}
 			secret := attest.NewSecret(text)
 			defer secret.Wipe()
-			blob, err := wrapBlob(public, oct, secret)
+			blob, err := wrapBlob(private(cmd), public, oct, secret)
 			if err != nil {
 				return &attest.Error{Code: attest.CodeSecret, Step: "wrapping secret", Err: err,
 					Hint: "The key must be a public RSA key in PEM, or 16, 24 or 32 raw bytes; the secret has between one byte and one MiB."}
@@ -123,9 +123,9 @@ SECRET is a file, or "-" for standard input. Nothing is sent anywhere: for an RS
 	return cmd
 }
 
-func wrapBlob(public, oct string, secret attest.Secret) (string, error) {
+func wrapBlob(rule privatefile.Rule, public, oct string, secret attest.Secret) (string, error) {
 	if oct != "" {
-		text, err := os.ReadFile(oct)
+		text, err := rule.Read(oct, maxInput)
 		if err != nil {
 			return "", err
 		}
@@ -133,7 +133,7 @@ func wrapBlob(public, oct string, secret attest.Secret) (string, error) {
 		defer key.Wipe()
 		return maa.WrapBlobOct(key, secret)
 	}
-	text, err := os.ReadFile(public)
+	text, err := readBounded(public)
 	if err != nil {
 		return "", err
 	}

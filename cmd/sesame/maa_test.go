@@ -22,6 +22,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/maatest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -201,13 +202,13 @@ func TestBlobsOpenWithTheKeyOfTheVault(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := wrapBlob(public, "", attest.NewSecret([]byte("x"))); err != nil {
+	if _, err := wrapBlob(privatefile.Rule{}, public, "", attest.NewSecret([]byte("x"))); err != nil {
 		t.Error(err)
 	}
-	if _, err := wrapBlob(oct, "", attest.NewSecret([]byte("x"))); err == nil {
+	if _, err := wrapBlob(privatefile.Rule{}, oct, "", attest.NewSecret([]byte("x"))); err == nil {
 		t.Error("an oct key is taken for a public key")
 	}
-	text, err := wrapBlob("", oct, attest.NewSecret([]byte("secret")))
+	text, err := wrapBlob(privatefile.Rule{}, "", oct, attest.NewSecret([]byte("secret")))
 	if err != nil {
 		t.Fatal(err)
 	}

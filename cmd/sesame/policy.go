@@ -21,6 +21,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 func policyCommand() *cobra.Command {
@@ -244,16 +245,11 @@ broker.policy_key in the measured policy of a broker in an enclave. NAME stands 
 			if args[0] == "" || strings.ContainsAny(args[0], "+ \t\n") {
 				return usage("Name it like policy.example.", "%q is no name of a key: it has a plus or a blank", args[0])
 			}
-			private, public, err := note.GenerateKey(rand.Reader, args[0])
+			key, public, err := note.GenerateKey(rand.Reader, args[0])
 			if err != nil {
 				return attest.Errorf(attest.CodeInternal, "making a key", "", "%w", err)
 			}
-			f, err := os.OpenFile(args[1], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-			if err != nil {
-				return &attest.Error{Code: attest.CodeConfig, Step: "writing the key", Err: err}
-			}
-			_, err = fmt.Fprintln(f, private)
-			if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+			if err := privatefile.Create(args[1], []byte(key+"\n")); err != nil {
 				return &attest.Error{Code: attest.CodeConfig, Step: "writing the key", Err: err}
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), public)
@@ -279,7 +275,7 @@ measured policy pins the key takes it by --signed-policy, if its version is high
 			if p.Text() == nil {
 				return usage("Write a policy in YAML.", "Occlum's files have no version, so they cannot be signed")
 			}
-			key, err := readBounded(keyFile)
+			key, err := private(cmd).Read(keyFile, maxInput)
 			if err != nil {
 				return usage("Name with --key what sesame policy keygen wrote.", "%w", err)
 			}

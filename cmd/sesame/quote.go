@@ -28,6 +28,7 @@ import (
 	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 func quoteCommand() *cobra.Command {
@@ -359,6 +360,11 @@ func readPolicy(file string) (*policy.Policy, error) {
 const maxInput = 1 << 20
 
 func readBounded(file string) ([]byte, error) { return boundedfile.Read(file, maxInput) }
+
+// private is the rule for files with keys and secrets.
+func private(cmd *cobra.Command) privatefile.Rule {
+	return privatefile.Rule{Remark: func(remark string) { fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+remark) }}
+}
 
 // foundQuote is a quote, and in which form it was there.
 type foundQuote struct {

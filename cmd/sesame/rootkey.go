@@ -15,6 +15,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/broker/admin"
 	"github.com/sesame-init/sesame/internal/broker/admin/adminpb"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 func rootkeyCommand() *cobra.Command {
@@ -88,7 +89,7 @@ recognised as such when it is used.`,
 					return err
 				}
 				for i, share := range reply.GetShares() {
-					err := writeNewSecret(filepath.Join(dir, fmt.Sprintf("share-%d", i+1)), append(share, '\n'))
+					err := privatefile.Create(filepath.Join(dir, fmt.Sprintf("share-%d", i+1)), append(share, '\n'))
 					clear(share)
 					if err != nil {
 						return err
@@ -146,7 +147,7 @@ func rootkeyUnlockCommand(link *brokerLink) *cobra.Command {
 			}
 			request := &adminpb.UnlockRequest{}
 			if shareFile != "" {
-				text, err := readBounded(shareFile)
+				text, err := private(cmd).Read(shareFile, maxInput)
 				defer clear(text)
 				if err != nil {
 					return usage("", "%w", err)
@@ -217,7 +218,7 @@ func readPassphrase(cmd *cobra.Command, file string, twice bool) (attest.Secret,
 	}
 	in := cmd.InOrStdin()
 	if file != "" {
-		f, err := os.Open(file)
+		f, err := private(cmd).Open(file)
 		if err != nil {
 			return attest.Secret{}, usage("", "%w", err)
 		}

@@ -37,7 +37,7 @@ type valueFlags struct {
 }
 
 func (v *valueFlags) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&v.file, "file", "", "file with the value, taken as it is")
+	cmd.Flags().StringVar(&v.file, "file", "", "file with the value, taken as it is; a private one (chmod 600)")
 	cmd.Flags().BoolVar(&v.stdin, "stdin", false, "read the value from standard input")
 	cmd.Flags().StringVar(&v.kind, "kind", string(keystore.Value), "value, image-key, random, x509 or tf-ssl-config")
 }
@@ -48,7 +48,7 @@ func (v *valueFlags) read(cmd *cobra.Command) (attest.Secret, error) {
 	}
 	in := cmd.InOrStdin()
 	if v.file != "" {
-		f, err := os.Open(v.file)
+		f, err := private(cmd).Open(v.file)
 		if err != nil {
 			return attest.Secret{}, usage("", "%w", err)
 		}

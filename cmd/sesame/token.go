@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/maa"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 func tokenCommand() *cobra.Command {
@@ -66,7 +66,7 @@ SHA-256 of the runtime data that was attested. Exit status 0 is valid, 1 refused
 			} else {
 				held = nil
 			}
-			text, err := readToken(cmd.InOrStdin(), args[0])
+			text, err := readInput(cmd, args[0], privatefile.Rule{Unchecked: true}) // a token is to be shown around
 			if err != nil {
 				return &attest.Error{Code: attest.CodeUsage, Step: "reading token", Err: err, Hint: "Name a readable file."}
 			}
@@ -105,12 +105,12 @@ SHA-256 of the runtime data that was attested. Exit status 0 is valid, 1 refused
 	return cmd
 }
 
-// readToken reads a file, or standard input if it is "-".
-func readToken(stdin io.Reader, name string) ([]byte, error) {
+// readInput reads a file, or standard input if it is "-".
+func readInput(cmd *cobra.Command, name string, rule privatefile.Rule) ([]byte, error) {
 	if name != "-" {
-		return readBounded(name)
+		return rule.Read(name, maxInput)
 	}
-	return boundedfile.ReadFrom(stdin, "standard input", maxInput)
+	return boundedfile.ReadFrom(cmd.InOrStdin(), "standard input", maxInput)
 }
 
 // tokenKeys reads the instance's keys from a file, or asks the instance over TLS to the machine's roots or those in ca.
@@ -124,7 +124,7 @@ func tokenKeys(ctx context.Context, issuer, file, ca string) (*maa.KeySet, error
 	}
 	network := maa.Network{}
 	if ca != "" {
-		text, err := os.ReadFile(ca)
+		text, err := readBounded(ca)
 		network.Roots = x509.NewCertPool()
 		if err == nil && !network.Roots.AppendCertsFromPEM(text) {
 			err = errors.New(ca + " holds no certificate")

@@ -146,7 +146,7 @@ func (e *enrolment) entry(c *attest.TPMClaims) (*policy.TPM, error) {
 		entry.PCRs[i] = value[:]
 	}
 	if e.config != "" {
-		text, err := os.ReadFile(e.config)
+		text, err := readBounded(e.config)
 		if err != nil {
 			return nil, err
 		}

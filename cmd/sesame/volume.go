@@ -19,6 +19,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 func volumeCommand() *cobra.Command {
@@ -59,18 +60,19 @@ type volumeFlags struct {
 }
 
 func (f *volumeFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.keyFile, "key-file", "", "file with the volume's key; none for an integrity-only volume")
+	cmd.Flags().StringVar(&f.keyFile, "key-file", "", "private file (chmod 600) with the volume's key; none for an integrity-only volume")
 	cmd.Flags().StringVar(&f.mac, "mac", "", "MAC that the volume must have, `xx-xx-...`")
 	cmd.Flags().BoolVar(&f.unverified, "unverified", false, "read without a MAC")
 	cmd.MarkFlagsMutuallyExclusive("mac", "unverified")
 }
 
 // open opens the volume and says on stderr what is lost without a MAC.
-func (f *volumeFlags) open(stderr io.Writer, dir string) (*sefs.Volume, error) {
+func (f *volumeFlags) open(cmd *cobra.Command, dir string) (*sefs.Volume, error) {
+	stderr := cmd.ErrOrStderr()
 	o := sefs.OpenOptions{Unverified: f.unverified}
 	var err error
 	if f.keyFile != "" {
-		if o.Key, err = readVolumeKey(stderr, f.keyFile); err != nil {
+		if o.Key, err = readVolumeKey(private(cmd), f.keyFile); err != nil {
 			return nil, err
 		}
 	}
@@ -97,27 +99,15 @@ func (f *volumeFlags) open(stderr io.Writer, dir string) (*sefs.Volume, error) {
 // maxKeyFile is more than any form of a key takes.
 const maxKeyFile = 256
 
-func readVolumeKey(stderr io.Writer, path string) (*sefs.Key, error) {
+func readVolumeKey(rule privatefile.Rule, path string) (*sefs.Key, error) {
 	fail := func(err error) (*sefs.Key, error) {
 		return nil, &attest.Error{Code: attest.CodeSecret, Step: "reading key file", Err: err}
 	}
-	f, err := os.Open(path)
+	text, err := rule.Read(path, maxKeyFile)
 	if err != nil {
 		return fail(err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return fail(err)
-	}
-	if info.Mode().IsRegular() && info.Mode().Perm()&0o004 != 0 {
-		fmt.Fprintf(stderr, "warning: everybody can read the key file %s; chmod 600 it\n", path)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
 	defer clear(text)
-	if err != nil {
-		return fail(err)
-	}
 	key, err := sefs.ParseKey(text)
 	if err != nil {
 		return fail(fmt.Errorf("%s: %w", path, err))
@@ -164,7 +154,7 @@ encrypted, and no protection against somebody who chooses its content.
 				return &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "See " + cmd.CommandPath() + " -h."}
 			}
 			if keyFile != "" {
-				if o.Key, err = readVolumeKey(stderr, keyFile); err != nil {
+				if o.Key, err = readVolumeKey(private(cmd), keyFile); err != nil {
 					return err
 				}
 			}
@@ -194,7 +184,7 @@ encrypted, and no protection against somebody who chooses its content.
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&keyFile, "key-file", "", "file with the key: xx-xx-..., 32 hex digits or 16 raw bytes")
+	cmd.Flags().StringVar(&keyFile, "key-file", "", "private file (chmod 600) with the key: xx-xx-..., 32 hex digits or 16 raw bytes")
 	cmd.Flags().StringVar(&layout, "layout", sefs.Layout031.String(), "version of Occlum that will mount it: 0.31 or 0.30")
 	cmd.Flags().BoolVar(&reproducible, "reproducible", false, "make the same volume of the same input")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
@@ -206,7 +196,7 @@ func volumeReader(cmd *cobra.Command, run func(cmd *cobra.Command, v *sefs.Volum
 	var flags volumeFlags
 	flags.register(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		v, err := flags.open(cmd.ErrOrStderr(), args[0])
+		v, err := flags.open(cmd, args[0])
 		if err != nil {
 			return err
 		}
