@@ -10,7 +10,6 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
-	"github.com/sesame-init/sesame/internal/packaging/approot"
 	"github.com/sesame-init/sesame/internal/packaging/keyring"
 	"github.com/sesame-init/sesame/internal/packaging/ociimage"
 )
@@ -56,7 +55,7 @@ func (p *Pipeline) root(ctx context.Context) error {
 		if err := ociimage.Unpack(image, flat); err != nil {
 			return fmt.Errorf("unpacking image %s: %w", from, err)
 		}
-		taken, err := approot.Extract(flat, dst, approot.Options{
+		taken, err := extract(flat, dst, selection{
 			Programs: []string{p.o.Program}, Files: p.o.Files, Libc: p.o.OcclumLibc,
 		})
 		if err != nil {
@@ -222,7 +221,7 @@ func (p *Pipeline) client(ctx context.Context) error {
 }
 
 // takePython finds python3 and its standard library in a file system.
-func takePython(from, dst string) ([]approot.Taken, error) {
+func takePython(from, dst string) ([]takenFile, error) {
 	for _, prefix := range []string{"/usr", "/usr/local"} {
 		libraries, err := filepath.Glob(filepath.Join(from, prefix, "lib/python3.[0-9]*"))
 		if err != nil {
@@ -232,7 +231,7 @@ func takePython(from, dst string) ([]approot.Taken, error) {
 			continue
 		}
 		library := prefix + "/lib/" + filepath.Base(libraries[len(libraries)-1])
-		taken, err := approot.Extract(from, dst, approot.Options{
+		taken, err := extract(from, dst, selection{
 			Programs: []string{prefix + "/bin/python3"}, Files: []string{library},
 		})
 		if err != nil {

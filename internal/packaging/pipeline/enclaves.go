@@ -17,7 +17,6 @@ import (
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 	"github.com/sesame-init/sesame/internal/occlum/sizing"
-	"github.com/sesame-init/sesame/internal/packaging/instance"
 	"github.com/sesame-init/sesame/internal/packaging/keyring"
 )
 
@@ -64,7 +63,7 @@ func (p *Pipeline) workload(ctx context.Context) error {
 		}
 		// The launcher has the path that the host asks for; the server has the path of its own image.
 		root := map[string]string{"/": p.path("root"), serverEntry: p.program("init")}
-		return p.build(ctx, "workload", packed, instance.Spec{
+		return p.build(ctx, "workload", packed, instanceSpec{
 			Dir: dir, Init: p.program("init"), Root: root, InitFS: initFS,
 			Dirs: []string{initConf.Volumes[0].Target},
 			Conf: conf, InitConf: initConf,
@@ -221,7 +220,7 @@ func (p *Pipeline) broker(ctx context.Context) error {
 		root := map[string]string{
 			brokerEntry: p.program("init"), brokerPath: program, "/policy.yaml": p.path("policy.yaml"),
 		}
-		return p.build(ctx, "broker", packed, instance.Spec{
+		return p.build(ctx, "broker", packed, instanceSpec{
 			Dir: p.path("instances", "init_ra_server"), Init: p.program("init"), Root: root, InitFS: p.trusted(),
 			Dirs: []string{storeDir},
 			Conf: conf, SignKey: ring.Path(keyring.BrokerSigner), OcclumLibc: p.o.OcclumRoot,
@@ -263,15 +262,15 @@ func (p *Pipeline) brokerConf(program string) (*occlumconf.Config, error) {
 }
 
 // build builds, measures and packs one enclave, and writes down what the world must know of it.
-func (p *Pipeline) build(ctx context.Context, step, packed string, s instance.Spec) error {
-	b, err := p.tool.Build(ctx, s)
+func (p *Pipeline) build(ctx context.Context, step, packed string, s instanceSpec) error {
+	b, err := p.tool.build(ctx, s)
 	if err != nil {
 		return err
 	}
 	for _, w := range b.Warnings {
 		p.say(step, "%s", w)
 	}
-	if err := p.tool.Package(ctx, s.Dir, packed); err != nil {
+	if err := p.tool.pack(ctx, s.Dir, packed); err != nil {
 		return err
 	}
 	epc, _ := sizing.EPC(s.Conf)

@@ -35,7 +35,6 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/config"
-	"github.com/sesame-init/sesame/internal/packaging/instance"
 	"github.com/sesame-init/sesame/internal/packaging/keyring"
 )
 
@@ -126,7 +125,7 @@ const (
 // Pipeline is one work directory.
 type Pipeline struct {
 	o    Options
-	tool instance.Tool
+	tool occlumTool
 }
 
 // New checks the options.
@@ -159,7 +158,7 @@ func New(o Options) (*Pipeline, error) {
 			return nil, err
 		}
 	}
-	p := &Pipeline{o: o, tool: instance.Tool{Program: o.Occlum, Simulated: o.Mode == Simulated}}
+	p := &Pipeline{o: o, tool: occlumTool{Program: o.Occlum, Simulated: o.Mode == Simulated}}
 	if p.tool.Program == "" {
 		p.tool.Program = "occlum"
 		if o.Mode == Simulated {
@@ -232,7 +231,7 @@ func (p *Pipeline) platform(ctx context.Context) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := p.tool.NewPlatform(ctx, dir); err != nil {
+	if err := p.tool.newPlatform(ctx, dir); err != nil {
 		return err
 	}
 	p.say("platform", "made %s; its quotes chain to a root that no production policy trusts", dir)

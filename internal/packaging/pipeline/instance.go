@@ -1,9 +1,4 @@
-// Package instance builds Occlum instances with Occlum's own command, or the simulator's: an instance directory, init
-// and its measured config, the content of the root, Occlum.json, the build, the measurements.
-//
-// Each build begins with an empty directory. Before "occlum build" the instance is checked (package occlumcheck); an
-// error there ends the build, so that nothing unsafe is measured and shipped.
-package instance
+package pipeline
 
 import (
 	"bytes"
@@ -28,8 +23,8 @@ import (
 	"github.com/sesame-init/sesame/internal/packaging/ociimage"
 )
 
-// Tool is the occlum command.
-type Tool struct {
+// occlumTool is the occlum command.
+type occlumTool struct {
 	// Program is its path, or a name in PATH.
 	Program string
 	// Simulated is the simulator's, which builds the same instance from the same input.
@@ -38,8 +33,8 @@ type Tool struct {
 	Output io.Writer
 }
 
-// Spec says what to build.
-type Spec struct {
+// instanceSpec says what to build.
+type instanceSpec struct {
 	// Dir is the instance directory; what is there is removed.
 	Dir string
 	// Init is the init program.
@@ -61,15 +56,17 @@ type Spec struct {
 	OcclumLibc string
 }
 
-// Built is what a build made.
-type Built struct {
+// builtInstance is what a build made.
+type builtInstance struct {
 	MREnclave string // 64 hex digits
 	MRSigner  string
 	Warnings  []string // of the check
 }
 
-// Build makes the instance.
-func (t Tool) Build(ctx context.Context, s Spec) (*Built, error) {
+// build makes the instance: an instance directory, init and its measured config, the content of the root, Occlum.json,
+// the build, the measurements. It begins with an empty directory. Before "occlum build" the instance is checked (package
+// occlumcheck); an error there ends the build, so that nothing unsafe is measured and shipped.
+func (t occlumTool) build(ctx context.Context, s instanceSpec) (*builtInstance, error) {
 	if err := os.RemoveAll(s.Dir); err != nil {
 		return nil, err
 	}
@@ -82,7 +79,7 @@ func (t Tool) Build(ctx context.Context, s Spec) (*Built, error) {
 	if err := fill(s); err != nil {
 		return nil, fmt.Errorf("filling instance %s: %w", s.Dir, err)
 	}
-	b := new(Built)
+	b := new(builtInstance)
 	findings, err := occlumcheck.Instance(s.Dir, occlumcheck.Options{OcclumLibc: s.OcclumLibc})
 	if err != nil {
 		return nil, err
@@ -116,7 +113,7 @@ func (t Tool) Build(ctx context.Context, s Spec) (*Built, error) {
 }
 
 // fill puts everything into the instance that the build measures.
-func fill(s Spec) error {
+func fill(s instanceSpec) error {
 	initFS, root := filepath.Join(s.Dir, "initfs"), filepath.Join(s.Dir, "image")
 	if err := copytree.Copy(s.Init, filepath.Join(initFS, "bin/init")); err != nil {
 		return err
@@ -155,7 +152,7 @@ func fill(s Spec) error {
 var hash = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // measurement asks for a measurement: the last word that the command prints.
-func (t Tool) measurement(ctx context.Context, dir, which string) (string, error) {
+func (t occlumTool) measurement(ctx context.Context, dir, which string) (string, error) {
 	out, err := t.run(ctx, dir, "print", which)
 	if err != nil {
 		return "", err
@@ -167,9 +164,9 @@ func (t Tool) measurement(ctx context.Context, dir, which string) (string, error
 	return strings.ToLower(words[len(words)-1]), nil
 }
 
-// Package runs "occlum package" and unpacks the archive, which holds what a machine needs to run the instance, into
+// pack runs "occlum package" and unpacks the archive, which holds what a machine needs to run the instance, into
 // the directory dst. The instance's own directory is not part of the names.
-func (t Tool) Package(ctx context.Context, dir, dst string) error {
+func (t occlumTool) pack(ctx context.Context, dir, dst string) error {
 	archive := filepath.Join(filepath.Dir(dst), filepath.Base(dst)+".tar.gz")
 	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
 		return err
@@ -208,7 +205,7 @@ func (t Tool) Package(ctx context.Context, dir, dst string) error {
 }
 
 // run runs the command and returns its standard output.
-func (t Tool) run(ctx context.Context, dir string, args ...string) (string, error) {
+func (t occlumTool) run(ctx context.Context, dir string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, t.Program, args...)
 	cmd.Dir = dir
 	var out, all bytes.Buffer
@@ -248,8 +245,8 @@ func redact(args []string) []string {
 	return short
 }
 
-// NewPlatform makes a software platform (simulator only).
-func (t Tool) NewPlatform(ctx context.Context, dir string) error {
+// newPlatform makes a software platform (simulator only).
+func (t occlumTool) newPlatform(ctx context.Context, dir string) error {
 	_, err := t.run(ctx, filepath.Dir(dir), "sim-platform", "new", dir)
 	return err
 }

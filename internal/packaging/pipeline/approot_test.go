@@ -1,4 +1,4 @@
-package approot
+package pipeline
 
 import (
 	"debug/elf"
@@ -74,7 +74,7 @@ func system(t *testing.T) (base, loader string) {
 	return base, loader
 }
 
-func paths(taken []Taken) []string {
+func paths(taken []takenFile) []string {
 	var all []string
 	for _, t := range taken {
 		all = append(all, t.Path)
@@ -82,10 +82,10 @@ func paths(taken []Taken) []string {
 	return all
 }
 
-func TestItTakesWhatAProgramNamesAndNothingElse(t *testing.T) {
+func TestTheRootHasWhatAProgramNamesAndNothingElse(t *testing.T) {
 	base, loader := system(t)
 	dst := filepath.Join(t.TempDir(), "root")
-	taken, err := Extract(base, dst, Options{Programs: []string{"/opt/app/main"}, Files: []string{"/usr/share/app/data"}})
+	taken, err := extract(base, dst, selection{Programs: []string{"/opt/app/main"}, Files: []string{"/usr/share/app/data"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestOcclumsLibraryTakesThePlaceOfADistributions(t *testing.T) {
 		}
 	}
 	dst := filepath.Join(t.TempDir(), "root")
-	taken, err := Extract(base, dst, Options{Programs: []string{"/opt/app/main"}, Libc: libc})
+	taken, err := extract(base, dst, selection{Programs: []string{"/opt/app/main"}, Libc: libc})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,13 +135,13 @@ func TestOcclumsLibraryTakesThePlaceOfADistributions(t *testing.T) {
 	if err := os.Remove(filepath.Join(libc, "libc.so.6")); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Extract(base, filepath.Join(t.TempDir(), "root"), Options{Programs: []string{"/opt/app/main"}, Libc: libc})
+	_, err = extract(base, filepath.Join(t.TempDir(), "root"), selection{Programs: []string{"/opt/app/main"}, Libc: libc})
 	if err == nil || !strings.Contains(err.Error(), "libc.so.6") {
 		t.Errorf("without Occlum's libc: %v", err)
 	}
 }
 
-func TestWhatIsMissingIsNamed(t *testing.T) {
+func TestWhatAnImageLacksIsNamed(t *testing.T) {
 	base, _ := system(t)
 	if err := os.Remove(filepath.Join(base, "opt/extra/libextra.so.1")); err != nil {
 		t.Fatal(err)
@@ -150,14 +150,14 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 		{"/opt/app/main", "", "libextra.so.1"}, {"/opt/none", "", "/opt/none"}, {"relative", "", "relative"},
 		{"", "/none", "/none"},
 	} {
-		options := Options{}
+		what := selection{}
 		if o.program != "" {
-			options.Programs = []string{o.program}
+			what.Programs = []string{o.program}
 		}
 		if o.file != "" {
-			options.Files = []string{o.file}
+			what.Files = []string{o.file}
 		}
-		_, err := Extract(base, filepath.Join(t.TempDir(), "root"), options)
+		_, err := extract(base, filepath.Join(t.TempDir(), "root"), what)
 		if err == nil || !strings.Contains(err.Error(), o.want) {
 			t.Errorf("%+v: %v", o, err)
 		}

@@ -1,17 +1,4 @@
-// Package approot takes an application out of a container image's file system: chosen programs and files, the loader
-// and every library that the programs name, and nothing else. It is what copy_bom does in Occlum's build scripts.
-//
-// # Rules
-//
-// Libraries are searched as ld.so does: RPATH and RUNPATH of the file that names them ($ORIGIN known), then the
-// directories of /etc/ld.so.conf and its includes, then the default ones. Links are followed inside of the file
-// system, and a copied file is a regular one at the name under which it was asked for. What a program opens by
-// dlopen is in no list: name it among the files.
-//
-// With [Options.Libc], the directory of a C library built for Occlum, each loader and each library that also is
-// there is taken from there: a distribution's C library makes system calls and threads that the LibOS does not have.
-// A loader or a libc that is not there is an error.
-package approot
+package pipeline
 
 import (
 	"bufio"
@@ -32,8 +19,8 @@ import (
 	"github.com/sesame-init/sesame/internal/rootfs"
 )
 
-// Options say what to take.
-type Options struct {
+// selection says what to take out of an image.
+type selection struct {
 	// Programs are absolute paths in the file system. Their libraries come along.
 	Programs []string
 	// Files are further files and directories, absolute, that are copied as they are; programs and libraries among
@@ -43,12 +30,12 @@ type Options struct {
 	Libc string
 }
 
-// Taken is one file of the result.
-type Taken struct {
+// takenFile is one file of the result.
+type takenFile struct {
 	Path     string // absolute in the result
 	Size     int64
 	SHA256   string
-	Replaced bool // comes from [Options.Libc]
+	Replaced bool // comes from [selection.Libc]
 }
 
 // defaultDirs are searched last, by glibc of Debian and Red Hat and by musl.
@@ -56,12 +43,22 @@ var defaultDirs = []string{
 	"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib",
 }
 
-// Extract copies from the file system below base to the directory dst, which it makes, and lists what it copied in
-// the order of the paths.
-func Extract(base, dst string, o Options) ([]Taken, error) {
-	x := &extraction{base: base, dst: dst, taken: make(map[string]Taken)}
+// extract takes an application out of the file system of a container image: chosen programs and files, the loader and
+// every library that the programs name, and nothing else. It is what copy_bom does in Occlum's build scripts. It copies
+// from base to the directory dst, which it makes, and lists what it copied in the order of the paths.
+//
+// Libraries are searched as ld.so does: RPATH and RUNPATH of the file that names them ($ORIGIN known), then the
+// directories of /etc/ld.so.conf and its includes, then the default ones. Links are followed inside of the file
+// system, and a copied file is a regular one at the name under which it was asked for. What a program opens by
+// dlopen is in no list: name it among the files.
+//
+// With [selection.Libc], the directory of a C library built for Occlum, each loader and each library that is also in
+// there is taken from there: a distribution's C library makes system calls and threads that the LibOS does not have.
+// A loader or a libc that is not there is an error.
+func extract(base, dst string, s selection) ([]takenFile, error) {
+	x := &extraction{base: base, dst: dst, taken: make(map[string]takenFile)}
 	var err error
-	if x.libc, err = libcFiles(o.Libc); err != nil {
+	if x.libc, err = libcFiles(s.Libc); err != nil {
 		return nil, err
 	}
 	if x.dirs, err = configuredDirs(base); err != nil {
@@ -70,21 +67,21 @@ func Extract(base, dst string, o Options) ([]Taken, error) {
 	if err := os.MkdirAll(dst, 0o755); err != nil {
 		return nil, err
 	}
-	for _, p := range o.Programs {
+	for _, p := range s.Programs {
 		if err := x.program(p); err != nil {
 			return nil, fmt.Errorf("taking %s: %w", p, err)
 		}
 	}
-	for _, f := range o.Files {
+	for _, f := range s.Files {
 		if err := x.tree(f); err != nil {
 			return nil, fmt.Errorf("taking %s: %w", f, err)
 		}
 	}
-	all := make([]Taken, 0, len(x.taken))
+	all := make([]takenFile, 0, len(x.taken))
 	for _, t := range x.taken {
 		all = append(all, t)
 	}
-	slices.SortFunc(all, func(a, b Taken) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortFunc(all, func(a, b takenFile) int { return strings.Compare(a.Path, b.Path) })
 	return all, nil
 }
 
@@ -92,7 +89,7 @@ type extraction struct {
 	base, dst string
 	dirs      []string          // from ld.so.conf
 	libc      map[string]string // base name → Occlum's file; nil where none was given
-	taken     map[string]Taken
+	taken     map[string]takenFile
 }
 
 // libcFiles lists the libraries and loaders in Occlum's directory by their names.
@@ -312,6 +309,6 @@ func (x *extraction) copy(host, name string, replaced bool) error {
 	if err := errors.Join(err, out.Close()); err != nil {
 		return err
 	}
-	x.taken[name] = Taken{Path: name, Size: size, SHA256: hex.EncodeToString(h.Sum(nil)), Replaced: replaced}
+	x.taken[name] = takenFile{Path: name, Size: size, SHA256: hex.EncodeToString(h.Sum(nil)), Replaced: replaced}
 	return nil
 }
