@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -23,6 +24,7 @@ import (
 	"github.com/sesame-init/sesame/internal/occlum/occlumcheck"
 	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 	"github.com/sesame-init/sesame/internal/occlum/sizing"
+	"github.com/sesame-init/sesame/internal/packaging/copytree"
 	"github.com/sesame-init/sesame/internal/packaging/keyring"
 	"github.com/sesame-init/sesame/internal/packaging/ociimage"
 	"github.com/sesame-init/sesame/internal/testenv"
@@ -30,9 +32,25 @@ import (
 
 const repository = "../../.."
 
-// options are those of a small simulated deployment in a directory of the test's own. Model and Python are small
-// stand-ins: nothing looks into them here.
+// options are those of a small simulated deployment in a directory of the test's own. Model, Python and the programs are
+// small stand-ins: nothing looks into the former here, and nothing runs the latter. The simulator that builds is real.
 func options(t *testing.T) (Options, *bytes.Buffer) {
+	t.Helper()
+	o, out := realOptions(t)
+	testenv.Program(t, "cc", "gcc", "gcc")
+	dir, err := small()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Occlum, err = filepath.Abs(filepath.Join(o.Programs, "occlum")); err != nil {
+		t.Fatal(err)
+	}
+	o.Programs = dir
+	return o, out
+}
+
+// realOptions are the same with the programs of make build.
+func realOptions(t *testing.T) (Options, *bytes.Buffer) {
 	t.Helper()
 	for _, program := range []string{"init", "sesame", "occlum", "libos/keybroker", "libos/tensorflow_model_server"} {
 		if _, err := os.Stat(filepath.Join(repository, "bin", program)); err != nil {
@@ -72,26 +90,49 @@ func write(t *testing.T, file, text string, mode fs.FileMode) {
 	}
 }
 
-// ringDir is the folder of ring, if that was made.
-var ringDir string
+// shared is a folder for what is made once for all tests; TestMain removes it.
+var shared string
 
-// ring is made once for all tests: signing keys take their time.
+// ring has the keys of a deployment, which take their time.
 var ring = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "pipeline-test-")
-	if err != nil {
-		return "", err
-	}
-	ringDir = dir
-	_, _, err = keyring.Make(filepath.Join(dir, "keys"), keyring.Options{Names: []string{"localhost"},
+	dir := filepath.Join(shared, "ring")
+	_, _, err := keyring.Make(filepath.Join(dir, "keys"), keyring.Options{Names: []string{"localhost"},
 		Lifetime: time.Hour, Now: time.Now()})
 	return dir, err
 })
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if ringDir != "" {
-		_ = os.RemoveAll(ringDir)
+// small has a program of a few kilobytes for each of make build. Those of the LibOS have its loader, the others none.
+var small = sync.OnceValues(func() (string, error) {
+	dir := filepath.Join(shared, "programs")
+	source := filepath.Join(shared, "main.c")
+	err := errors.Join(os.MkdirAll(filepath.Join(dir, "libos"), 0o755),
+		os.WriteFile(source, []byte("void _start(void) { for (;;); }\n"), 0o644))
+	if err != nil {
+		return "", err
 	}
+	for program, flags := range map[string][]string{
+		"init": {"-pie", "-Wl,--dynamic-linker=" + muslLoader}, "sesame": {"-static"}, "occlum": {"-static"},
+	} {
+		cmd := exec.Command("gcc", append(flags, "-nostdlib", "-fPIE", "-o", filepath.Join(dir, program), source)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%w\n%s", err, out)
+		}
+	}
+	for _, program := range []string{"libos/keybroker", "libos/tensorflow_model_server"} {
+		if err := copytree.Copy(filepath.Join(dir, "init"), filepath.Join(dir, program)); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	var err error
+	if shared, err = os.MkdirTemp("", "pipeline-test-"); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(shared)
 	os.Exit(code)
 }
 
@@ -314,7 +355,7 @@ func allowedBy(t *testing.T, p *Pipeline) []string {
 }
 
 func TestInitPinsTheBrokerAndTheManifestsHaveTheNumbers(t *testing.T) {
-	o, _ := options(t)
+	o, _ := realOptions(t)
 	p := all(t, o, enclaves...)
 	text, err := os.ReadFile(p.path("instances/tf_demo/init_ra_conf.json"))
 	if err != nil {
