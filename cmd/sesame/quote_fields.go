@@ -271,39 +271,8 @@ type quoteClaims struct {
 	RootCRL    uint64              `json:"root_crl_number"`
 	PCKCRL     uint64              `json:"pck_crl_number"`
 	VerifiedAt time.Time           `json:"verified_at"`
-	SGX        *sgxClaims          `json:"sgx,omitempty"`
-	TDX        *tdxClaims          `json:"tdx,omitempty"`
-}
-
-type sgxClaims struct {
-	MREnclave  hexBytes `json:"mr_enclave"`
-	MRSigner   hexBytes `json:"mr_signer"`
-	ProductID  uint16   `json:"product_id"`
-	SVN        uint16   `json:"svn"`
-	CPUSVN     hexBytes `json:"cpu_svn"`
-	MiscSelect uint32   `json:"misc_select"`
-	Attributes uint64   `json:"attributes"`
-	XFRM       uint64   `json:"xfrm"`
-	ConfigID   hexBytes `json:"config_id"`
-	ConfigSVN  uint16   `json:"config_svn"`
-	FamilyID   hexBytes `json:"family_id"`
-	ExtProdID  hexBytes `json:"ext_prod_id"`
-}
-
-type tdxClaims struct {
-	TCBSVN         hexBytes   `json:"tee_tcb_svn"`
-	TCBSVN2        hexBytes   `json:"tee_tcb_svn_2"`
-	MRSeam         hexBytes   `json:"mr_seam"`
-	MRSignerSeam   hexBytes   `json:"mr_signer_seam"`
-	SeamAttributes uint64     `json:"seam_attributes"`
-	Attributes     uint64     `json:"td_attributes"`
-	XFAM           uint64     `json:"xfam"`
-	MRTD           hexBytes   `json:"mr_td"`
-	MRConfigID     hexBytes   `json:"mr_config_id"`
-	MROwner        hexBytes   `json:"mr_owner"`
-	MROwnerConfig  hexBytes   `json:"mr_owner_config"`
-	RTMR           []hexBytes `json:"rtmr"`
-	MRServiceTD    hexBytes   `json:"mr_service_td"`
+	SGX        *attest.SGXClaims   `json:"sgx,omitempty"`
+	TDX        *attest.TDXClaims   `json:"tdx,omitempty"`
 }
 
 type hexBytes []byte
@@ -312,17 +281,9 @@ func (b hexBytes) MarshalText() ([]byte, error) { return []byte(hex.EncodeToStri
 
 func describeClaims(c attest.Claims) *quoteClaims {
 	out := &quoteClaims{Type: c.Type, ReportData: c.ReportData[:], TCBDate: c.TCB.Date,
-		RootCRL: c.TCB.RootCRLNumber, PCKCRL: c.TCB.PCKCRLNumber, VerifiedAt: c.TCB.VerifiedAt}
-	if s := c.SGX; s != nil {
-		out.Debug = s.Debug()
-		out.SGX = &sgxClaims{s.MREnclave[:], s.MRSigner[:], s.ProductID, s.SVN, s.CPUSVN[:], s.MiscSelect, s.Attributes,
-			s.XFRM, s.ConfigID[:], s.ConfigSVN, s.FamilyID[:], s.ExtProdID[:]}
-	}
-	if t := c.TDX; t != nil {
-		out.Debug = t.Debug()
-		out.TDX = &tdxClaims{t.TCBSVN[:], t.TCBSVN2[:], t.MRSeam[:], t.MRSignerSeam[:], t.SeamAttributes, t.Attributes,
-			t.XFAM, t.MRTD[:], t.MRConfigID[:], t.MROwner[:], t.MROwnerConfig[:],
-			[]hexBytes{t.RTMR[0][:], t.RTMR[1][:], t.RTMR[2][:], t.RTMR[3][:]}, t.MRServiceTD[:]}
+		RootCRL: c.TCB.RootCRLNumber, PCKCRL: c.TCB.PCKCRLNumber, VerifiedAt: c.TCB.VerifiedAt, SGX: c.SGX, TDX: c.TDX}
+	if d := c.Details(); d != nil {
+		out.Debug = d.Debug()
 	}
 	return out
 }

@@ -91,42 +91,18 @@ func (r *request) told(m policy.Matched) error {
 		return &attest.Error{Code: attest.CodePolicy, Step: "appraising peer", Err: r.refusal, Hint: hint}
 	}
 	return attest.Errorf(attest.CodePolicy, "appraising peer", "If this peer is wanted, add it to the policy. "+hint,
-		"the policy has no workload that is %s", described(r.decision.Claims))
+		"the policy has no workload that is %s", r.decision.Claims)
 }
 
-// described are a peer's own claims for the peer to read.
-func described(c attest.Claims) string {
-	debug := ""
-	if c.SGX != nil && c.SGX.Debug() || c.TDX != nil && c.TDX.Debug() || c.SNP != nil && c.SNP.Debug() {
-		debug = ", in debug mode"
-	}
-	switch {
-	case c.SGX != nil:
-		return fmt.Sprintf("an enclave with mr_enclave %x, mr_signer %x, product id %d, SVN %d%s", c.SGX.MREnclave,
-			c.SGX.MRSigner, c.SGX.ProductID, c.SGX.SVN, debug)
-	case c.TDX != nil:
-		return fmt.Sprintf("a trust domain with mr_td %x%s", c.TDX.MRTD, debug)
-	case c.SNP != nil:
-		return fmt.Sprintf("an SEV-SNP guest with measurement %x%s", c.SNP.Measurement, debug)
-	case c.TPM != nil:
-		return fmt.Sprintf("a machine with ak %x, ek %x", c.TPM.AK, c.TPM.EK)
-	}
-	return "without evidence"
-}
-
+// claimFields are what the log says of a peer.
 func claimFields(c attest.Claims) logrus.Fields {
 	f := logrus.Fields{}
-	switch {
-	case c.SGX != nil:
-		f["mr_enclave"] = hex.EncodeToString(c.SGX.MREnclave[:])
-		f["tcb"] = c.TCB.StatusName()
-	case c.TDX != nil:
-		f["mr_td"] = hex.EncodeToString(c.TDX.MRTD[:])
-		f["tcb"] = c.TCB.StatusName()
-	case c.SNP != nil:
-		f["measurement"] = hex.EncodeToString(c.SNP.Measurement[:])
-	case c.TPM != nil:
-		f["ak"] = hex.EncodeToString(c.TPM.AK[:])
+	if d := c.Details(); d != nil {
+		name, value := d.Identity()
+		f[name] = value
+		if d.Rated() {
+			f["tcb"] = c.TCB.StatusName()
+		}
 	}
 	return f
 }

@@ -169,7 +169,7 @@ func TestReleaseIsRecordedWithWhatDecidedIt(t *testing.T) {
 	}
 	e := checkReceipt(t, k, r)
 	if e.Kind != releaselog.Release || e.Workload != "inference" || e.Peer != d.Peer || e.Secrets[0].Version != b ||
-		e.Secrets[1].Version != a || e.Secrets[0].Rule != "secrets.b" || e.Claims.ProductID != 7 ||
+		e.Secrets[1].Version != a || e.Secrets[0].Rule != "secrets.b" || !strings.Contains(string(e.Claims.Record), `"product_id":7,`) ||
 		e.Evidence != fmt.Sprintf("%x", d.Evidence) || e.Claims.Advisories[0] != "INTEL-SA-00001" {
 		t.Errorf("the entry is %s", r.Entry)
 	}

@@ -15,19 +15,14 @@ package releaselog
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/sesame-init/sesame/attest"
 )
 
 // Bounds of an entry, in bytes but for the numbers of things.
@@ -94,32 +89,6 @@ type SecretUse struct {
 	Limit   *uint64 `json:"limit,omitempty"`   // most releases that the policy allowed, ever; absent: any number
 }
 
-// Claims are what the evidence of the peer claims. Byte strings are hexadecimal.
-type Claims struct {
-	Type       string   `json:"type"`
-	MREnclave  string   `json:"mr_enclave,omitempty"`
-	MRSigner   string   `json:"mr_signer,omitempty"`
-	ProductID  uint16   `json:"product_id,omitempty"`
-	SVN        uint16   `json:"svn,omitempty"`
-	ConfigID   string   `json:"config_id,omitempty"`
-	CPUSVN     string   `json:"cpu_svn,omitempty"`
-	MRTD       string   `json:"mr_td,omitempty"`
-	RTMR       []string `json:"rtmr,omitempty"`
-	TEETCBSVN  string   `json:"tee_tcb_svn,omitempty"`
-	Attributes string   `json:"attributes,omitempty"`  // of SGX and TDX, 16 hexadecimal digits
-	Measure    string   `json:"measurement,omitempty"` // of SEV-SNP, as the two that follow
-	HostData   string   `json:"host_data,omitempty"`
-	ChipID     string   `json:"chip_id,omitempty"`
-	AK         string   `json:"ak,omitempty"` // of a TPM, as the two that follow
-	EK         string   `json:"ek,omitempty"`
-	PCRs       []string `json:"pcrs,omitempty"` // "7=…", by index
-	Debug      bool     `json:"debug,omitempty"`
-	TCB        string   `json:"tcb,omitempty"` // Intel's name of the status
-	Advisories []string `json:"advisories,omitempty"`
-	TCBDate    string   `json:"tcb_date,omitempty"`
-	Evaluation uint32   `json:"evaluation,omitempty"`
-}
-
 // Administered is a change that an administrator made.
 type Administered struct {
 	By     string `json:"by"`     // subject and SHA-256 of the certificate
@@ -129,53 +98,6 @@ type Administered struct {
 
 // Timestamp is t as entries have it.
 func Timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
-
-// ClaimsOf takes what the log keeps from claims; nil if there are none.
-func ClaimsOf(c attest.Claims) *Claims {
-	out := &Claims{Type: string(c.Type), Evaluation: c.TCB.EvaluationNumber}
-	if c.SGX != nil || c.TDX != nil {
-		out.TCB = c.TCB.StatusName()
-	}
-	switch {
-	case c.SGX != nil:
-		s := c.SGX
-		out.MREnclave, out.MRSigner = hex.EncodeToString(s.MREnclave[:]), hex.EncodeToString(s.MRSigner[:])
-		out.ProductID, out.SVN, out.Debug = s.ProductID, s.SVN, s.Debug()
-		out.CPUSVN, out.Attributes = hex.EncodeToString(s.CPUSVN[:]), fmt.Sprintf("%016x", s.Attributes)
-		if s.ConfigID != [64]byte{} {
-			out.ConfigID = hex.EncodeToString(s.ConfigID[:])
-		}
-	case c.TDX != nil:
-		t := c.TDX
-		out.MRTD, out.TEETCBSVN = hex.EncodeToString(t.MRTD[:]), hex.EncodeToString(t.TCBSVN[:])
-		out.Attributes, out.Debug = fmt.Sprintf("%016x", t.Attributes), t.Debug()
-		for _, r := range t.RTMR {
-			out.RTMR = append(out.RTMR, hex.EncodeToString(r[:]))
-		}
-	case c.SNP != nil:
-		s := c.SNP
-		out.Measure, out.HostData = hex.EncodeToString(s.Measurement[:]), hex.EncodeToString(s.HostData[:])
-		out.ChipID, out.Debug = hex.EncodeToString(s.ChipID[:]), s.Debug()
-	case c.TPM != nil:
-		out.AK, out.EK = hex.EncodeToString(c.TPM.AK[:]), hex.EncodeToString(c.TPM.EK[:])
-		for _, i := range slices.Sorted(maps.Keys(c.TPM.PCRs)) {
-			value := c.TPM.PCRs[i]
-			out.PCRs = append(out.PCRs, fmt.Sprintf("%d=%x", i, value))
-		}
-	default:
-		return nil
-	}
-	if !c.TCB.Date.IsZero() {
-		out.TCBDate = Timestamp(c.TCB.Date)
-	}
-	for i, a := range c.TCB.Advisories {
-		if i == maxAdvisories {
-			break
-		}
-		out.Advisories = append(out.Advisories, printable(a, maxShort))
-	}
-	return out
-}
 
 // Encode bounds the texts of the entry, which peers may have chosen, and returns its bytes. It fails if the
 // entry is larger than [MaxEntry], which only a release with very long names can be.
@@ -209,16 +131,14 @@ func (e Entry) Encode() ([]byte, error) {
 }
 
 func (e *Entry) encode() ([]byte, error) {
-	var b bytes.Buffer
-	j := json.NewEncoder(&b)
-	j.SetEscapeHTML(false)
-	if err := j.Encode(e); err != nil {
+	text, err := encodeJSON(e)
+	if err != nil {
 		return nil, fmt.Errorf("encoding log entry: %w", err)
 	}
-	if b.Len() > MaxEntry {
-		return nil, fmt.Errorf("a log entry of %d bytes", b.Len())
+	if len(text) > MaxEntry {
+		return nil, fmt.Errorf("a log entry of %d bytes", len(text))
 	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+	return text, nil
 }
 
 // Parse reads an entry. What is not its one encoding is refused.

@@ -365,6 +365,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(text)
 	f.Add([]byte(`{"format":1,"kind":"refusal","time":"x"} `))
+	f.Add([]byte(`{"format":1,"kind":"release","time":"x","claims":{"type":"toy","a":["b",{"c":1}],"debug":true}}`))
 	f.Add([]byte(`{"format":1,"kind":"release","time":"x","kind":"refusal"}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		e, err := releaselog.Parse(text)
