@@ -10,6 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/retry"
 )
 
 const (
@@ -90,7 +91,7 @@ func (r Rounds) Fetch(ctx context.Context, try Try) (map[string]attest.Secret, e
 	for i, address := range r.Servers {
 		servers[i] = &server{address: address}
 	}
-	pause := r.Pause
+	pauses := retry.Pauses{First: r.Pause, Longest: 16 * r.Pause}
 	for round := 1; ; round++ {
 		secrets, again, err := r.round(ctx, round, servers, try)
 		if err == nil {
@@ -99,13 +100,12 @@ func (r Rounds) Fetch(ctx context.Context, try Try) (map[string]attest.Secret, e
 		if !again {
 			return nil, &attest.Error{Step: step, Code: attest.CodeOf(err), Err: err}
 		}
-		shortened := max(pause/2+rand.N(pause/2+1), r.pushback(ctx, err), resting(servers))
+		shortened := max(pauses.Next(), r.pushback(ctx, err), resting(servers))
 		r.Logger.WithError(err).Warnf("no %s has answered, next try in %s", r.Kind, shortened.Round(time.Millisecond))
-		if ended := Wait(ctx, shortened); ended != nil {
+		if ended := retry.Wait(ctx, shortened); ended != nil {
 			return nil, &attest.Error{Step: step, Code: attest.CodeOf(err),
 				Err: fmt.Errorf("%w after %d rounds of tries; the last: %w", ended, round, err)}
 		}
-		pause = min(2*pause, 16*r.Pause)
 	}
 }
 
@@ -114,19 +114,11 @@ func (r Rounds) pushback(ctx context.Context, err error) time.Duration {
 	if r.After == nil {
 		return 0
 	}
-	after := min(Heed(ctx, r.After(err)), time.Hour)
+	after := min(retry.Heed(ctx, r.After(err)), time.Hour)
 	if after <= 0 {
 		return 0
 	}
-	return Heed(ctx, after/2+rand.N(after+1))
-}
-
-// Heed is how much of a pause that a server asks for is kept: at most a quarter of the time that is left.
-func Heed(ctx context.Context, asked time.Duration) time.Duration {
-	if deadline, ok := ctx.Deadline(); ok {
-		return min(asked, max(0, time.Until(deadline)/4))
-	}
-	return asked
+	return retry.Heed(ctx, after/2+rand.N(after+1))
 }
 
 // resting is how long it takes until the first server may be asked.
@@ -209,22 +201,4 @@ func first(a, b error) error {
 		return a
 	}
 	return b
-}
-
-// Wait returns the context's error if it ends, or is certain to end, before the pause is over.
-func Wait(ctx context.Context, pause time.Duration) error {
-	if ctx.Err() != nil { // before a timer that may be as quick
-		return ctx.Err()
-	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < pause {
-		return context.DeadlineExceeded
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }

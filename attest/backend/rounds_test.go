@@ -2,7 +2,6 @@ package backend_test
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -165,22 +164,5 @@ func TestTheWordsOfAServerThatIsNotVerifiedStayOnOneLine(t *testing.T) {
 	}
 	if strings.ContainsAny(err.Error(), "\n\x1b") {
 		t.Errorf("%.600q", err)
-	}
-}
-
-func TestWaitEndsBeforeADeadlineThatIsTooNear(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := backend.Wait(ctx, time.Hour); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("error is %v", err)
-	}
-	if err := backend.Wait(ctx, 0); err != nil {
-		t.Error(err)
-	}
-	cancel()
-	for range 100 { // the end of the context counts, however short the pause is
-		if err := backend.Wait(ctx, 0); !errors.Is(err, context.Canceled) {
-			t.Fatalf("after the end of the context: %v", err)
-		}
 	}
 }

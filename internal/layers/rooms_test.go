@@ -15,6 +15,7 @@ var rooms = []struct{ text, room string }{
 	{"x509.MarshalPKCS8PrivateKey(", "internal/pki"},
 	{"these are credentials of a client", "attest/session"},
 	{"quote(\"server_cert\"", "internal/tfssl"},
+	{"2*pause", "internal/retry"},
 }
 
 func TestEachThingHasOneRoom(t *testing.T) {

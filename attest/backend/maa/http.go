@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -18,7 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/internal/retry"
 )
 
 const (
@@ -79,7 +78,7 @@ func statusOf(err error) int {
 // statuses 408, 429 and 5xx are tried again, after what Retry-After asks for, cut to a quarter of the time that is left, or an
 // exponential pause with jitter.
 func (n Network) do(ctx context.Context, c call) ([]byte, error) {
-	pause := firstPause
+	pauses := retry.Pauses{First: firstPause, Longest: longestPause}
 	for tries := 1; ; tries++ {
 		a, err := n.once(ctx, c)
 		if err == nil {
@@ -96,10 +95,9 @@ func (n Network) do(ctx context.Context, c call) ([]byte, error) {
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		shortened := backend.Heed(ctx, a.wait)
+		shortened := retry.Heed(ctx, a.wait)
 		if shortened < firstPause {
-			shortened = pause/2 + rand.N(pause/2+1)
-			pause = min(2*pause, longestPause)
+			shortened = pauses.Next()
 		}
 		n.Logger.WithError(err).Warnf("next try in %s", shortened.Round(time.Millisecond))
 		if ended := n.Wait(ctx, shortened); ended != nil {

@@ -41,6 +41,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/internal/retry"
 )
 
 // Key says which key of the vault gives a secret.
@@ -149,7 +150,7 @@ func (n Network) complete() Network {
 		n.TryTimeout = 20 * time.Second
 	}
 	if n.Wait == nil {
-		n.Wait = backend.Wait
+		n.Wait = retry.Wait
 	}
 	if n.Now == nil {
 		n.Now = time.Now

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/retry"
 )
 
 // Statuses of Intel's PCCS.
@@ -60,20 +61,18 @@ func retryAfter(ctx context.Context, err error) time.Duration {
 	if !errors.As(err, &status) {
 		return 0
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		return min(status.retryAfter, time.Until(deadline)/4)
-	}
-	return status.retryAfter
+	return retry.Heed(ctx, status.retryAfter)
 }
 
 // get tries to fetch a document, again if that may help and as long as ctx lasts.
 func (c *Client) get(ctx context.Context, address string) ([]byte, http.Header, error) {
-	for n := 0; ; n++ {
+	pauses := retry.Pauses{First: 500 * time.Millisecond, Longest: time.Minute}
+	for n := 1; ; n++ {
 		body, header, err := c.exchange(ctx, address)
-		if err == nil || !passing(err) || n+1 >= c.config.Attempts || ctx.Err() != nil {
+		if err == nil || !passing(err) || n >= c.config.Attempts || ctx.Err() != nil {
 			return body, header, err
 		}
-		delay := max(backoff(n), retryAfter(ctx, err))
+		delay := max(pauses.Next(), retryAfter(ctx, err))
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < delay {
 			return nil, nil, err // there will be no time left
 		}

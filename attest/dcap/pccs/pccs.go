@@ -40,7 +40,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"path"
@@ -52,6 +51,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/internal/retry"
 )
 
 // IntelURL is Intel's provisioning certification service.
@@ -144,7 +144,7 @@ func New(c Config) (*Client, error) {
 		c.Now = time.Now
 	}
 	if c.Wait == nil {
-		c.Wait = wait
+		c.Wait = retry.Wait
 	}
 	base, version, err := service(c.URL, c.AllowHTTP)
 	if err != nil {
@@ -197,17 +197,6 @@ func service(text string, allowHTTP bool) (*url.URL, int, error) {
 func setDefault(d *time.Duration, value time.Duration) {
 	if *d == 0 {
 		*d = value
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
@@ -526,11 +515,4 @@ func issuerChain(h http.Header, names []string) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("the answer has no header %s", strings.Join(names, " or "))
-}
-
-// backoff before attempt n+1: about half a second, doubled each time, half of it at random so that many clients
-// do not come back together.
-func backoff(n int) time.Duration {
-	d := 500 * time.Millisecond << n
-	return d/2 + rand.N(d/2)
 }

@@ -11,6 +11,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/sesame-init/sesame/internal/retry"
 )
 
 // Door serves gRPC on the connections of a listener. Each connection has a server of its own, so that each can be
@@ -82,20 +84,18 @@ type serving struct {
 }
 
 func (s *serving) accept(l net.Listener) error {
-	const most = time.Second
-	pause := 5 * time.Millisecond
+	pauses := retry.Pauses{First: 5 * time.Millisecond, Longest: time.Second}
 	for {
 		raw, err := l.Accept()
 		switch {
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED),
 			errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.ENOBUFS):
-			time.Sleep(pause)
-			pause = min(2*pause, most)
+			time.Sleep(pauses.Next())
 			continue
 		case err != nil:
 			return err
 		}
-		pause = 5 * time.Millisecond
+		pauses.Reset()
 		c := &Conn{Conn: raw, door: s.door, closed: make(chan struct{})}
 		s.mu.Lock()
 		s.open[c] = struct{}{}

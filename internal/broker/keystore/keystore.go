@@ -35,6 +35,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/releaselog"
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store"
+	"github.com/sesame-init/sesame/internal/retry"
 )
 
 // Options of a [Keystore].
@@ -265,7 +266,7 @@ func (k *Keystore) update(ctx context.Context, change func(store.Writer) error) 
 func (k *Keystore) patiently(ctx context.Context, f func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, k.options.Patience)
 	defer cancel()
-	pause := 20 * time.Millisecond
+	pauses := retry.Pauses{First: 20 * time.Millisecond, Longest: time.Second}
 	for {
 		err := f()
 		var ours *attest.Error
@@ -275,14 +276,9 @@ func (k *Keystore) patiently(ctx context.Context, f func() error) error {
 		case !errors.Is(err, store.ErrTemporary):
 			return attest.Errorf(attest.CodeInternal, stepStore, "Look at the store's disk or database.", "%w", err)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if retry.Wait(ctx, pauses.Next()) != nil {
 			return attest.Errorf(attest.CodeInternal, stepStore, "See whether the database runs.", "%w", err)
 		}
-		pause = min(2*pause, time.Second)
 	}
 }
 
