@@ -89,6 +89,7 @@ const (
 // linuxBoot is a machine with a TPM, a broker that knows it, and a config for init-linux.
 type linuxBoot struct {
 	t        *testing.T
+	program  string // init-linux
 	dir      string
 	config   map[string]any
 	device   *tpm.Device
@@ -151,7 +152,7 @@ func newLinuxBoot(t *testing.T, app ...string) *linuxBoot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &linuxBoot{t: t, dir: dir, device: device, socket: running.Socket, log: &safeBuffer{}, version: 1}
+	b := &linuxBoot{t: t, program: filepath.Join(linuxBuild.dir, "init-linux"), dir: dir, device: device, socket: running.Socket, log: &safeBuffer{}, version: 1}
 	mac := b.volume("volume", fstest.MapFS{
 		"hello": {Data: []byte("from the volume"), Mode: 0o400}, "another": {Data: []byte("as well"), Mode: 0o400},
 	})
@@ -283,7 +284,7 @@ func (b *linuxBoot) startOnly(args ...string) *linuxRun {
 	b.t.Helper()
 	r := &linuxRun{t: b.t, dir: b.dir, out: &safeBuffer{}}
 	args = append([]string{"--config", filepath.Join(b.dir, "init.json")}, args...)
-	r.cmd = exec.Command(filepath.Join(linuxBuild.dir, "init-linux"), args...)
+	r.cmd = exec.Command(b.program, args...)
 	r.cmd.Stdout, r.cmd.Stderr, r.cmd.WaitDelay = r.out, r.out, 30*time.Second
 	r.cmd.Env = append(os.Environ(), "GIVEN=by the host", "NOT_GIVEN=x")
 	leaked, err := os.Open(filepath.Join(b.dir, "init.json"))
