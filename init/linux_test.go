@@ -212,7 +212,7 @@ func (b *linuxBoot) broker() (*softsgx.Platform, string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	keeper := brokertest.Secrets(map[string][]byte{"volume_key": []byte(volumeKeyText), "token": []byte(secretCanary)})
+	keeper := brokertest.Secrets(b.t, map[string][]byte{"volume_key": []byte(volumeKeyText), "token": []byte(secretCanary)})
 	log := brokertest.Logger(b.log)
 	first := brokertest.Policy(b.t, policyOf(make([]byte, 32), make([]byte, 32)))
 	b.policies = brokertest.Policies(b.t, brokertest.Trust(b.t, platform), first, keeper, log)

@@ -25,6 +25,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/releaselog"
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store"
+	"github.com/sesame-init/sesame/internal/broker/store/memory"
 	"github.com/sesame-init/sesame/internal/broker/store/postgres"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
 	"github.com/sesame-init/sesame/internal/privatefile"
@@ -70,7 +71,7 @@ func openStore(ctx context.Context, s policy.StoreAt, rule privatefile.Rule) (st
 
 // keeper opens the keeper of secrets and log. close is never nil.
 func (c *command) keeper(ctx context.Context, first *begun, own attester, now func() time.Time, metrics *broker.Metrics,
-	log *logrus.Logger) (k broker.Keeper, keys *keystore.Keystore, close func(), err error) {
+	log *logrus.Logger) (keys *keystore.Keystore, close func(), err error) {
 	settings := first.policy.Broker
 	if how := postgres.Exposed(settings.Store.Postgres); settings.Store.Postgres != "" && how != "" {
 		log.WithField("hint", "Write sslmode=verify-full, and sslrootcert if the server has a CA of its own.").
@@ -79,18 +80,19 @@ func (c *command) keeper(ctx context.Context, first *begun, own attester, now fu
 	rule := c.private(log.Warn)
 	kept, err := openStore(ctx, settings.Store, rule)
 	if err != nil {
-		return nil, nil, func() {}, err
+		return nil, func() {}, err
 	}
-	if kept == nil {
+	var way rootkey.Way
+	if kept != nil {
+		way, err = c.way(settings.RootKey, own, rule)
+	} else {
 		if first.secrets == nil {
-			return nil, nil, func() {}, attest.Errorf(attest.CodeConfig, "finding secrets",
+			return nil, func() {}, attest.Errorf(attest.CodeConfig, "finding secrets",
 				"Name a store in the policy (broker.store), or a file with --secrets.", "neither is named")
 		}
-		m := broker.NewMemory(first.secrets, log)
-		log.Warn("secrets, release counts and decisions are kept in memory: there is no release log beyond these lines")
-		return m, nil, m.Wipe, nil
+		kept, way = memory.New(), &rootkey.Process{}
+		log.Warn("secrets, release counts and the release log are kept in memory: they end with this process")
 	}
-	way, err := c.way(settings.RootKey, own, rule)
 	if err == nil {
 		keys, err = keystore.Open(ctx, keystore.Options{Store: kept, Root: way, Fixed: first.secrets, Now: now,
 			RolledBack: func(err error) {
@@ -103,9 +105,9 @@ func (c *command) keeper(ctx context.Context, first *begun, own attester, now fu
 			}})
 	}
 	if err != nil {
-		return nil, nil, func() {}, errors.Join(err, kept.Close())
+		return nil, func() {}, errors.Join(err, kept.Close())
 	}
-	return keys, keys, func() {
+	return keys, func() {
 		keys.Close()
 		if err := kept.Close(); err != nil {
 			log.Errorf("closing the store: %v", err)
@@ -242,14 +244,12 @@ func (c *command) newest(ctx context.Context, first *begun, keys *keystore.Keyst
 			first.policy, first.from = p, from
 		}
 	}
-	if keys != nil {
-		text, err := keys.Policy(ctx)
-		if err != nil {
-			return err
-		}
-		if text != nil {
-			consider(text, "the store")
-		}
+	text, err := keys.Policy(ctx)
+	if err != nil {
+		return err
+	}
+	if text != nil {
+		consider(text, "the store")
 	}
 	if c.signedPolicy != "" {
 		key, err := policyKey(first.policy)
@@ -294,7 +294,7 @@ const maxSecrets = 16 << 20 // bytes of the file
 // keystore remembers beside the log.
 type timekeeper struct {
 	*clock.Bounded
-	keys *keystore.Keystore // nil without a store
+	keys *keystore.Keystore // nil until it is open
 }
 
 // vouched takes the issue date of verified collateral.

@@ -138,7 +138,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 		defer own.Close()
 	}
 	metrics := broker.NewMetrics()
-	keeper, keys, closeKeeper, err := c.keeper(ctx, first, own, host.Now, metrics, log)
+	keys, closeKeeper, err := c.keeper(ctx, first, own, host.Now, metrics, log)
 	if err != nil {
 		return err
 	}
@@ -157,45 +157,47 @@ func (c *command) serve(ctx context.Context, address string) error {
 			return early.Collateral(ctx, own, host.Now())
 		}
 	}
-	config := broker.Config{Identity: identity, Keeper: keeper, Now: host.Now, Metrics: metrics, Logger: log}
+	config := broker.Config{Identity: identity, Keeper: keys, Now: host.Now, Metrics: metrics, Logger: log}
 	if own != nil {
 		quotes := first.policy.Broker.Quotes
 		config.Quoter = session.NewQuoter(session.QuoterOptions{
 			Attester: own, Collateral: late.collateral, Window: time.Duration(*quotes.Window), Size: quotes.Size,
 		})
 	}
-	health, stopHealth, err := c.operate(ctx, broker.Starting(keeper, config.Metrics), log)
+	health, stopHealth, err := c.operate(ctx, broker.Starting(keys, config.Metrics), log)
 	if err != nil {
 		return err
 	}
 	defer stopHealth()
-	if keys != nil {
-		ctx, stop := context.WithCancel(ctx)
-		wait, err := c.administer(ctx, first.policy.Broker.Admin, keys, late, identity,
-			session.BrokerConfig{Quoter: config.Quoter}, host.Now, log)
-		if err != nil {
-			stop()
-			return err
-		}
-		defer wait()
-		defer stop()
-		if err := c.unlocked(ctx, keys, first, own, host, log); err != nil {
-			return nil // it was stopped before anybody has unlocked it
-		}
+	background, stop := context.WithCancel(ctx)
+	waitAdmin, waitWitness := func() {}, func() {}
+	defer func() {
+		stop()
+		waitWitness()
+		waitAdmin()
+	}()
+	wait, err := c.administer(background, first.policy.Broker.Admin, keys, late, identity,
+		session.BrokerConfig{Quoter: config.Quoter}, host.Now, log)
+	if err != nil {
+		return err
+	}
+	waitAdmin = wait
+	if err := c.unlocked(background, keys, first, own, host, log); err != nil {
+		return nil // it was stopped while it was locked
+	}
+	if wait, err = witness(background, first.policy.Broker.Witnesses, keys, log); err != nil {
+		return err
+	}
+	waitWitness = wait
+	if !witnessed(background, keys, log) {
+		return nil // it was stopped before the witnesses have taken the log
+	}
+	if err := host.recall(ctx); err != nil {
+		return err
+	}
+	if first.policy.Broker.Store != (policy.StoreAt{}) { // the key of a log in memory is another one at every start
 		key, err := keys.LogKey()
 		if err != nil {
-			return err
-		}
-		waitWitness, err := witness(ctx, first.policy.Broker.Witnesses, keys, log)
-		if err != nil {
-			return err
-		}
-		defer waitWitness()
-		defer stop()
-		if !witnessed(ctx, keys, log) {
-			return nil // it was stopped before the witnesses have taken the log
-		}
-		if err := host.recall(ctx); err != nil {
 			return err
 		}
 		log.Infof("clients check receipts of the release log by \"log_key\": %q", key)
@@ -203,7 +205,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	if err := c.newest(ctx, first, keys, log); err != nil {
 		return err
 	}
-	if config.Policies, err = c.policies(ctx, first, keeper, host, config.Metrics, log); err != nil {
+	if config.Policies, err = c.policies(ctx, first, keys, host, config.Metrics, log); err != nil {
 		return err
 	}
 	defer func() { config.Policies.Trust().Close() }()
@@ -224,7 +226,7 @@ func (c *command) serve(ctx context.Context, address string) error {
 	}
 	health.become(server.Handler())
 	beside := []func(context.Context){func(ctx context.Context) { c.follow(ctx, first, config.Policies, log) }}
-	if keys != nil && c.place.enclave { // other replicas push policies, too
+	if c.place.enclave { // other replicas push policies, too
 		beside = append(beside, func(ctx context.Context) {
 			keys.Follow(ctx, func(ctx context.Context, text []byte) error {
 				return config.Policies.Follow(ctx, text, "the store")

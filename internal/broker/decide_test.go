@@ -251,8 +251,8 @@ func TestReleasesAreCountedUpToTheirLimit(t *testing.T) {
 func TestAReleaseLimitOfZeroReleasesNothing(t *testing.T) {
 	zero := strings.Replace(twoWorkloads, "[demo]}", "[demo], releases: 0}", 1)
 	for name, store := range map[string]func(*testing.T) broker.Keeper{
-		"in memory": func(*testing.T) broker.Keeper {
-			return brokertest.Secrets(map[string][]byte{"image_key": []byte(canary), "empty": nil})
+		"of a file": func(t *testing.T) broker.Keeper {
+			return brokertest.Secrets(t, map[string][]byte{"image_key": []byte(canary), "empty": nil})
 		},
 		"with a store": func(t *testing.T) broker.Keeper {
 			k, err := keystore.Open(t.Context(), keystore.Options{Store: memory.New(), Root: &rootkey.Process{}, Now: brokertest.Clock})

@@ -52,7 +52,7 @@ func TestAFolderOfOcclumsIsServed(t *testing.T) {
 	}
 	f := start(t, func(f *fixture, c *broker.Config) {
 		f.platform = platform
-		c.Keeper = broker.NewMemory(got.Secrets, c.Logger)
+		c.Keeper = brokertest.Keystore(t, got.Secrets)
 		c.Policies = brokertest.Policies(t, brokertest.Trust(t, platform), got.Policy, c.Keeper, c.Logger)
 	})
 	if got, err := get(t, f.dial(t, f.workload(t)), "image_key"); err != nil || got != `"Y2FuYXJ5LTRmMWMtaW1hZ2Uta2V5"` {

@@ -24,7 +24,10 @@ import (
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/keystore"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker/rootkey"
+	"github.com/sesame-init/sesame/internal/broker/store/memory"
 	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
@@ -116,13 +119,27 @@ func Logger(w io.Writer) *logrus.Logger {
 	return log
 }
 
-// Secrets keeps copies of values in memory.
-func Secrets(values map[string][]byte) *broker.Memory {
+// Secrets is a keystore in memory with copies of values, as from a file of secrets.
+func Secrets(t testing.TB, values map[string][]byte) *keystore.Keystore {
+	t.Helper()
 	secrets := map[string]attest.Secret{}
 	for name, value := range values {
 		secrets[name] = attest.NewSecret(append([]byte(nil), value...))
 	}
-	return broker.NewMemory(secrets, Logger(io.Discard))
+	return Keystore(t, secrets)
+}
+
+// Keystore is a keystore in memory that takes ownership of the secrets of a file.
+func Keystore(t testing.TB, secrets map[string]attest.Secret) *keystore.Keystore {
+	t.Helper()
+	k, err := keystore.Open(t.Context(), keystore.Options{
+		Store: memory.New(), Root: &rootkey.Process{}, Fixed: secrets, Now: Clock, Gather: time.Microsecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	return k
 }
 
 // Trust is in a platform, with its collateral.
@@ -186,7 +203,7 @@ func Policies(t testing.TB, trust *broker.Trust, first *policy.Policy, k broker.
 // Config is that of a broker in an enclave of a platform, which releases values as [Everything] says.
 func Config(t testing.TB, p *softsgx.Platform, values map[string][]byte, logTo io.Writer) broker.Config {
 	t.Helper()
-	keeper, log := Secrets(values), Logger(logTo)
+	keeper, log := Secrets(t, values), Logger(logTo)
 	return broker.Config{
 		Identity: Identity(t, p, Broker()),
 		Policies: Policies(t, Trust(t, p), Everything(t), keeper, log),

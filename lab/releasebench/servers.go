@@ -90,8 +90,7 @@ secrets: {` + secretName + `: {workloads: [demo]}}
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard) // its lines are made all the same
-	secrets := map[string]attest.Secret{secretName: attest.NewSecret(bytes.Clone(secret))}
-	var keeper broker.Keeper = broker.NewMemory(secrets, log)
+	var keeper broker.Keeper = unrecorded{secretName, secret}
 	if stored == "sqlite" {
 		own, err := os.MkdirTemp(dir, "store-") // the root key is this process's
 		if err != nil {
@@ -108,7 +107,7 @@ secrets: {` + secretName + `: {workloads: [demo]}}
 			return err
 		}
 		defer keys.Close()
-		if _, err := keys.Put(ctx, "bench", secretName, keystore.ImageKey, secrets[secretName]); err != nil {
+		if _, err := keys.Put(ctx, "bench", secretName, keystore.ImageKey, attest.NewSecret(bytes.Clone(secret))); err != nil {
 			return err
 		}
 		counted.made.Store(0)

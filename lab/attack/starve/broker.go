@@ -17,7 +17,10 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/internal/broker"
+	"github.com/sesame-init/sesame/internal/broker/keystore"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker/rootkey"
+	"github.com/sesame-init/sesame/internal/broker/store/memory"
 	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/softsgx"
@@ -80,7 +83,12 @@ func (t *Target) broker() (*broker.Server, error) {
 	for name, value := range t.Secrets {
 		secrets[name] = attest.NewSecret(value)
 	}
-	keeper := broker.NewMemory(secrets, log)
+	keeper, err := keystore.Open(context.Background(), keystore.Options{
+		Store: memory.New(), Root: &rootkey.Process{}, Fixed: secrets, Now: brokertest.Clock,
+	})
+	if err != nil {
+		return nil, err
+	}
 	policies, err := broker.NewPolicies(context.Background(), broker.PoliciesConfig{
 		Trust: func(policy.Trust) (*broker.Trust, error) {
 			return broker.NewTrustWith(policy.Trust{Roots: []string{text}}, pccs.Stapled(t.Collateral), nil)

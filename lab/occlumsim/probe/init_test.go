@@ -191,7 +191,7 @@ func serveSecrets(t *testing.T, p *softsgx.Platform, mrEnclave string, secrets m
 	if err != nil {
 		t.Fatal(err)
 	}
-	keeper, log := brokertest.Secrets(secrets), brokertest.Logger(io.Discard)
+	keeper, log := brokertest.Secrets(t, secrets), brokertest.Logger(io.Discard)
 	policies, err := broker.NewPolicies(t.Context(), broker.PoliciesConfig{
 		Trust:  func(policy.Trust) (*broker.Trust, error) { return brokertest.Trust(t, p), nil },
 		Keeper: keeper, Now: time.Now, Logger: log,
