@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http/httptest"
 	"os"
@@ -15,15 +18,72 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/aecs"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/config"
+	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/lab/aecstest"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
+
+// attesterOf is one for configs that make no evidence.
+type attesterOf attest.EvidenceType
+
+func (a attesterOf) Type() attest.EvidenceType { return attest.EvidenceType(a) }
+
+func (attesterOf) Evidence(context.Context, attest.ReportData) (attest.Evidence, error) {
+	return attest.Evidence{}, errors.New("none is made")
+}
+
+func TestClientKeyForAnAECSIsPrivateOnLinux(t *testing.T) {
+	dir := t.TempDir()
+	certificate, key := filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
+	keyPEM, certificatePEM, err := pki.NewClient("init", time.Now(), time.Now().Add(time.Hour))
+	if err == nil {
+		err = errors.Join(os.WriteFile(certificate, certificatePEM, 0o644), os.WriteFile(key, keyPEM, 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(platform, attester string, mode fs.FileMode) error {
+		t.Helper()
+		if err := os.Chmod(key, mode); err != nil {
+			t.Fatal(err)
+		}
+		c, err := config.Parse(fmt.Appendf(nil, `{"platform": %q, %s "backend": "aecs",
+			"aecs": {"servers": ["aecs:19527"], "generation": "b", "service": "service1",
+				"tls": {"ca": %q, "certificate": %q, "key": %q}, "server_key": %q, "server_evidence": "none"},
+			"secrets": [{"name": "token", "path": "/run/secrets/token"}], "root": {},
+			"collateral": {"pccs_url": "https://pccs:8081/sgx/certification/v4/"}}`,
+			platform, attester, certificate, certificate, key, strings.Repeat("ab", 32)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kind := attest.SGX
+		if platform == "linux" {
+			kind = attest.TDX
+		}
+		c.ApplyHost(func(string) string { return "" })
+		_, err = newBackend(c, attesterOf(kind), time.Now, logrus.New())
+		return err
+	}
+	const onLinux = `"attester": "tdx", "app": {"path": "/bin/app"},`
+	if err := open("linux", onLinux, 0o600); err != nil {
+		t.Errorf("on Linux: %v, hint %q", err, attest.HintOf(err))
+	}
+	if err := open("linux", onLinux, 0o644); !strings.Contains(attest.HintOf(err), "chmod 600 "+key) {
+		t.Errorf("on Linux, and all may read it: %v, hint %q", err, attest.HintOf(err))
+	}
+	if err := open("occlum", "", 0o644); err != nil {
+		t.Errorf("in Occlum: %v", err)
+	}
+}
 
 // TestOcclumsConfigGetsKeysOfAnAECS boots by a config as Occlum's AECS init reads it, from a server of the generation that
 // Occlum's client speaks, whose address the host gives.

@@ -12,6 +12,7 @@ import (
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
 // maxInitFile bounds the files of the initfs that are read, in bytes.
@@ -22,8 +23,16 @@ func newBackend(c *config.Config, attester attest.Attester, now func() time.Time
 	return c.Open(config.Opening{
 		Attester: attester, Now: now, Logger: log,
 		ReadFile: func(name string) ([]byte, error) { return boundedfile.Read(name, maxInitFile) },
+		ReadKey:  func(name string) ([]byte, error) { return private(c, log).Read(name, maxInitFile) },
 		Trust:    func() (*trust.Trust, error) { return newTrust(c.Collateral, now, log) },
 	})
+}
+
+// private is the rule for files with private keys. In Occlum rights are not looked at: there is no other user in the enclave,
+// files of the initfs and the image have the rights that packaging wrote (root's, 0644) and are measured, and what protects a
+// key from the host is the encryption of the image that it is in. "sesame occlum check" finds one that is in none.
+func private(c *config.Config, log *logrus.Logger) privatefile.Rule {
+	return privatefile.Rule{Unchecked: c.Platform != config.OnLinux, Remark: func(remark string) { log.Warn(remark) }}
 }
 
 // newTrust is what evidence of peers is verified with.

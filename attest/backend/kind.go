@@ -90,9 +90,11 @@ type Use struct {
 	CheckTrust func(bad Report)
 }
 
-// Env is what a backend is opened with. ReadFile is needed.
+// Env is what a backend is opened with. ReadFile and ReadKey are needed.
 type Env struct {
 	Use
+	// ReadKey reads a file with a private key, of bounded size, and refuses one that other users of the machine may read.
+	ReadKey  func(name string) ([]byte, error)
 	Attester attest.Attester
 	// Trust makes what the peer's evidence is verified with.
 	Trust  func() (*trust.Trust, error)

@@ -13,6 +13,7 @@ import (
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/broker/store/postgres"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
 )
 
@@ -70,6 +71,11 @@ Exit status 0: the broker would take it, 1: it would not, 64: wrong usage.`,
 func (c *command) checkFiles(b policy.Settings) error {
 	if b.Store.SQLite != "" {
 		if err := sqlite.Check(b.Store.SQLite, c.private(c.warn)); err != nil {
+			return err
+		}
+	}
+	if b.Store.Postgres != "" {
+		if err := postgres.CheckFiles(b.Store.Postgres, os.Getenv, c.private(c.warn)); err != nil {
 			return err
 		}
 	}

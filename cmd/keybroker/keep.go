@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -64,6 +65,9 @@ func openStore(ctx context.Context, s policy.StoreAt, rule privatefile.Rule) (st
 	case s.SQLite != "":
 		return sqlite.Open(ctx, s.SQLite, rule)
 	case s.Postgres != "":
+		if err := postgres.CheckFiles(s.Postgres, os.Getenv, rule); err != nil {
+			return nil, err
+		}
 		return postgres.Open(ctx, s.Postgres)
 	}
 	return nil, nil

@@ -165,6 +165,7 @@ func (c *Config) Files() map[string]string {
 type Opening struct {
 	Attester attest.Attester
 	ReadFile func(name string) ([]byte, error) // of the initfs, of bounded size
+	ReadKey  func(name string) ([]byte, error) // the same for files with private keys
 	Trust    func() (*trust.Trust, error)      // by the config's collateral
 	Now      func() time.Time
 	Logger   logrus.FieldLogger
@@ -173,6 +174,6 @@ type Opening struct {
 // Open makes the backend that the config chooses, once the host's environment was applied. It has one.
 func (c *Config) Open(o Opening) (backend.Backend, error) {
 	return c.Block().Open(backend.Env{
-		Use: c.use(o.ReadFile), Attester: o.Attester, Trust: o.Trust, Now: o.Now, Logger: o.Logger,
+		Use: c.use(o.ReadFile), ReadKey: o.ReadKey, Attester: o.Attester, Trust: o.Trust, Now: o.Now, Logger: o.Logger,
 	})
 }

@@ -212,22 +212,23 @@ func (b *block) checkTLS(use backend.Use, bad backend.Report) {
 	if (t.Certificate == "") != (t.Key == "") {
 		bad("tls", "has only one of certificate and key", "both, or none if the server demands none")
 	} else if t.Certificate != "" && use.ReadFile != nil {
-		if _, err := t.pair(use); err != nil {
+		if _, err := t.pair(use.ReadFile, use.ReadFile); err != nil {
 			bad("tls.certificate", err.Error(), "certificate and key in PEM, in files of the initfs")
 		}
 	}
 }
 
 // pair is what we show the server.
-func (t *blockTLS) pair(use backend.Use) (tls.Certificate, error) {
-	certificate, err := use.ReadFile(t.Certificate)
+func (t *blockTLS) pair(readCertificate, readKey func(name string) ([]byte, error)) (tls.Certificate, error) {
+	certificate, err := readCertificate(t.Certificate)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	key, err := use.ReadFile(t.Key)
+	key, err := readKey(t.Key)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
+	defer clear(key)
 	return tls.X509KeyPair(certificate, key)
 }
 
@@ -244,7 +245,7 @@ func (b *block) Open(env backend.Env) (backend.Backend, error) {
 	c.Collateral, c.Verifier, c.Staple = trust.Source(), trust.Verifier(), trust.Stapled
 	c.Attester, c.Now, c.Logger = env.Attester, env.Now, env.Logger
 	if b.TLS != nil {
-		if err := b.TLS.read(env.Use, c.TLS); err != nil {
+		if err := b.TLS.read(env, c.TLS); err != nil {
 			return nil, attest.Errorf(attest.CodeConfig, "reading aecs.tls",
 				"Put the PEM files into the initfs before the build, or correct their paths.", "%w", err)
 		}
@@ -252,8 +253,8 @@ func (b *block) Open(env backend.Env) (backend.Backend, error) {
 	return New(c)
 }
 
-func (t *blockTLS) read(use backend.Use, to *TLS) error {
-	authorities, err := use.Certificates(t.CA)
+func (t *blockTLS) read(env backend.Env, to *TLS) error {
+	authorities, err := env.Certificates(t.CA)
 	if err != nil {
 		return err
 	}
@@ -261,7 +262,7 @@ func (t *blockTLS) read(use backend.Use, to *TLS) error {
 	if t.Certificate == "" {
 		return nil
 	}
-	pair, err := t.pair(use)
+	pair, err := t.pair(env.ReadFile, env.ReadKey)
 	to.Certificate = &pair
 	return err
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/privatefile"
 	"github.com/sesame-init/sesame/internal/tfssl"
 )
 
@@ -63,6 +64,8 @@ type Options struct {
 	// Lifetime of the certificate.
 	Lifetime time.Duration
 	Now      time.Time
+	// Remark is told of each secret that its group may read (package privatefile). It may be nil.
+	Remark func(string)
 }
 
 // Ring is a complete folder.
@@ -71,7 +74,7 @@ type Ring struct{ Dir string }
 // Path is the place of one of the files.
 func (r *Ring) Path(file string) string { return filepath.Join(r.Dir, file) }
 
-// Open checks that a folder has everything.
+// Open checks that a folder has everything, and that its secrets are private.
 func Open(dir string) (*Ring, error) {
 	made, err := readRecord(dir)
 	if err != nil {
@@ -81,12 +84,19 @@ func Open(dir string) (*Ring, error) {
 		return nil, attest.Errorf(attest.CodeUsage, "opening the keys", "Make them once, with: sesame package keys.",
 			"%s holds none", dir)
 	}
-	return check(dir)
+	return check(dir, privatefile.Rule{})
 }
 
-func check(dir string) (*Ring, error) {
+func check(dir string, rule privatefile.Rule) (*Ring, error) {
 	for _, file := range files() {
-		if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
+		path := filepath.Join(dir, file)
+		_, err := os.Stat(path)
+		if err == nil && !slices.Contains(public(), file) {
+			if err := rule.Check(path); err != nil {
+				return nil, err
+			}
+		}
+		if err != nil {
 			return nil, &attest.Error{Code: attest.CodeConfig, Step: "opening the keys", Err: err,
 				Hint: "It was made once and is not made again. Restore it from your backup; or, to begin anew with other " +
 					"keys, move the whole folder away."}
@@ -100,6 +110,9 @@ func files() []string {
 	return []string{BrokerSigner, WorkloadSigner, ImageKey, ModelKey, SSLConfig, Certificate, AdminKey, AdminCert}
 }
 
+// public are those of them that everyone may read.
+func public() []string { return []string{Certificate, AdminCert} }
+
 // Make fills a folder that has no record of an earlier one, keeping files that a person has put there, and reports
 // which files it made. A folder with a record is only checked. A certificate and its key belong together: only one of
 // them is an error.
@@ -109,7 +122,7 @@ func Make(dir string, o Options) (ring *Ring, made []string, err error) {
 		return nil, nil, err
 	}
 	if len(before) > 0 {
-		ring, err := check(dir)
+		ring, err := check(dir, privatefile.Rule{Remark: o.Remark})
 		return ring, nil, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -143,7 +156,7 @@ func Make(dir string, o Options) (ring *Ring, made []string, err error) {
 	if err := writeRecord(dir, made, o.Now); err != nil {
 		return nil, nil, err
 	}
-	ring, err = check(dir)
+	ring, err = check(dir, privatefile.Rule{Remark: o.Remark})
 	return ring, made, err
 }
 
@@ -155,15 +168,18 @@ func have(dir, file string) bool {
 	return err == nil
 }
 
-// write makes a file that must not exist.
-func write(dir, file string, mode fs.FileMode, text []byte) error {
-	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+// writePublic makes a file that must not exist.
+func writePublic(dir, file string, text []byte) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(text)
 	return errors.Join(err, f.Sync(), f.Close())
 }
+
+// maxFile bounds the files that are read, in bytes.
+const maxFile = 1 << 20
 
 const recordHead = "# Files of this folder that exist once and are never made again. Keep a backup.\n"
 
@@ -178,7 +194,7 @@ func writeRecord(dir string, made []string, now time.Time) error {
 		}
 		fmt.Fprintf(&text, "%s %s %s\n", file, how, now.UTC().Format(time.RFC3339))
 	}
-	return write(dir, record, 0o600, []byte(text.String()))
+	return privatefile.Create(filepath.Join(dir, record), []byte(text.String()))
 }
 
 // readRecord names the files that a folder once had; none if it was never filled.
@@ -212,7 +228,7 @@ func makeSigner(file string) func(string, Options) error {
 			return err
 		}
 		text := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
-		return write(dir, file, 0o600, text)
+		return privatefile.Create(filepath.Join(dir, file), text)
 	}
 }
 
@@ -256,10 +272,11 @@ func (r *Ring) MRSigner(file string) (string, error) { return MRSigner(r.Path(fi
 
 // MRSigner is the measurement of the signer in file: SHA-256 of the modulus as SGX has it, little-endian, in hex.
 func MRSigner(file string) (string, error) {
-	text, err := os.ReadFile(file)
+	text, err := privatefile.Rule{}.Read(file, maxFile)
 	if err != nil {
 		return "", err
 	}
+	defer clear(text)
 	block, _ := pem.Decode(text)
 	if block == nil {
 		return "", fmt.Errorf("%s holds no PEM block", file)
@@ -289,13 +306,13 @@ func makeVolumeKey(file string) func(string, Options) error {
 		if _, err := rand.Read(key[:]); err != nil {
 			return err
 		}
-		return write(dir, file, 0o600, append(sefs.EncodeKey(key).Expose(), '\n'))
+		return privatefile.Create(filepath.Join(dir, file), append(sefs.EncodeKey(key).Expose(), '\n'))
 	}
 }
 
 // Volume reads one of the keys of volumes.
 func (r *Ring) Volume(file string) (sefs.Key, error) {
-	text, err := os.ReadFile(r.Path(file))
+	text, err := privatefile.Rule{}.Read(r.Path(file), maxFile)
 	if err != nil {
 		return sefs.Key{}, err
 	}
@@ -313,10 +330,10 @@ func makeIdentity(dir string, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := write(dir, SSLConfig, 0o600, config); err != nil {
+	if err := privatefile.Create(filepath.Join(dir, SSLConfig), config); err != nil {
 		return err
 	}
-	return write(dir, Certificate, 0o644, certificate)
+	return writePublic(dir, Certificate, certificate)
 }
 
 // NewServerIdentity makes a TLS identity for names, DNS names and IP addresses: a new key with its certificate as
@@ -343,10 +360,10 @@ func makeAdmin(dir string, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := write(dir, AdminKey, 0o600, key); err != nil {
+	if err := privatefile.Create(filepath.Join(dir, AdminKey), key); err != nil {
 		return err
 	}
-	return write(dir, AdminCert, 0o644, certificate)
+	return writePublic(dir, AdminCert, certificate)
 }
 
 // NewAdministrator makes a client certificate for a broker's administrators' channel, which is its own root, and its key,

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -182,5 +183,51 @@ func TestHalfAnIdentityIsRefused(t *testing.T) {
 	}
 	if _, _, err := Make(dir, options); attest.CodeOf(err) != attest.CodeConfig {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestSecretsThatOthersMayReadAreRefused(t *testing.T) {
+	f, err := folder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "keys")
+	if err := os.CopyFS(dir, os.DirFS(f.dir)); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files() {
+		path := filepath.Join(dir, file)
+		isPublic := slices.Contains([]string{Certificate, AdminCert}, file)
+		if info, err := os.Stat(filepath.Join(f.dir, file)); err != nil || (info.Mode() == 0o600) == isPublic {
+			t.Errorf("%s was made with mode %v, error %v", file, info.Mode(), err)
+		}
+		if err := os.Chmod(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files() {
+		path := filepath.Join(dir, file)
+		if err := os.Chmod(path, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(dir)
+		_, _, made := Make(dir, options)
+		if slices.Contains([]string{Certificate, AdminCert}, file) {
+			if err != nil || made != nil {
+				t.Errorf("%s: %v, %v", file, err, made)
+			}
+			continue
+		}
+		for _, err := range []error{err, made} {
+			if !strings.Contains(attest.HintOf(err), "chmod 600 "+path) {
+				t.Errorf("%s: %v, hint %q", file, err, attest.HintOf(err))
+			}
+		}
+		if err := os.Chmod(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

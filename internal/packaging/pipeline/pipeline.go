@@ -241,6 +241,7 @@ func (p *Pipeline) platform(ctx context.Context) error {
 func (p *Pipeline) keys(context.Context) error {
 	ring, made, err := keyring.Make(p.path("keys"), keyring.Options{
 		Names: p.o.Names, Lifetime: 365 * 24 * time.Hour, Now: p.o.Now,
+		Remark: func(remark string) { p.say("keys", "%s", remark) },
 	})
 	if err != nil {
 		return err
