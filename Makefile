@@ -1,7 +1,7 @@
 # make build       all programs, into bin/
 # make demo        the main job, end to end, on this machine (TAMPER=config|model|quote|broker|key|argv, WIRE=legacy,
 #                  BACKEND=grpc-ratls|maa|aecs; PLATFORM=linux: with a software TPM instead of Occlum, TAMPER=pcr|ak)
-# make test        all tests, race detector on
+# make test        all tests, race detector on; then those that try every input in one goroutine, without it
 # make test-short  the quick tests and samples of the others, without the race detector
 # make attack      attacks on the whole broker, at most 10 minutes: what docs/trust.md has
 # make test-vm     init in a virtual machine, as process 1 and under systemd
@@ -91,8 +91,11 @@ demo: build model $(if $(filter linux,$(PLATFORM)),deps-linux)
 attack: deps-test
 	@cd lab/attack && $(GO) test -count=1 -timeout 10m -run Nothing -full
 
+# Packages with a sweep (internal/testenv) are tested once more without the race detector, and with all inputs then.
+SWEEPS = $(addprefix ./,$(sort $(dir $(shell git grep -lE 'testenv\.(Long)?Sweep\b' -- '*_test.go'))))
 test: build model deps-test
 	$(GO) test -race -timeout 40m ./...
+	CGO_ENABLED=0 $(GO) test -trimpath -timeout 40m $(SWEEPS)
 # No Debian packages are installed for it: what lacks one is skipped.
 test-short: build model
 	$(GO) test -short ./...

@@ -133,7 +133,7 @@ func TestNoSignedByteCanChange(t *testing.T) {
 			t.Parallel()
 			v := readVector(t, "testdata/vectors/"+name)
 			verify := warm(t, v)
-			total, step := 0, testenv.Effort(1, 13)
+			total, step := 0, testenv.Sweep(1, 13)
 			for _, r := range regions(t, v) {
 				for i := 0; i < r.size; i += step {
 					if _, err := verify(r.change(i)); err == nil {
@@ -149,7 +149,7 @@ func TestNoSignedByteCanChange(t *testing.T) {
 
 func TestNoSignedByteOfAnyAcceptedVectorCanChange(t *testing.T) {
 	t.Parallel()
-	positions := testenv.Effort(200, 20)
+	positions := testenv.Sweep(200, 20)
 	total := 0
 	for _, v := range readVectors(t, testenv.Vectors(t, "dcap"), "*/*") {
 		if _, ok := deliberate[v.name]; ok || !v.accepted() {

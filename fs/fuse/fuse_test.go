@@ -159,7 +159,7 @@ func TestVectorsReadThroughTheMountAsTheirManifestSays(t *testing.T) {
 		t.Fatalf("%d images, %v", len(images), err)
 	}
 	for i, image := range images {
-		if i%testenv.Effort(1, 5) != 0 {
+		if i%testenv.Sweep(1, 5) != 0 {
 			continue
 		}
 		t.Run(filepath.Base(filepath.Dir(filepath.Dir(image)))+"/"+filepath.Base(image), func(t *testing.T) {

@@ -27,7 +27,7 @@ var layouts = []string{"occlum-0.31", "occlum-0.30"}
 func eachRoot(t *testing.T, test func(t *testing.T, root string)) {
 	t.Run("some", func(t *testing.T) { test(t, filepath.Join("testdata", "vectors")) })
 	t.Run("all", func(t *testing.T) {
-		testenv.Long(t, "the images are many")
+		testenv.LongSweep(t, "the images are many")
 		test(t, testenv.Vectors(t, "sefs"))
 	})
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/testenv"
 )
 
 var testKey = sefs.Key{0x5e, 0x5a, 0x3e}
@@ -351,10 +352,7 @@ func small() fstest.MapFS {
 }
 
 func TestFlippingAnyByteIsRefusedOrLeavesTheViewUntouched(t *testing.T) {
-	step := 1
-	if testing.Short() || raceEnabled {
-		step = 101
-	}
+	step := testenv.Sweep(1, 101)
 	for _, o := range []sefs.CreateOptions{{Key: &testKey}, {Layout: sefs.Layout030}} {
 		dir, mac := create(t, small(), o)
 		open := sefs.OpenOptions{Key: o.Key, MAC: &mac, CachedNodes: 1}

@@ -47,6 +47,25 @@ func Effort(full, short int) int {
 	return full
 }
 
+// Sweep is full, or sample with -short and under the race detector: how densely a test that runs in one goroutine tries
+// inputs, such as every byte of a file. The race detector makes it ten times slower and finds nothing in the other
+// inputs that it does not find in the sample. make test runs each package that has a sweep once more without it.
+func Sweep(full, sample int) int {
+	if testing.Short() || raceEnabled {
+		return sample
+	}
+	return full
+}
+
+// LongSweep skips a test with -short and under the race detector, for the reasons that [Sweep] gives.
+func LongSweep(t testing.TB, why string) {
+	t.Helper()
+	Long(t, why)
+	if raceEnabled {
+		t.Skip("not under the race detector; make test runs it without: " + why)
+	}
+}
+
 // Vectors is a path below the folder of the larger data sets: Vectors(t, "dcap", "INDEX.json").
 func Vectors(t testing.TB, elem ...string) string {
 	t.Helper()

@@ -361,7 +361,7 @@ func TestFlippingAnyByteIsNoticedOrHarmless(t *testing.T) {
 	for _, codec := range []*Codec{NewCodec(Layout031, &testKey), NewCodec(Layout030, &testKey), NewCodec(Layout031, nil)} {
 		content := random(3072 + 4096 + 100)
 		stored := write(t, codec, WriterOptions{}, "name", content)
-		step := testenv.Effort(1, 37)
+		step := testenv.Sweep(1, 37)
 		for i := 0; i < len(stored); i += step {
 			stored[i] ^= 0x10
 			got, err := read(codec, stored, "name")
