@@ -23,12 +23,14 @@ import (
 	"github.com/sesame-init/sesame/init/internal/handover"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // self is this very program, wherever the root is by then.
 const self = "/proc/self/exe"
 
 func main() {
+	defer fault.Exit()
 	runtime.LockOSThread() // namespaces and capabilities belong to threads
 	var status int
 	var err error

@@ -28,8 +28,10 @@
 //	17 secret       a secret is missing, malformed or could not be written
 //	18 mount        a file system could not be mounted
 //	19 launch       the application could not be started, or not with these arguments
-//	20 internal     a fault of init itself
+//	20 internal     a fault of init itself; a panic, which no other line foretold, is told with its place in the source
 //	21 stopped      a signal ended the boot: SIGTERM, SIGINT, SIGHUP or SIGQUIT
+//
+// Status 2 is a fault of the Go runtime, such as a lack of memory, and nothing else. The same holds for the launcher.
 //
 // Until init has begun, some milliseconds, a signal has its usual effect; from then on none is lost.
 //

@@ -20,6 +20,7 @@ import (
 	"github.com/sesame-init/sesame/fs/occlum"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 const (
@@ -28,6 +29,7 @@ const (
 )
 
 func main() {
+	defer fault.Exit()
 	if filepath.Base(os.Args[0]) != "init" {
 		os.Exit(refuse(os.Stderr, launch(os.Args[1:], os.Environ(), syscall.Exec)))
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // exitCodes are part of the manual: scripts and operators rely on them.
@@ -21,7 +22,7 @@ var exitCodes = map[attest.Code]int{
 	attest.CodeSecret:      17,
 	attest.CodeMount:       18,
 	attest.CodeLaunch:      19,
-	attest.CodeInternal:    20,
+	attest.CodeInternal:    fault.Status,
 	attest.CodeStopped:     21,
 }
 

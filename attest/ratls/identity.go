@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 const (
@@ -30,6 +31,8 @@ type Identity struct {
 	renewal chan struct{} // closed when the renewal under way has ended; nil if there is none
 	failed  error         // of the last renewal
 	retry   time.Time     // when the next one may be tried
+
+	panicked error // of a renewal, until a caller is told
 }
 
 // NewIdentity returns an identity whose evidence a makes.
@@ -41,8 +44,10 @@ func NewIdentity(a attest.Attester, o Options) (*Identity, error) {
 	return &Identity{attester: a, options: o}, nil
 }
 
-// Certificate returns the current certificate. Callers share it and must not change it.
+// Certificate returns the current certificate. Callers share it and must not change it. If a renewal has panicked, the next
+// call panics.
 func (i *Identity) Certificate(ctx context.Context) (*tls.Certificate, error) {
+	i.raise()
 	certificate, renewal, patience := i.look(ctx)
 	if renewal == nil {
 		return certificate, nil
@@ -56,6 +61,7 @@ func (i *Identity) Certificate(ctx context.Context) (*tls.Certificate, error) {
 	case <-renewal:
 	case <-ctx.Done():
 	}
+	i.raise()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.valid(i.options.Now()) {
@@ -65,6 +71,15 @@ func (i *Identity) Certificate(ctx context.Context) (*tls.Certificate, error) {
 		return nil, attest.Errorf(attest.CodeAttester, "making attested certificate", "", "%w", ctx.Err())
 	}
 	return nil, i.failed
+}
+
+// raise panics if a renewal has.
+func (i *Identity) raise() {
+	i.mu.Lock()
+	panicked := i.panicked
+	i.panicked = nil
+	i.mu.Unlock()
+	_ = fault.Raise(panicked)
 }
 
 // look returns the current certificate or a renewal to wait for, and for how long if there is a certificate meanwhile.
@@ -78,7 +93,14 @@ func (i *Identity) look(ctx context.Context) (*tls.Certificate, <-chan struct{},
 		return i.current, nil, 0
 	case i.renewal == nil:
 		i.renewal = make(chan struct{})
-		go i.renew(context.WithoutCancel(ctx), i.renewal)
+		go func(ctx context.Context, ended chan struct{}) {
+			defer close(ended)
+			if err := fault.Try(func() error { i.renew(ctx); return nil }); err != nil {
+				i.mu.Lock()
+				defer i.mu.Unlock()
+				i.renewal, i.failed, i.panicked, i.retry = nil, err, err, i.options.Now().Add(renewalPause)
+			}
+		}(context.WithoutCancel(ctx), i.renewal)
 	}
 	if valid {
 		return nil, i.renewal, renewalWait
@@ -90,8 +112,7 @@ func (i *Identity) valid(now time.Time) bool {
 	return i.current != nil && now.Before(i.current.Leaf.NotAfter)
 }
 
-func (i *Identity) renew(ctx context.Context, ended chan struct{}) {
-	defer close(ended)
+func (i *Identity) renew(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, renewalTime)
 	defer cancel()
 	certificate, err := NewCertificate(ctx, i.attester, i.options)

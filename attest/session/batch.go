@@ -11,13 +11,15 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // quoteTimeout bounds the making of one quote and the fetch of its collateral.
 const quoteTimeout = 15 * time.Second
 
 // A Quoter makes the broker's evidence for sessions, one quote for all that arrive within a window, or while the
-// previous quote is being made. It is safe for concurrent use.
+// previous quote is being made. It is safe for concurrent use. A panic of the attester's is one of each session that the
+// quote was for.
 type Quoter struct {
 	options QuoterOptions
 
@@ -71,7 +73,7 @@ func (q *Quoter) quote(ctx context.Context, leaf tlog.Hash) (quoteResult, error)
 	q.mu.Unlock()
 	select {
 	case <-t.done:
-		return t.made, t.made.err
+		return t.made, fault.Raise(t.made.err)
 	case <-ctx.Done():
 		return quoteResult{}, ctx.Err()
 	}
@@ -92,8 +94,11 @@ func (q *Quoter) run() {
 		if n == 0 {
 			return
 		}
-		q.make(batch)
+		err := fault.Try(func() error { q.make(batch); return nil })
 		for _, t := range batch {
+			if err != nil {
+				t.made.err = err
+			}
 			close(t.done)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // DefaultDevice is the SGX device of Occlum's LibOS.
@@ -116,13 +117,14 @@ func (d *Device) Evidence(ctx context.Context, data attest.ReportData) (attest.E
 	}
 	done := make(chan result, 1)
 	go func() {
-		quote, err := d.quote(data)
-		done <- result{quote, err}
+		var r result
+		r.err = fault.Try(func() (err error) { r.quote, err = d.quote(data); return err })
+		done <- r
 	}()
 	select {
 	case r := <-done:
-		if r.err != nil {
-			return attest.Evidence{}, refuse(step, r.err, hintQuote)
+		if err := fault.Raise(r.err); err != nil {
+			return attest.Evidence{}, refuse(step, err, hintQuote)
 		}
 		return attest.Evidence{Type: attest.SGX, Raw: r.quote}, nil
 	case <-ctx.Done():

@@ -29,6 +29,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/store/memory"
 	"github.com/sesame-init/sesame/internal/broker/store/postgres"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
@@ -221,12 +222,12 @@ func (c *command) administer(ctx context.Context, settings policy.Admin, keys *k
 	}
 	log.Infof("administrators are served on %s", listener.Addr())
 	ended := make(chan struct{})
-	go func() {
+	fault.Go(func() {
 		defer close(ended)
 		if err := server.Serve(ctx, listener); err != nil {
 			log.Errorf("serving administrators: %v", err)
 		}
-	}()
+	})
 	return func() { <-ended }, nil
 }
 
@@ -363,7 +364,7 @@ func witness(ctx context.Context, w policy.Witnesses, keys *keystore.Keystore, l
 	var running sync.WaitGroup
 	for i, one := range all {
 		log := log.WithField("witness", w.At[i])
-		running.Go(func() {
+		running.Go(fault.Guard(func() {
 			good := true
 			releaselog.Run(ctx, keys.Prover(), one, time.Duration(w.Interval), func(err error) {
 				keys.Witnessed(w.At[i], err)
@@ -375,7 +376,7 @@ func witness(ctx context.Context, w policy.Witnesses, keys *keystore.Keystore, l
 				}
 				good = err == nil
 			})
-		})
+		}))
 	}
 	return running.Wait, nil
 }

@@ -14,8 +14,8 @@
 // which belongs into the measured image, and a later policy is taken only if the key has signed it that the measured one
 // names. Outside of an enclave the policy file is followed while the broker runs.
 //
-// Exit codes: 0 ended by SIGTERM or SIGINT, 1 refused or failed, 64 wrong usage. 2 is a fault of the program or of
-// Go's runtime, and nothing else.
+// Exit codes: 0 ended by SIGTERM, SIGINT or SIGQUIT, 1 refused or failed, 20 a fault of the program itself (package
+// internal/fault), 64 wrong usage. 2 is a fault of Go's runtime, such as a lack of memory.
 package main
 
 import (
@@ -33,6 +33,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/memory"
 )
 
@@ -44,8 +45,9 @@ var buildTime = "0"
 const exitUsage = 64
 
 func main() {
+	defer fault.Exit()
 	swapped := protect()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
 	defer stop()
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)

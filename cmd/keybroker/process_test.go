@@ -28,6 +28,9 @@ const programEnv = "SESAME_TEST_KEYBROKER"
 func TestMain(m *testing.M) {
 	switch as := os.Getenv(programEnv); as {
 	case "":
+		if as := os.Getenv(faultEnv); as != "" {
+			broken(as)
+		}
 		os.Exit(m.Run())
 	case "bare":
 		main()

@@ -25,6 +25,7 @@ import (
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/privatefile"
 )
 
@@ -259,7 +260,7 @@ func (c *command) answer(ctx context.Context, address string, listener net.Liste
 	following, stop := context.WithCancel(ctx)
 	defer stop()
 	for _, run := range beside {
-		wg.Go(func() { run(following) })
+		wg.Go(fault.Guard(func() { run(following) }))
 	}
 	p := policies.Current()
 	log.WithFields(logrus.Fields{"policy": p.Version, "workloads": len(p.Workloads), "place": c.place.name}).
@@ -269,10 +270,10 @@ func (c *command) answer(ctx context.Context, address string, listener net.Liste
 	}
 	fmt.Fprintf(c.stdout, "Server listening on %s\n", reached(address, listener))
 	notify(daemon.SdNotifyReady)
-	go func() {
+	fault.Go(func() {
 		<-ctx.Done()
 		notify(daemon.SdNotifyStopping)
-	}()
+	})
 	return server.Serve(ctx, listener)
 }
 
@@ -291,8 +292,11 @@ type handling struct{ now atomic.Pointer[http.Handler] }
 
 func (h *handling) become(next http.Handler) { h.now.Store(&next) }
 
-// ServeHTTP implements [http.Handler].
-func (h *handling) ServeHTTP(w http.ResponseWriter, r *http.Request) { (*h.now.Load()).ServeHTTP(w, r) }
+// ServeHTTP implements [http.Handler]. A panic ends the broker, where net/http would go on.
+func (h *handling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer fault.Exit()
+	(*h.now.Load()).ServeHTTP(w, r)
+}
 
 // operate serves health and metrics on the port of --http, if there is one, until stop is called: also while the broker
 // is locked, so that an orchestrator that restarts what does not answer does not restart it then.
@@ -310,12 +314,12 @@ func (c *command) operate(ctx context.Context, first http.Handler, log *logrus.L
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	log.Infof("health and metrics are served on %s", listener.Addr())
 	ended := make(chan struct{})
-	go func() {
+	fault.Go(func() {
 		defer close(ended)
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			log.Errorf("serving HTTP: %v", err)
 		}
-	}()
+	})
 	return h, func() {
 		_ = server.Close()
 		<-ended

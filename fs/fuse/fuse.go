@@ -42,6 +42,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // Volume is what a mount needs of a [sefs.Volume], by inode number from [sefs.RootInode] on. All methods are called
@@ -86,6 +87,10 @@ type Options struct {
 	// Mounted is called when the kernel has the mount and before the first request is read, to give up the rights that
 	// mounting took. Its error takes the mount away. Nothing may look into the mount before it returns.
 	Mounted func() error
+	// Panicked is told of a panic while a request is answered, as an error of code [attest.CodeInternal]; the request fails
+	// with EIO. It may be called by several goroutines at once. Nil means that go-fuse writes the panic to the log, with its
+	// stack.
+	Panicked func(error)
 	// Log receives one line for each file that is refused. Nil means to standard error.
 	Log logrus.FieldLogger
 }
@@ -109,6 +114,7 @@ type Server struct {
 	direct     bool // mounted without fusermount3
 	log        logrus.FieldLogger
 	done       chan struct{}
+	failed     error // before done is closed
 	unmounting sync.Mutex
 }
 
@@ -171,6 +177,12 @@ func (s *Server) mount(ctx context.Context, fsys *fileSystem, mountpoint string,
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if o.Panicked != nil {
+		options.PanicHandler = func(cause any) fuse.Status {
+			o.Panicked(fault.Try(func() error { panic(cause) }))
+			return fuse.EIO
+		}
+	}
 	s.server, err = fuse.NewServer(fsys, s.mountpoint, options)
 	s.direct = err == nil
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
@@ -192,7 +204,7 @@ func (s *Server) mount(ctx context.Context, fsys *fileSystem, mountpoint string,
 	}
 	go func() {
 		defer close(s.done)
-		s.server.Serve()
+		s.failed = fault.Try(func() error { s.server.Serve(); return nil })
 	}()
 	if err != nil {
 		return errors.Join(err, s.Unmount())
@@ -236,8 +248,11 @@ func (s *Server) raiseReadAhead() {
 // Done is closed when the mount is gone and nothing is served any more, no matter who unmounted it.
 func (s *Server) Done() <-chan struct{} { return s.done }
 
-// Wait waits for [Server.Done].
-func (s *Server) Wait() { <-s.done }
+// Wait waits for [Server.Done]. It panics if what serves has.
+func (s *Server) Wait() {
+	<-s.done
+	_ = fault.Raise(s.failed)
+}
 
 // Unmount takes the mount away and waits until nothing is served any more. A mount that is still in use is detached
 // instead, with a warning in the log: it disappears from the tree at once, and who has files open can go on reading

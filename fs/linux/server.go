@@ -19,6 +19,7 @@ import (
 	"github.com/sesame-init/sesame/fs"
 	"github.com/sesame-init/sesame/fs/fuse"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/memory"
 	"github.com/sesame-init/sesame/internal/pidfd"
 )
@@ -77,7 +78,7 @@ func start(ctx context.Context, o Options, v fs.Volume, target string, owner fus
 		flags = unix.CLONE_PARENT
 	}
 	pid, err := syscall.ForkExec(o.Self, args, &syscall.ProcAttr{
-		Dir: "/", Env: []string{"GOMEMLIMIT=256MiB"},
+		Dir: "/", Env: []string{"GOMEMLIMIT=256MiB", "GOTRACEBACK=none"},
 		Files: []uintptr{null.Fd(), 2, 2, keyRead.Fd(), reportWrite.Fd()},
 		Sys: &syscall.SysProcAttr{
 			Setsid:      true, // a terminal's signals are for the application
@@ -96,17 +97,16 @@ func start(ctx context.Context, o Options, v fs.Volume, target string, owner fus
 		return fail(errors.New("the kernel knows no pidfd: it must be Linux 5.4 or newer"))
 	}
 	before := device(target)
-	killed := make(chan struct{})
+	killed := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
-		defer close(killed)
-		_ = pidfd.Signal(process, unix.SIGKILL)
+		killed <- fault.Try(func() error { _ = pidfd.Signal(process, unix.SIGKILL); return nil })
 	})
 	_, keyErr := keyWrite.Write(v.Key.Expose())
 	keyErr = errors.Join(keyErr, keyWrite.Close())
 	text, err := io.ReadAll(io.LimitReader(reportRead, maxReport))
 	inTime := stop()
 	if !inTime {
-		<-killed
+		_ = fault.Raise(<-killed)
 	}
 	if inTime && err == nil && string(text) == mounted {
 		return Server{PID: pid, FD: process, Target: v.Target}, nil
@@ -174,13 +174,19 @@ func describe(s syscall.WaitStatus, err error) error {
 const mounted = "mounted"
 
 // Serve is the whole of a server: it mounts the volume that its arguments name, gives up its capabilities and answers
-// until it is told to end. It returns the exit status.
+// until it is told to end. It returns the exit status. If a goroutine behind it panics, Serve does.
 func Serve(args []string, log *logrus.Logger) int {
 	out := os.NewFile(reportFD, "report")
 	parent, err := openParent()
+	panics := make(chan error, 1)
 	var served *fuse.Server
 	if err == nil {
-		served, err = serve(args, log)
+		served, err = serve(args, log, func(err error) {
+			select {
+			case panics <- err:
+			default: // the first one ends this process
+			}
+		})
 	}
 	if err != nil {
 		text, _ := json.Marshal(report{attest.CodeOf(err), "mounting volume", err.Error(), attest.HintOf(err)})
@@ -195,8 +201,12 @@ func Serve(args []string, log *logrus.Logger) int {
 	_ = out.Close()
 	select {
 	case <-served.Done():
-	case <-ended(parent):
+		served.Wait()
+	case err := <-ended(parent):
+		_ = fault.Raise(err)
 		_ = served.Unmount()
+	case err := <-panics:
+		_ = fault.Raise(err)
 	case <-stop:
 		_ = served.Unmount()
 	}
@@ -214,22 +224,23 @@ func openParent() (fd int, err error) {
 	return fd, nil
 }
 
-// ended is closed when a process has ended, whatever it has become by exec until then.
-func ended(fd int) <-chan struct{} {
-	done := make(chan struct{})
+// ended tells when a process has ended, whatever it has become by exec until then, or how the wait has failed.
+func ended(fd int) <-chan error {
+	done := make(chan error, 1)
 	go func() {
-		defer close(done)
-		for {
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
-			if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
-				return
+		done <- fault.Try(func() error {
+			for {
+				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+				if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+					return nil
+				}
 			}
-		}
+		})
 	}()
 	return done
 }
 
-func serve(args []string, log *logrus.Logger) (*fuse.Server, error) {
+func serve(args []string, log *logrus.Logger, panicked func(error)) (*fuse.Server, error) {
 	if len(args) != 5 {
 		return nil, attest.Errorf(attest.CodeUsage, "starting", "", "want source, target, MAC, owner and group")
 	}
@@ -261,6 +272,7 @@ func serve(args []string, log *logrus.Logger) (*fuse.Server, error) {
 	}
 	return fuse.Mount(context.Background(), volume, target, fuse.Options{
 		AllowOther: true, Owner: &fuse.Owner{UID: uint32(uid), GID: uint32(gid)}, Log: log, Apart: true, Mounted: dropCapabilities,
+		Panicked: panicked,
 	})
 }
 

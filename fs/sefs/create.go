@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/fs/sefs/pfs"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // CreateOptions say what kind of volume [Create] makes.
@@ -191,20 +192,9 @@ func (p *plan) write(ctx context.Context, workers int) (MAC, error) {
 		if gctx.Err() != nil {
 			break
 		}
-		g.Go(func() error {
-			content, err := p.open(in)
-			if err != nil {
-				return err
-			}
-			defer content.Close()
-			host := (&Inode{file: zippedName(in.number)}).hostName()
-			if in.size, in.mac, err = p.writeFile(gctx, host, content); err != nil {
-				return &fs.PathError{Op: "adding", Path: in.path, Err: err}
-			}
-			return nil
-		})
+		g.Go(func() error { return fault.Try(func() error { return p.add(gctx, in) }) })
 	}
-	if err := g.Wait(); err != nil {
+	if err := fault.Raise(g.Wait()); err != nil {
 		return MAC{}, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -212,6 +202,20 @@ func (p *plan) write(ctx context.Context, workers int) (MAC, error) {
 	}
 	_, mac, err := p.writeFile(ctx, metadataName, p.metadata())
 	return mac, err
+}
+
+// add makes the file of an inode.
+func (p *plan) add(ctx context.Context, in *plannedInode) error {
+	content, err := p.open(in)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	host := (&Inode{file: zippedName(in.number)}).hostName()
+	if in.size, in.mac, err = p.writeFile(ctx, host, content); err != nil {
+		return &fs.PathError{Op: "adding", Path: in.path, Err: err}
+	}
+	return nil
 }
 
 func (p *plan) writeFile(ctx context.Context, name string, content io.Reader) (int64, [16]byte, error) {

@@ -45,6 +45,7 @@ import (
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
 	"github.com/sesame-init/sesame/internal/broker/admission"
 	"github.com/sesame-init/sesame/internal/broker/policy"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // Identity is what a broker shows in the TLS handshake: a [ratls.Identity] in an enclave, a [BareIdentity] elsewhere.
@@ -114,13 +115,12 @@ func New(c Config) (*Server, error) {
 }
 
 // serverOf is the gRPC server of one connection.
-func (s *Server) serverOf(info credentials.AuthInfo, shaken grpc.ServerOption) *grpc.Server {
+func (s *Server) serverOf(info credentials.AuthInfo, given []grpc.ServerOption) *grpc.Server {
 	streams := uint32(1)
 	if info.(*connection).evidence.Raw != nil {
 		streams = maxStreams
 	}
-	rpc := grpc.NewServer(append(thrift(),
-		shaken,
+	rpc := grpc.NewServer(append(append(thrift(), given...),
 		grpc.MaxConcurrentStreams(streams),
 		grpc.ConnectionTimeout(time.Duration(s.settings.Limits.Begin)),
 		grpc.WaitForHandlers(true), // they hold secrets, which are wiped after the server has stopped
@@ -136,10 +136,10 @@ func (s *Server) serverOf(info credentials.AuthInfo, shaken grpc.ServerOption) *
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	var watched sync.WaitGroup
 	watch, stop := context.WithCancel(ctx)
-	watched.Go(func() {
+	watched.Go(fault.Guard(func() {
 		s.watch(watch)
 		s.health.Shutdown()
-	})
+	}))
 	drained, err := s.door.Serve(ctx, l)
 	stop()
 	watched.Wait()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 const (
@@ -66,7 +67,7 @@ func (s *Server) clocked(raw session.Stream, from *connection) *clocked {
 	most := time.Duration(s.settings.Limits.Session)
 	c := &clocked{Stream: raw, server: s, from: from, peer: most, own: most, began: time.Now()}
 	c.ctx, c.cancel = context.WithCancelCause(raw.Context())
-	c.turn = time.AfterFunc(c.own, func() { c.cancel(errSlow) })
+	c.turn = time.AfterFunc(c.own, fault.Guard(func() { c.cancel(errSlow) }))
 	return c
 }
 
@@ -105,10 +106,10 @@ func (c *clocked) Recv() (*sessionpb.ClientMessage, error) {
 	var r result
 	err := c.theirs(func(left time.Duration) error {
 		read := make(chan result, 1)
-		go func() {
+		fault.Go(func() {
 			message, err := c.Stream.Recv()
 			read <- result{message, err}
-		}()
+		})
 		timer := time.NewTimer(left)
 		defer timer.Stop()
 		select {
@@ -133,7 +134,7 @@ func (c *clocked) Recv() (*sessionpb.ClientMessage, error) {
 // Send implements [session.Stream]. A peer that does not take what it is sent loses its connection.
 func (c *clocked) Send(m *sessionpb.BrokerMessage) error {
 	return c.theirs(func(left time.Duration) error {
-		timer := time.AfterFunc(left, func() { _ = c.from.life.Close() })
+		timer := time.AfterFunc(left, fault.Guard(func() { _ = c.from.life.Close() }))
 		defer timer.Stop()
 		return c.Stream.Send(m)
 	})

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // EnclaveService is the name in the certificates that the upstream's deployment makes for its servers.
@@ -110,7 +111,8 @@ func (c *Client) tls(l *link) *tls.Config {
 		MinVersion: tls.VersionTLS12, ServerName: t.serverName(), SessionTicketsDisabled: true,
 		InsecureSkipVerify: true, // VerifyConnection verifies
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			if err := t.verify(cs, c.config.Now()); err != nil {
+			// gRPC shakes hands in a goroutine of its own.
+			if err := fault.Try(func() error { return t.verify(cs, c.config.Now()) }); err != nil {
 				refusal := attest.Errorf(attest.CodeEvidence, "verifying the server's certificate",
 					"Compare the certificate with aecs.tls: its authority, and the name or common name "+t.serverName()+".", "%w", err)
 				l.verdict.Store(refusal)

@@ -51,6 +51,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/dcap"
+	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/retry"
 )
 
@@ -366,7 +367,8 @@ func (c *Client) fetch(r dcap.Request) <-chan singleflight.Result {
 		defer cancel()
 		now := c.config.Now()
 		before := c.lookup(r, now)
-		after, err := c.download(ctx, r, before.marks, now)
+		var after entry
+		err := fault.Try(func() (err error) { after, err = c.download(ctx, r, before.marks, now); return err })
 		if err != nil {
 			after = before
 			after.err = err

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 const (
@@ -202,24 +205,24 @@ func (f *File) readParallel(p []byte, off int64) (int, error) {
 	}
 	errs := make([]error, len(chunks))
 	var claimed atomic.Int64
-	work := func() {
+	work := func() error {
 		for {
 			i := int(claimed.Add(1)) - 1
 			if i >= len(chunks) {
-				return
+				return nil
 			}
 			if errs[i] = f.readChunk(chunks[i]); errs[i] != nil {
 				claimed.Store(int64(len(chunks))) // those before i are claimed already
-				return
+				return nil
 			}
 		}
 	}
-	var others sync.WaitGroup
+	var others errgroup.Group
 	for range min(runtime.GOMAXPROCS(0), len(chunks)) - 1 {
-		others.Go(work)
+		others.Go(func() error { return fault.Try(work) })
 	}
-	work()
-	others.Wait()
+	panicked := fault.Try(work)
+	_ = fault.Raise(errors.Join(others.Wait(), panicked)) // after all have let go of p
 	n := 0
 	for i, err := range errs {
 		if err != nil {

@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 const segmentSize = segmentNodes * NodeSize
@@ -128,7 +130,7 @@ func (o *output) writeSegments(ctx context.Context, src io.Reader) (size int64, 
 		if err != nil || n == 0 {
 			o.w.buffers.put(buf)
 			if err != nil {
-				_ = g.Wait()
+				_ = fault.Raise(g.Wait())
 				return 0, err
 			}
 			break
@@ -136,13 +138,13 @@ func (o *output) writeSegments(ctx context.Context, src io.Reader) (size int64, 
 		size += int64(n)
 		g.Go(func() error {
 			defer o.w.buffers.put(buf)
-			return o.writeSegment(m, buf, n)
+			return fault.Try(func() error { return o.writeSegment(m, buf, n) })
 		})
 		if n < mhtData*NodeSize {
 			break
 		}
 	}
-	if err := g.Wait(); err != nil {
+	if err := fault.Raise(g.Wait()); err != nil {
 		return 0, err
 	}
 	return size, ctx.Err()

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/pidfd"
 )
 
@@ -109,7 +110,7 @@ func (s Supervisor) start() (pid int, reports <-chan report, err error) {
 		return 0, nil, errors.Join(err, read.Close())
 	}
 	out := make(chan report)
-	go func() {
+	fault.Go(func() {
 		defer close(out)
 		defer read.Close()
 		const most = 4 << 10
@@ -119,7 +120,7 @@ func (s Supervisor) start() (pid int, reports <-chan report, err error) {
 				out <- r
 			}
 		}
-	}()
+	})
 	return pid, out, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // signals are those that end a boot.
@@ -33,17 +34,17 @@ func Watch(parent context.Context, patience time.Duration, abort func(error)) (c
 	came := make(chan os.Signal, 16)
 	signal.Notify(came, signals...)
 	watched := make(chan struct{})
-	go func() {
+	fault.Go(func() {
 		defer close(watched)
 		first := true
 		for s := range came {
 			cancel(By(s))
 			if first {
-				time.AfterFunc(patience, func() { abort(context.Cause(ctx)) })
+				time.AfterFunc(patience, fault.Guard(func() { abort(context.Cause(ctx)) }))
 			}
 			first = false
 		}
-	}()
+	})
 	return ctx, func() error {
 		signal.Stop(came) // what has come by then is in the channel
 		close(came)

@@ -92,9 +92,8 @@ func New(o Options) (*Server, error) {
 }
 
 // serverOf is the gRPC server of one connection.
-func (s *Server) serverOf(_ credentials.AuthInfo, shaken grpc.ServerOption) *grpc.Server {
-	rpc := grpc.NewServer(
-		shaken,
+func (s *Server) serverOf(_ credentials.AuthInfo, given []grpc.ServerOption) *grpc.Server {
+	rpc := grpc.NewServer(append(given,
 		grpc.ConnectionTimeout(preface),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(16),
@@ -102,8 +101,8 @@ func (s *Server) serverOf(_ credentials.AuthInfo, shaken grpc.ServerOption) *grp
 		grpc.ReadBufferSize(buffer),
 		grpc.WriteBufferSize(buffer),
 		grpc.WaitForHandlers(true),
-		grpc.UnaryInterceptor(s.intercept),
-	)
+		grpc.ChainUnaryInterceptor(s.intercept),
+	)...)
 	adminpb.RegisterAdminServer(rpc, s)
 	return rpc
 }

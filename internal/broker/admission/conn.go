@@ -9,6 +9,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 // Conn is a connection that has a place.
@@ -145,20 +147,20 @@ func (c *Conn) Leave() {
 	}
 	c.going = true
 	if c.rpc == nil {
-		go c.cut()
+		fault.Go(c.cut)
 		return
 	}
-	timer := time.AfterFunc(c.door.Drain, func() {
+	timer := time.AfterFunc(c.door.Drain, fault.Guard(func() {
 		c.mu.Lock()
 		c.late = true
 		c.mu.Unlock()
 		c.cut()
-	})
-	go func() {
+	}))
+	fault.Go(func() {
 		c.rpc.GracefulStop()
 		timer.Stop()
 		c.cut()
-	}()
+	})
 }
 
 // start says by which server the connection is served, and reports whether it shall be.
@@ -169,7 +171,7 @@ func (c *Conn) start(rpc *grpc.Server) bool {
 		return false
 	}
 	c.rpc = rpc
-	c.idle = time.AfterFunc(time.Hour, c.rested)
+	c.idle = time.AfterFunc(time.Hour, fault.Guard(c.rested))
 	c.rest()
 	return true
 }

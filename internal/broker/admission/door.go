@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/retry"
 )
 
@@ -25,8 +26,9 @@ type Options struct {
 	// Shake is the handshake of a connection. What it finds goes to Server, and to the calls as
 	// [google.golang.org/grpc/peer.Peer]'s AuthInfo.
 	Shake func(c *Conn) (net.Conn, credentials.AuthInfo, error)
-	// Server makes the server of one connection. It must be made with the credentials that are given.
-	Server func(info credentials.AuthInfo, shaken grpc.ServerOption) *grpc.Server
+	// Server makes the server of one connection. It must be made with the options that are given: the connection's
+	// credentials, and interceptors by which a panic ends the program, since the state that it leaves is anyone's guess.
+	Server func(info credentials.AuthInfo, given []grpc.ServerOption) *grpc.Server
 	Begin  time.Duration // from the handshake, or the end of a call, to the next call of a peer that has proved nothing
 	Idle   time.Duration // from the handshake, or the end of a call, to the next call of a peer that has proved itself
 	Drain  time.Duration // for calls in flight on a connection that is told to go
@@ -45,7 +47,7 @@ const lookInterval = 10 * time.Second
 func (d *Door) Serve(ctx context.Context, l net.Listener) (drained bool, err error) {
 	s := &serving{door: d, open: map[*Conn]struct{}{}}
 	failed := make(chan error, 1)
-	go func() { failed <- s.accept(l) }()
+	fault.Go(func() { failed <- s.accept(l) })
 	looks := d.Looks
 	if looks == nil {
 		tick := time.NewTicker(lookInterval)
@@ -107,7 +109,7 @@ func (s *serving) accept(l net.Listener) error {
 			}
 			c.cut()
 		})
-		go s.serve(c)
+		fault.Go(func() { s.serve(c) })
 	}
 }
 
@@ -133,7 +135,9 @@ func (s *serving) serve(c *Conn) {
 	if err != nil {
 		return
 	}
-	rpc := s.door.Server(info, grpc.Creds(&passed{conn: shaken, info: info}))
+	rpc := s.door.Server(info, []grpc.ServerOption{
+		grpc.Creds(&passed{conn: shaken, info: info}), grpc.ChainUnaryInterceptor(guardUnary), grpc.ChainStreamInterceptor(guardStream),
+	})
 	if !c.start(rpc) {
 		rpc.Stop()
 		return
@@ -141,6 +145,16 @@ func (s *serving) serve(c *Conn) {
 	_ = rpc.Serve(&single{conn: c, done: make(chan struct{})})
 	<-c.closed
 	rpc.Stop()
+}
+
+func guardUnary(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	defer fault.Exit()
+	return handle(ctx, request)
+}
+
+func guardStream(service any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	defer fault.Exit()
+	return handle(service, stream)
 }
 
 func (s *serving) each(do func(*Conn)) {

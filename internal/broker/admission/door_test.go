@@ -51,8 +51,8 @@ func open(t *testing.T, change func(*admission.Options)) *room {
 			r.conns <- c
 			return c, info{}, nil
 		},
-		Server: func(_ credentials.AuthInfo, shaken grpc.ServerOption) *grpc.Server {
-			rpc := grpc.NewServer(shaken, grpc.WaitForHandlers(true))
+		Server: func(_ credentials.AuthInfo, given []grpc.ServerOption) *grpc.Server {
+			rpc := grpc.NewServer(append(given, grpc.WaitForHandlers(true))...)
 			grpc_health_v1.RegisterHealthServer(rpc, health.NewServer())
 			return rpc
 		},
@@ -260,13 +260,13 @@ func TestCallsInFlightMayFinishWhenTheDoorCloses(t *testing.T) {
 		Pool:  admission.NewPool(admission.PoolOptions{Common: 10, Proved: 1}),
 		Begin: time.Hour, Idle: time.Hour, Drain: time.Minute, Now: time.Now,
 		Shake: func(c *admission.Conn) (net.Conn, credentials.AuthInfo, error) { return c, info{}, nil },
-		Server: func(_ credentials.AuthInfo, shaken grpc.ServerOption) *grpc.Server {
-			return grpc.NewServer(shaken, grpc.WaitForHandlers(true), grpc.UnknownServiceHandler(
+		Server: func(_ credentials.AuthInfo, given []grpc.ServerOption) *grpc.Server {
+			return grpc.NewServer(append(given, grpc.WaitForHandlers(true), grpc.UnknownServiceHandler(
 				func(any, grpc.ServerStream) error {
 					close(entered)
 					<-leave
 					return status.Error(codes.AlreadyExists, "")
-				}))
+				}))...)
 		},
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/broker/store"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 const (
@@ -27,10 +28,10 @@ type lag struct{ err error }
 func (k *Keystore) Follow(ctx context.Context, take func(ctx context.Context, text []byte) error) {
 	notified := make(chan struct{}, 1)
 	ended := make(chan struct{})
-	go func() {
+	fault.Go(func() {
 		defer close(ended)
 		k.watch(ctx, notified)
-	}()
+	})
 	defer func() { <-ended }()
 	for done := ""; ctx.Err() == nil; {
 		err := k.catchUp(ctx, &done, take)

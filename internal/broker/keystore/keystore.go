@@ -35,6 +35,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/releaselog"
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store"
+	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/retry"
 )
 
@@ -142,8 +143,8 @@ func Open(ctx context.Context, o Options) (*Keystore, error) {
 			k.locked = err
 		}
 	}
-	k.ended.Go(func() { k.commit(background) })
-	k.ended.Go(func() {
+	k.ended.Go(fault.Guard(func() { k.commit(background) }))
+	k.ended.Go(fault.Guard(func() {
 		ticks := o.Ticks
 		if ticks == nil {
 			ticker := time.NewTicker(toldEvery)
@@ -151,7 +152,7 @@ func Open(ctx context.Context, o Options) (*Keystore, error) {
 			ticks = ticker.C
 		}
 		k.tellAll(background, ticks)
-	})
+	}))
 	return k, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/releaselog"
 	"github.com/sesame-init/sesame/internal/broker/store"
+	"github.com/sesame-init/sesame/internal/fault"
 )
 
 const (
@@ -115,10 +116,10 @@ func (k *Keystore) submit(ctx context.Context, j *job) outcome {
 	case o := <-j.done:
 		return o
 	case <-ctx.Done():
-		go func() { // the commit is under way; what it releases has no taker any more
+		fault.Go(func() { // the commit is under way; what it releases has no taker any more
 			o := <-j.done
 			o.wipe()
-		}()
+		})
 		return gone(ctx.Err())
 	}
 }
