@@ -16,6 +16,7 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"os"
 	"slices"
@@ -343,6 +344,51 @@ func TestACertificateIsUsedUntilItsEndWhileItsRenewalFails(t *testing.T) {
 	if got, err := id.Certificate(t.Context()); err != nil || got == first {
 		t.Errorf("after the fault: %v", err)
 	}
+}
+
+func TestAPanicInARenewalIsThatOfTheNextCaller(t *testing.T) {
+	now := brokertest.Now
+	a := &breaking{Attester: brokertest.Platform(t, softsgx.Options{}).Attester(brokertest.Broker())}
+	id, err := ratls.NewIdentity(a, ratls.Options{Now: func() time.Time { return now }, Validity: 6 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := id.Certificate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.broken = true
+	now = now.Add(4 * time.Hour)
+	func() { // though it could go on with the certificate that it has
+		defer func() {
+			if text := fmt.Sprint(recover()); !strings.Contains(text, "it broke") || !strings.Contains(text, "(*breaking).Evidence") {
+				t.Errorf("it ended with\n%s", text)
+			}
+		}()
+		_, err := id.Certificate(t.Context())
+		t.Errorf("it goes on, %v", err)
+	}()
+	a.broken = false
+	if got, err := id.Certificate(t.Context()); err != nil || got != first {
+		t.Errorf("a caller that recovers gets %v", err)
+	}
+	now = now.Add(time.Hour)
+	if got, err := id.Certificate(t.Context()); err != nil || got == first {
+		t.Errorf("after the fault: %v", err)
+	}
+}
+
+// breaking is an attester that panics while it is broken.
+type breaking struct {
+	attest.Attester
+	broken bool
+}
+
+func (b *breaking) Evidence(ctx context.Context, d attest.ReportData) (attest.Evidence, error) {
+	if b.broken {
+		panic("it broke")
+	}
+	return b.Attester.Evidence(ctx, d)
 }
 
 func TestAPeerIsJudgedAsAWhole(t *testing.T) {

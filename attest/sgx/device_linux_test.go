@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -163,6 +164,17 @@ func TestHostsQuoteIsNotBelieved(t *testing.T) {
 	if _, err := other.Evidence(context.Background(), attest.ReportData{1}); err == nil {
 		t.Error("a quote over another report was accepted")
 	}
+}
+
+func TestAPanicWhileAQuoteIsMadeIsTheCallers(t *testing.T) {
+	d := &Device{call: func(uint32, unsafe.Pointer) error { panic("it broke") }}
+	defer func() {
+		if cause := fmt.Sprint(recover()); !strings.Contains(cause, "it broke") {
+			t.Errorf("it ended with %s", cause)
+		}
+	}()
+	_, err := d.Evidence(t.Context(), attest.ReportData{})
+	t.Errorf("it goes on, %v", err)
 }
 
 func TestEvidenceEndsWithItsContext(t *testing.T) {

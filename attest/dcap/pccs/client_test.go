@@ -743,6 +743,22 @@ func TestAddressesAreThoseOfTheAPI(t *testing.T) {
 	}
 }
 
+// breaking is a transport with a fault in its code.
+type breaking struct{}
+
+func (breaking) RoundTrip(*http.Request) (*http.Response, error) { panic("it broke") }
+
+func TestAPanicInAFetchIsAnErrorOfAllThatWaitForIt(t *testing.T) {
+	client := newClient(t, pccs.Config{URL: pccs.IntelURL, Transport: breaking{}})
+	for range 2 { // the second is answered from the cache
+		_, err := client.Collateral(t.Context(), platformRequest)
+		wantCode(t, err, attest.CodeInternal)
+		if err == nil || !strings.Contains(err.Error(), "panic: it broke") {
+			t.Errorf("the error is %v", err)
+		}
+	}
+}
+
 func TestErrorsNameServiceAndPlatform(t *testing.T) {
 	s := newService(t, softsgx.Options{FMSPC: [6]byte{1}})
 	_, err := s.client(t).Collateral(context.Background(), platformRequest)
