@@ -223,10 +223,10 @@ func (c *command) administer(ctx context.Context, settings policy.Admin, keys *k
 	log.Infof("administrators are served on %s", listener.Addr())
 	ended := make(chan struct{})
 	fault.Go(func() {
-		defer close(ended)
 		if err := server.Serve(ctx, listener); err != nil {
 			log.Errorf("serving administrators: %v", err)
 		}
+		close(ended)
 	})
 	return func() { <-ended }, nil
 }

@@ -315,10 +315,10 @@ func (c *command) operate(ctx context.Context, first http.Handler, log *logrus.L
 	log.Infof("health and metrics are served on %s", listener.Addr())
 	ended := make(chan struct{})
 	fault.Go(func() {
-		defer close(ended)
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			log.Errorf("serving HTTP: %v", err)
 		}
+		close(ended)
 	})
 	return h, func() {
 		_ = server.Close()

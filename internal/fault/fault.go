@@ -40,7 +40,8 @@ func Exit() {
 	}
 }
 
-// Go runs f in a goroutine of its own. If f panics, the program ends.
+// Go runs f in a goroutine of its own. If f panics, the program ends, after what f defers: if others wait for f's end and
+// would end the program themselves, f tells them last, and does not defer it.
 func Go(f func()) { go Guard(f)() }
 
 // Guard returns f as a function that ends the program if f panics.

@@ -111,8 +111,6 @@ func (s Supervisor) start() (pid int, reports <-chan report, err error) {
 	}
 	out := make(chan report)
 	fault.Go(func() {
-		defer close(out)
-		defer read.Close()
 		const most = 4 << 10
 		for lines := bufio.NewScanner(io.LimitReader(read, 1<<20)); lines.Scan(); {
 			var r report
@@ -120,6 +118,8 @@ func (s Supervisor) start() (pid int, reports <-chan report, err error) {
 				out <- r
 			}
 		}
+		_ = read.Close()
+		close(out)
 	})
 	return pid, out, nil
 }

@@ -35,7 +35,6 @@ func Watch(parent context.Context, patience time.Duration, abort func(error)) (c
 	signal.Notify(came, signals...)
 	watched := make(chan struct{})
 	fault.Go(func() {
-		defer close(watched)
 		first := true
 		for s := range came {
 			cancel(By(s))
@@ -44,6 +43,7 @@ func Watch(parent context.Context, patience time.Duration, abort func(error)) (c
 			}
 			first = false
 		}
+		close(watched)
 	})
 	return ctx, func() error {
 		signal.Stop(came) // what has come by then is in the channel

@@ -102,19 +102,17 @@ func (s *serving) accept(l net.Listener) error {
 		s.mu.Lock()
 		s.open[c] = struct{}{}
 		s.mu.Unlock()
-		s.served.Add(1)
 		c.place = s.door.Pool.Enter(addressOf(raw.RemoteAddr()), func() {
 			if s.door.Evicted != nil {
 				s.door.Evicted()
 			}
 			c.cut()
 		})
-		fault.Go(func() { s.serve(c) })
+		s.served.Go(fault.Guard(func() { s.serve(c) }))
 	}
 }
 
 func (s *serving) serve(c *Conn) {
-	defer s.served.Done()
 	if s.door.Opened != nil {
 		s.door.Opened(1)
 		defer s.door.Opened(-1)

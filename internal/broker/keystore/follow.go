@@ -29,8 +29,8 @@ func (k *Keystore) Follow(ctx context.Context, take func(ctx context.Context, te
 	notified := make(chan struct{}, 1)
 	ended := make(chan struct{})
 	fault.Go(func() {
-		defer close(ended)
 		k.watch(ctx, notified)
+		close(ended)
 	})
 	defer func() { <-ended }()
 	for done := ""; ctx.Err() == nil; {
