@@ -31,7 +31,8 @@
 //	20 internal     a fault of init itself; a panic, which no other line foretold, is told with its place in the source
 //	21 stopped      a signal ended the boot: SIGTERM, SIGINT, SIGHUP or SIGQUIT
 //
-// Status 2 is a fault of the Go runtime, such as a lack of memory, and nothing else. The same holds for the launcher.
+// Status 2 is a fault of the Go runtime, such as a lack of memory, or inside a library that starts goroutines, and never one
+// of init or of the launcher.
 //
 // Until init has begun, some milliseconds, a signal has its usual effect; from then on none is lost.
 //

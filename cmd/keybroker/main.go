@@ -15,7 +15,8 @@
 // names. Outside of an enclave the policy file is followed while the broker runs.
 //
 // Exit codes: 0 ended by SIGTERM, SIGINT or SIGQUIT, 1 refused or failed, 20 a fault of the program itself (package
-// internal/fault), 64 wrong usage. 2 is a fault of Go's runtime, such as a lack of memory.
+// internal/fault), 64 wrong usage. 2 is a fault of Go's runtime, such as a lack of memory, or inside a library that starts
+// goroutines.
 package main
 
 import (

@@ -7,7 +7,7 @@
 // as a lack of memory, or of a library in a goroutine of its own. The runtime's traceback is not for this package to change:
 // GOTRACEBACK=none in the environment leaves it out.
 //
-// A library must not end the program that uses it. Its goroutines run what they run by [Try], and whoever waits for them
+// A library must not end the program that uses it. Its goroutines run what they run by [Try], and what waits for them
 // panics in turn by [Raise], in the goroutine of the library's caller, or returns the error of Try.
 //
 // A test in package layers finds the goroutines and callbacks that do neither.

@@ -30,7 +30,7 @@ func (b *breaking) count() {
 	}
 }
 
-// TestAPanicInTheBackgroundIsTheCallers: whoever reads and writes can recover it, and others can go on with the same reader
+// TestAPanicInTheBackgroundIsTheCallers: the caller can recover it, and others can go on with the same reader
 // and writer, whose buffers are few.
 func TestAPanicInTheBackgroundIsTheCallers(t *testing.T) {
 	content := random(3072 + 34*96*4096 + 12345)
