@@ -10,7 +10,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
+	"github.com/sesame-init/sesame/internal/rootfs"
 )
 
 func configCommand() *cobra.Command {
@@ -24,13 +26,15 @@ func configCommand() *cobra.Command {
 
 func configCheckCommand() *cobra.Command {
 	var asJSON bool
+	var initfs string
 	cmd := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Say everything that is wrong with an init_ra_conf.json, at once",
 		Long: `check reads an init_ra_conf.json, in Sesame's own shape or in Occlum's, as init reads it at boot.
 It prints everything that is wrong, a line each with the key and what to write, and exits with 1;
-a config that init would take is described on standard output, and the exit status is 0.`,
-		Example: "  sesame config check occlum_tf/init_ra_conf.json",
+a config that init would take is described on standard output, and the exit status is 0.
+With --initfs it also reads the files that the config names.`,
+		Example: "  sesame config check --initfs occlum_tf/initfs occlum_tf/init_ra_conf.json",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := readConfig(args[0])
@@ -41,6 +45,9 @@ a config that init would take is described on standard output, and the exit stat
 			var problems config.Problems
 			if err != nil && !errors.As(err, &problems) {
 				return err
+			}
+			if err == nil && initfs != "" {
+				problems = c.CheckFiles(func(name string) ([]byte, error) { return readInitFS(initfs, name) })
 			}
 			if asJSON {
 				return printConfigJSON(cmd.OutOrStdout(), c, problems)
@@ -59,7 +66,17 @@ a config that init would take is described on standard output, and the exit stat
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
+	cmd.Flags().StringVar(&initfs, "initfs", "", "`directory` of the initfs")
 	return cmd
+}
+
+// readInitFS reads a file as init will, in an initfs that is still a directory.
+func readInitFS(dir, name string) ([]byte, error) {
+	host := rootfs.Resolve(dir, name)
+	if host == "" {
+		return nil, fmt.Errorf("%s is not in %s", name, dir)
+	}
+	return boundedfile.Read(host, 1<<20)
 }
 
 func printConfigJSON(w io.Writer, c *config.Config, problems config.Problems) error {

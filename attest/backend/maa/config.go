@@ -74,7 +74,7 @@ func (b *block) Check(use backend.Use, bad backend.Report) {
 	checkQuotes(use, bad)
 	bad = bad.In("maa")
 	for _, name := range use.Secrets {
-		if _, ok := b.Keys[name]; !ok {
+		if _, ok := b.Keys[name]; !ok && len(b.Keys) > 0 {
 			bad("keys", fmt.Sprintf("does not name %q, which root, volumes or secrets ask for", name), "the key of the vault that gives it")
 		}
 	}
