@@ -223,7 +223,10 @@ func TestTheCheckPassesIfAndOnlyIfOpeningDoes(t *testing.T) {
 		for host, h := range hosts {
 			for n := 0; ; n++ {
 				there := false
-				for _, value := range h.values {
+				for i, value := range h.values {
+					if len(h.values) > len(few) && (i+n)%2 > 0 { // the neighbour gets it
+						continue
+					}
 					changed, key, ok := mutated(t, text, n, value)
 					if !ok {
 						continue
