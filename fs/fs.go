@@ -21,15 +21,17 @@ import (
 	"path/filepath"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/fs/sefs"
 )
 
 // Root says how to mount the application's root.
 type Root struct {
-	// Source is the directory of the volume that becomes the root, and MAC its root MAC as "xx-…-xx". Where the
-	// platform finds its root itself, as Occlum does, both are empty.
-	Source, MAC string
-	// Key is the 16-byte image key; the zero Secret for an integrity-only image.
-	Key attest.Secret
+	// Source is the directory of the volume that becomes the root, and MAC its root MAC. If the platform finds its root
+	// itself, as Occlum does, both are empty.
+	Source string
+	MAC    sefs.MAC
+	// Key is the image key, which the caller clears; nil for an integrity-only image.
+	Key *sefs.Key
 	// EntryPoint is the one program that may be started afterwards; "" keeps what the instance allows.
 	EntryPoint string
 	// Environment is added to the trusted environment of the application, as NAME=value.
@@ -38,10 +40,19 @@ type Root struct {
 
 // Volume is an encrypted volume beside the root.
 type Volume struct {
-	Source string        // directory on the host, as the platform resolves it
-	Target string        // existing directory in the root
-	Key    attest.Secret // 16 bytes
-	MAC    string        // root MAC as "xx-…-xx"
+	Source string    // directory on the host, as the platform resolves it
+	Target string    // existing directory in the root
+	Key    *sefs.Key // needed; the caller clears it
+	MAC    sefs.MAC  // its root MAC, needed: without it an older or exchanged volume would go unnoticed
+}
+
+// Check reports an error of code [attest.CodeConfig] if the volume has no key or no MAC.
+func (v Volume) Check() error {
+	if v.Key == nil || v.MAC == (sefs.MAC{}) {
+		return attest.Errorf(attest.CodeConfig, "mounting "+v.Target, "Give the key, and the MAC that was printed when the volume was made.",
+			"a volume needs a key and a MAC")
+	}
+	return nil
 }
 
 // A Mounter mounts file systems on one platform. MountRoot comes first and succeeds once; it may be tried

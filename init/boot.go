@@ -121,13 +121,13 @@ func (b *boot) fetch(ctx context.Context) (map[string]attest.Secret, error) {
 }
 
 func (b *boot) mountRoot(ctx context.Context, secrets map[string]attest.Secret) error {
-	root := fs.Root{Source: b.config.Root.Source, MAC: strings.ToLower(b.config.Root.MAC)}
+	root := fs.Root{Source: b.config.Root.Source, MAC: b.config.Root.MAC}
 	if name := b.config.Root.Key; name != "" {
 		key, err := volumeKey(name, secrets[name])
 		if err != nil {
 			return err
 		}
-		defer key.Wipe()
+		defer clear(key[:])
 		root.Key = key
 	}
 	if app := b.config.App; app != nil {
@@ -152,8 +152,8 @@ func (b *boot) mountVolume(ctx context.Context, v config.Volume, secrets map[str
 	if err != nil {
 		return err
 	}
-	defer key.Wipe()
-	volume := fs.Volume{Source: v.Source, Target: v.Target, Key: key, MAC: strings.ToLower(v.MAC)}
+	defer clear(key[:])
+	volume := fs.Volume{Source: v.Source, Target: v.Target, Key: key, MAC: v.MAC}
 	if err := b.mounter.MountVolume(ctx, volume); err != nil {
 		return err
 	}
@@ -208,12 +208,12 @@ func secretError(s config.SecretFile, err error) error {
 		"Check that the directory of "+s.Path+" exists in the image and can be written.", "%w", err)
 }
 
-// volumeKey reads a key in the forms that Occlum's users keep it in; the result is 16 raw bytes.
-func volumeKey(name string, s attest.Secret) (attest.Secret, error) {
+// volumeKey reads a key in the forms that Occlum's users keep it in. The caller clears it.
+func volumeKey(name string, s attest.Secret) (*sefs.Key, error) {
 	key, err := sefs.ParseKey(s.Expose())
 	if err != nil {
-		return attest.Secret{}, attest.Errorf(attest.CodeSecret, "reading secret "+name,
+		return nil, attest.Errorf(attest.CodeSecret, "reading secret "+name,
 			"Store the key as occlum gen-image-key or \"sesame keygen image-key\" writes it.", "%w", err)
 	}
-	return attest.NewSecret(key[:]), nil
+	return &key, nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	sesamefs "github.com/sesame-init/sesame/fs"
+	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/init/internal/stop"
 	"github.com/sesame-init/sesame/internal/config"
 )
@@ -48,7 +49,7 @@ type recorder struct {
 	calls []string
 	fail  string
 	at    func(call string) // told of each call
-	keys  []attest.Secret
+	keys  []*sefs.Key
 }
 
 func (r *recorder) call(text string) error {
@@ -63,13 +64,17 @@ func (r *recorder) call(text string) error {
 }
 
 func (r *recorder) MountRoot(_ context.Context, root sesamefs.Root) error {
-	r.keys = append(r.keys, root.Key)
-	return r.call(fmt.Sprintf("root key=%x entry=%s", root.Key.Expose(), root.EntryPoint))
+	var key []byte
+	if root.Key != nil {
+		key = root.Key[:]
+		r.keys = append(r.keys, root.Key)
+	}
+	return r.call(fmt.Sprintf("root key=%x entry=%s", key, root.EntryPoint))
 }
 
 func (r *recorder) MountVolume(_ context.Context, v sesamefs.Volume) error {
 	r.keys = append(r.keys, v.Key)
-	return r.call(fmt.Sprintf("volume %s key=%x", v.Target, v.Key.Expose()))
+	return r.call(fmt.Sprintf("volume %s key=%x", v.Target, v.Key[:]))
 }
 func (r *recorder) MountMemory(target string) error { return r.call("memory " + target) }
 func (r *recorder) Unmount(target string) error     { return r.call("unmount " + target) }
@@ -93,7 +98,7 @@ func newBoot(t *testing.T) (*boot, *fakeBackend, *recorder, *strings.Builder) {
 			Timeout: config.Duration(1 << 40),
 			Root:    config.Root{Key: "image_key", Upper: "temporary"},
 			App:     &config.App{Path: "/opt/server", EntryPoint: "/bin/server"},
-			Volumes: []config.Volume{{Source: "v", Target: "/models", Key: "model_key", MAC: "00"}},
+			Volumes: []config.Volume{{Source: "v", Target: "/models", Key: "model_key", MAC: sefs.MAC{1}}},
 			Secrets: []config.SecretFile{
 				{Name: "ssl_config", Path: "/etc/tf_ssl.cfg", Mode: 0o400},
 				{Name: "ssl_config", Path: "/run/secrets/again", Mode: 0o400},
@@ -135,7 +140,7 @@ func TestBootMountsInOrderThenWritesSecretsThenWipes(t *testing.T) {
 		}
 	}
 	for _, key := range mounter.keys {
-		if key.Len() != 0 {
+		if *key != (sefs.Key{}) {
 			t.Error("a mount key is not wiped")
 		}
 	}

@@ -181,6 +181,9 @@ func (m *Mounter) MountRoot(ctx context.Context, root fs.Root) error {
 
 // MountVolume starts a process that serves the volume and waits until it does.
 func (m *Mounter) MountVolume(ctx context.Context, v fs.Volume) error {
+	if err := v.Check(); err != nil {
+		return err
+	}
 	target := filepath.Join(m.root, v.Target)
 	if err := m.makeDir(target, 0o755); err != nil {
 		return mountError(v.Target, err)

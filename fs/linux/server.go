@@ -71,7 +71,7 @@ func start(ctx context.Context, o Options, v fs.Volume, target string, owner fus
 	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil { // what this process has inherited itself
 		return fail(fmt.Errorf("closing descriptors: %w", err))
 	}
-	args := []string{ServerName, v.Source, target, v.MAC, fmt.Sprint(owner.UID), fmt.Sprint(owner.GID)}
+	args := []string{ServerName, v.Source, target, v.MAC.String(), fmt.Sprint(owner.UID), fmt.Sprint(owner.GID)}
 	process := -1
 	var flags uintptr
 	if o.Siblings {
@@ -101,7 +101,7 @@ func start(ctx context.Context, o Options, v fs.Volume, target string, owner fus
 	stop := context.AfterFunc(ctx, func() {
 		killed <- fault.Try(func() error { _ = pidfd.Signal(process, unix.SIGKILL); return nil })
 	})
-	_, keyErr := keyWrite.Write(v.Key.Expose())
+	_, keyErr := keyWrite.Write(v.Key[:])
 	keyErr = errors.Join(keyErr, keyWrite.Close())
 	text, err := io.ReadAll(io.LimitReader(reportRead, maxReport))
 	inTime := stop()

@@ -29,9 +29,6 @@ import (
 // sysMountRootFS is the LibOS's own system call.
 const sysMountRootFS = 363
 
-// KeySize is the size of image and volume keys in bytes.
-const KeySize = 16
-
 // rootFSConfig is struct user_rootfs_config of the LibOS: 56 bytes, NULL keeps what Occlum.json says.
 type rootFSConfig struct {
 	length       uintptr
@@ -54,11 +51,8 @@ func (Mounter) MountRoot(_ context.Context, root fs.Root) error {
 	defer pin.Unpin()
 
 	var key *byte
-	if root.Key.Len() > 0 {
-		if root.Key.Len() != KeySize {
-			return mountError("/", unix.EINVAL, fmt.Sprintf("the key has %d bytes, want %d", root.Key.Len(), KeySize))
-		}
-		key = &root.Key.Expose()[0]
+	if root.Key != nil {
+		key = &root.Key[0]
 		pin.Pin(key)
 	}
 	config := &rootFSConfig{length: unsafe.Sizeof(rootFSConfig{})}
@@ -101,19 +95,20 @@ func (Mounter) MountRoot(_ context.Context, root fs.Root) error {
 
 // MountVolume mounts a SEFS volume with its own key and MAC.
 func (Mounter) MountVolume(_ context.Context, v fs.Volume) error {
-	if v.Key.Len() != KeySize {
-		return mountError(v.Target, unix.EINVAL, fmt.Sprintf("the key has %d bytes, want %d", v.Key.Len(), KeySize))
+	if err := v.Check(); err != nil {
+		return err
 	}
-	options := make([]byte, 0, len(v.Source)+len(v.MAC)+3*KeySize+32)
+	mac := v.MAC.String()
+	options := make([]byte, 0, len(v.Source)+len(mac)+3*len(v.Key)+32)
 	defer func() { clear(options[:cap(options)]) }()
 	options = append(options, "dir="+v.Source+",key="...)
-	for i, b := range v.Key.Expose() {
+	for i, b := range v.Key {
 		if i > 0 {
 			options = append(options, '-')
 		}
 		options = hex.AppendEncode(options, []byte{b})
 	}
-	options = append(options, ",mac="+v.MAC+"\x00"...)
+	options = append(options, ",mac="+mac+"\x00"...)
 	return mount("sefs", v.Target, options)
 }
 

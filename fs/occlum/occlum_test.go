@@ -10,6 +10,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs"
+	"github.com/sesame-init/sesame/fs/sefs"
 )
 
 func TestConfigHasTheLayoutOfTheLibOS(t *testing.T) {
@@ -29,7 +30,7 @@ func TestConfigHasTheLayoutOfTheLibOS(t *testing.T) {
 }
 
 func TestOutsideTheLibOSTheCallSaysSo(t *testing.T) {
-	err := Mounter{}.MountRoot(t.Context(), fs.Root{Key: attest.NewSecret(make([]byte, KeySize)), EntryPoint: "/bin/app", Environment: []string{"A=b"}})
+	err := Mounter{}.MountRoot(t.Context(), fs.Root{Key: new(sefs.Key), EntryPoint: "/bin/app", Environment: []string{"A=b"}})
 	if !errors.Is(err, unix.ENOSYS) || attest.CodeOf(err) != attest.CodeMount {
 		t.Fatalf("mounting a root on plain Linux gives %v", err)
 	}
@@ -38,13 +39,14 @@ func TestOutsideTheLibOSTheCallSaysSo(t *testing.T) {
 	}
 }
 
-func TestKeysOfAWrongSizeNeverReachTheLibOS(t *testing.T) {
-	short := attest.NewSecret([]byte("15 bytes of key"))
-	if err := (Mounter{}).MountRoot(t.Context(), fs.Root{Key: short}); !errors.Is(err, unix.EINVAL) {
-		t.Errorf("root: %v", err)
-	}
-	if err := (Mounter{}).MountVolume(t.Context(), fs.Volume{Source: "v", Target: "/nowhere", Key: short}); !errors.Is(err, unix.EINVAL) {
-		t.Errorf("volume: %v", err)
+func TestWhatIsIncompleteNeverReachesTheLibOS(t *testing.T) {
+	for what, v := range map[string]fs.Volume{
+		"no MAC": {Source: "v", Target: "/nowhere", Key: &sefs.Key{1}},
+		"no key": {Source: "v", Target: "/nowhere", MAC: sefs.MAC{1}},
+	} {
+		if err := (Mounter{}).MountVolume(t.Context(), v); attest.CodeOf(err) != attest.CodeConfig {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 	if err := (Mounter{}).MountRoot(t.Context(), fs.Root{EntryPoint: "a\x00b"}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("entry point with NUL: %v", err)

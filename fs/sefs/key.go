@@ -85,10 +85,14 @@ func (m MAC) String() string { return dashed(m[:]) }
 // MarshalText is the form of [MAC.String].
 func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 
-// UnmarshalText is [ParseMAC].
-func (m *MAC) UnmarshalText(text []byte) (err error) {
-	*m, err = ParseMAC(string(text))
-	return err
+// UnmarshalText reads the form of [MAC.String], in either case, and nothing around it.
+func (m *MAC) UnmarshalText(text []byte) error {
+	var read MAC
+	if !parseDashed(read[:], text) {
+		return fmt.Errorf("is %.60q, want the MAC that \"sesame volume create\" printed, of the form xx-xx-...-xx", text)
+	}
+	*m = read
+	return nil
 }
 
 // EncodeKey is the content of a key file in Occlum's form, without a line end. The result is as secret as the key.

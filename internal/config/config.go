@@ -25,6 +25,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/fs/sefs"
 )
 
 // Path is that of the config in the initfs.
@@ -74,8 +75,8 @@ type Root struct {
 	Key string `json:"key,omitempty"`
 	// Source is, on Linux, the directory of the volume that becomes the root, with Key and MAC. Without it the root
 	// stays the machine's or container's own.
-	Source string `json:"source,omitempty"`
-	MAC    string `json:"mac,omitempty"` // the volume's root MAC, "xx-…-xx"
+	Source string   `json:"source,omitempty"`
+	MAC    sefs.MAC `json:"mac,omitzero"` // the volume's root MAC, "xx-…-xx"
 	// Upper says what the writable layer of the root is: "temporary" (made empty at every boot, as Occlum.json
 	// sets it) or "persistent", the default. Secret files may stand in a temporary one only.
 	Upper string `json:"upper,omitempty"`
@@ -102,7 +103,7 @@ type Volume struct {
 	// Key names the secret that holds the volume's key.
 	Key string `json:"key"`
 	// MAC is the volume's root MAC, "xx-…-xx": without it the host could roll the volume back.
-	MAC string `json:"mac"`
+	MAC sefs.MAC `json:"mac"`
 }
 
 // SecretFile is a secret that is handed to the application as a file.
@@ -208,7 +209,6 @@ func parse(text []byte) (*Config, Problems) {
 
 var (
 	nameForm  = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
-	macForm   = regexp.MustCompile(`^[0-9a-fA-F]{2}(-[0-9a-fA-F]{2}){15}$`)
 	holeForm  = regexp.MustCompile(`\{(number|name)\}`)
 	braceForm = regexp.MustCompile(`[{}]`)
 )
@@ -249,8 +249,8 @@ func (c *Config) complete() Problems {
 		if !nameForm.MatchString(v.Key) {
 			bad(key+".key", "is missing", "the name of the secret that holds the volume's key")
 		}
-		if !macForm.MatchString(v.MAC) {
-			bad(key+".mac", "is missing or malformed: without it the host can roll the volume back",
+		if v.MAC == (sefs.MAC{}) {
+			bad(key+".mac", "is missing: without it the host can roll the volume back",
 				`the MAC that "sesame volume create" printed`)
 		}
 		for j := range i {

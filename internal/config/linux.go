@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/fs/sefs"
 )
 
 // A Platform is the kind of environment that init runs in.
@@ -86,7 +87,7 @@ func (c *Config) completePlatform(bad func(key, text, write string)) {
 		if c.Attester != attest.SGX {
 			bad("attester", fmt.Sprintf("%q is none of Occlum's", c.Attester), `"sgx", or "platform": "linux"`)
 		}
-		if c.Linux != nil || c.TPM != nil || c.Root.Source != "" || c.Root.MAC != "" {
+		if c.Linux != nil || c.TPM != nil || c.Root.Source != "" || c.Root.MAC != (sefs.MAC{}) {
 			bad("platform", `is "occlum", but linux, tpm, root.source or root.mac are given`, `"platform": "linux"`)
 		}
 	case OnLinux:
@@ -115,10 +116,8 @@ func (c *Config) completeLinux(bad func(key, text, write string)) {
 	if c.AppTLS != nil && c.AppTLS.Attested && c.Attester != attest.TDX {
 		bad("app_tls.attested", fmt.Sprintf("evidence of type %q has no place in a certificate", c.Attester), "false")
 	}
-	if (c.Root.Source == "") != (c.Root.MAC == "") || (c.Root.Source == "") != (c.Root.Key == "") {
+	if (c.Root.Source == "") != (c.Root.MAC == (sefs.MAC{})) || (c.Root.Source == "") != (c.Root.Key == "") {
 		bad("root", "on Linux source, key and mac belong together", "all three, or none for the root that is there")
-	} else if c.Root.MAC != "" && !macForm.MatchString(c.Root.MAC) {
-		bad("root.mac", "is malformed", `the MAC that "sesame volume create" printed`)
 	}
 	if c.Linux == nil {
 		c.Linux = &Linux{}

@@ -147,12 +147,19 @@ func (w *walker) value(t reflect.Type, at string, depth int) error {
 	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
+	itself := t
 	if t != nil && decodesItself(t) {
 		t = nil
 	}
+	before := int(w.decoder.InputOffset())
 	token, err := w.decoder.Token()
 	if err != nil {
 		return err
+	}
+	if text, ok := token.(string); ok && itself != t {
+		if err := readText(itself, text); err != nil {
+			w.fault(at, before+bytes.IndexByte(w.text[before:], '"'), err.Error(), "")
+		}
 	}
 	switch token {
 	case nil:
@@ -232,6 +239,18 @@ func (w *walker) unknown(key, name string, place int, fields map[string]reflect.
 func decodesItself(t reflect.Type) bool {
 	p := reflect.PointerTo(t)
 	return p.Implements(reflect.TypeFor[json.Unmarshaler]()) || p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+}
+
+// readText tries a text on a type that reads itself. The error of [json.Unmarshal] would not say where it is.
+func readText(t reflect.Type, text string) error {
+	v := reflect.New(t).Interface()
+	if _, ok := v.(json.Unmarshaler); ok {
+		return nil
+	}
+	if v, ok := v.(encoding.TextUnmarshaler); ok {
+		return v.UnmarshalText([]byte(text))
+	}
+	return nil
 }
 
 // fieldsOf are the members that encoding/json reads into a struct, by name.

@@ -3,9 +3,11 @@ package strictjson
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 type inner struct {
@@ -18,6 +20,18 @@ type document struct {
 	Inner []inner         `json:"inner,omitempty"`
 	Raw   json.RawMessage `json:"raw,omitempty"`
 	Plain bool
+	Time  time.Time // reads itself from a JSON text
+	Color *color    // reads itself from its text
+}
+
+type color string
+
+func (c *color) UnmarshalText(text []byte) error {
+	if string(text) != "red" {
+		return fmt.Errorf("is %q, want red", text)
+	}
+	*c = color(text)
+	return nil
 }
 
 func TestFaultsHaveKeyAndPlace(t *testing.T) {
@@ -26,7 +40,7 @@ func TestFaultsHaveKeyAndPlace(t *testing.T) {
 		foreign          string // what the foreign mode says; "" for nothing
 	}{
 		{"good", `{"name": "n", "inner": [{"number": 3, "words": {"any": "x"}}], "raw": {"a": 1}, "Plain": true}`, "", ""},
-		{"unknown", "{\n  \"nam\": \"n\"\n}", `line 2, column 3: nam is not a known key; write one of Plain, inner, name, raw`, ""},
+		{"unknown", "{\n  \"nam\": \"n\"\n}", `line 2, column 3: nam is not a known key; write one of Color, Plain, Time, inner, name, raw`, ""},
 		{"unknown below", `{"inner": [{}, {"x": {"y": 1}}]}`,
 			`line 1, column 17: inner[1].x is not a known key; write one of number, words`, ""},
 		{"another case", `{"Name": "n"}`, `line 1, column 2: Name is written in another case than the known key; write "name"`,
@@ -44,12 +58,15 @@ func TestFaultsHaveKeyAndPlace(t *testing.T) {
 			"line 2, column 2: has something after its end; write nothing there"},
 		{"another value behind", `{} {}`, "line 1, column 4: has something after its end; write nothing there",
 			"line 1, column 4: has something after its end; write nothing there"},
-		{"all at once", `{"a": 1, "b": 2}`, "line 1, column 2: a is not a known key; write one of Plain, inner, name, raw; " +
-			"line 1, column 10: b is not a known key; write one of Plain, inner, name, raw", ""},
+		{"all at once", `{"a": 1, "b": 2}`, "line 1, column 2: a is not a known key; write one of Color, Plain, Time, inner, name, raw; " +
+			"line 1, column 10: b is not a known key; write one of Color, Plain, Time, inner, name, raw", ""},
 		{"cut off", `{"name": "n"`, "line 1, column 13: is not JSON: it ends too early", "line 1, column 13: is not JSON: it ends too early"},
 		{"empty", "", "line 1, column 1: is not JSON: it ends too early", "line 1, column 1: is not JSON: it ends too early"},
 		{"another type", `{"name": 3}`, "line 1, column 11: name is a JSON number, want a string",
 			"line 1, column 11: name is a JSON number, want a string"},
+		{"a text that a type refuses", "{\n \"Color\": \t\"bl\\u0075e\", \"name\": \"n\", \"nam\": 1}", "line 2, column 12: Color is \"blue\", want red; " +
+			"line 2, column 38: nam is not a known key; write one of Color, Plain, Time, inner, name, raw", `line 2, column 12: Color is "blue", want red`},
+		{"a text that a type takes", `{"Color": "red", "Time": "2026-01-02T03:04:05Z"}`, "", ""},
 		{"too large", `{"inner": [{"number": 65536}]}`, "line 1, column 28: inner.number is a JSON number 65536, want a whole number that fits",
 			"line 1, column 28: inner.number is a JSON number 65536, want a whole number that fits"},
 	} {

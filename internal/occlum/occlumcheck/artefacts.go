@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/strictjson"
@@ -86,7 +87,7 @@ func (i *inspection) holdsCertificates(name string) bool {
 
 // header is the plain beginning of a protected file (SGX SDK, sgx_tprotected_fs).
 type header struct {
-	mac           string // as "xx-…-xx"
+	mac           sefs.MAC
 	integrityOnly bool
 }
 
@@ -108,11 +109,7 @@ func (i *inspection) readHeader(dir string) (*header, error) {
 	if _, err := io.ReadFull(f, b); err != nil || string(b[:8]) != "ELIF_XGS" {
 		return nil, nil
 	}
-	pairs := make([]string, 16)
-	for k, v := range b[77:93] {
-		pairs[k] = fmt.Sprintf("%02x", v)
-	}
-	return &header{mac: strings.Join(pairs, "-"), integrityOnly: b[94] == 1}, nil
+	return &header{mac: sefs.MAC(b[77:93]), integrityOnly: b[94] == 1}, nil
 }
 
 // volumes compares the volumes that are there with what the config says of them.
@@ -128,7 +125,7 @@ func (i *inspection) volumes() error {
 			return err
 		case h == nil:
 			i.warn(field+".source", v.Source+" holds no volume yet", "put it there before the enclave starts")
-		case !strings.EqualFold(h.mac, v.MAC):
+		case h.mac != v.MAC:
 			i.error(field+".mac", fmt.Sprintf("is %s, and the volume at %s has %s (EIO)", v.MAC, v.Source, h.mac),
 				"write the MAC of the volume that is meant")
 		case h.integrityOnly:

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs/sefs"
@@ -140,12 +139,12 @@ func (p *Pipeline) volume(ctx context.Context) error {
 	})
 }
 
-func (p *Pipeline) mac() (string, error) {
+func (p *Pipeline) mac() (sefs.MAC, error) {
 	text, err := os.ReadFile(p.path("model.mac"))
 	if err != nil {
-		return "", attest.Errorf(attest.CodeUsage, "reading the model's MAC", "Run: sesame package volume.", "%w", err)
+		return sefs.MAC{}, attest.Errorf(attest.CodeUsage, "reading the model's MAC", "Run: sesame package volume.", "%w", err)
 	}
-	return strings.TrimSpace(string(text)), nil
+	return sefs.ParseMAC(string(text))
 }
 
 func treeSize(dir string) (total int64, err error) {

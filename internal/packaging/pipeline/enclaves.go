@@ -14,6 +14,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
 	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
 	"github.com/sesame-init/sesame/internal/occlum/sizing"
@@ -40,7 +41,7 @@ func (p *Pipeline) workload(ctx context.Context) error {
 	dir := p.path("instances", "tf_demo")
 	packed := p.path("packed", "tf_demo")
 	in := input{
-		words: []string{p.o.Mode, p.o.Backend, p.address(), p.o.PCCS, mac, signer, p.o.ModelName, fmt.Sprint(p.o.CPUs),
+		words: []string{p.o.Mode, p.o.Backend, p.address(), p.o.PCCS, mac.String(), signer, p.o.ModelName, fmt.Sprint(p.o.CPUs),
 			p.tool.Program, p.o.ServerTLS, strings.Join(p.o.Names, ",")},
 		files: append(p.commonFiles(), p.path("root"), p.path("model.volume"), p.o.Template, p.o.Service,
 			ring.Path(keyring.WorkloadSigner), ring.Path(keyring.ImageKey)),
@@ -138,7 +139,7 @@ func (p *Pipeline) collateral() config.Collateral {
 	return c
 }
 
-func (p *Pipeline) workloadInit(brokerSigner, mac string) (*config.Config, error) {
+func (p *Pipeline) workloadInit(brokerSigner string, mac sefs.MAC) (*config.Config, error) {
 	models := "/models/" + p.o.ModelName
 	c := &config.Config{
 		Backend: p.o.Backend, Timeout: config.Duration(bootTimeout),

@@ -19,6 +19,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	peer "github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/occlum/occlumcheck"
@@ -606,13 +607,12 @@ func TestInitGetsItsSecretsFromOtherServicesToo(t *testing.T) {
 		o := Options{Work: t.TempDir(), Registry: "r", Tag: "t", Mode: Simulated, Backend: backend, BrokerPort: 1, CPUs: 1,
 			ServerTLS: FromBroker, ModelName: "resnet", Program: "/usr/bin/tensorflow_model_server",
 			PCCS: "https://pccs:8081/sgx/certification/v4/", Service: filepath.Join(t.TempDir(), "service.json")}
-		mac := strings.Repeat("ab-", 15) + "ab"
 		write(t, o.Service, block, 0o644)
 		p, err := New(o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := p.workloadInit(strings.Repeat("cd", 32), mac)
+		c, err := p.workloadInit(strings.Repeat("cd", 32), sefs.MAC{0xab})
 		if err != nil {
 			t.Errorf("%s: %v", backend, err)
 			continue
@@ -621,11 +621,11 @@ func TestInitGetsItsSecretsFromOtherServicesToo(t *testing.T) {
 			t.Errorf("%s: %+v", backend, c)
 		}
 		write(t, o.Service, strings.Replace(block, `"s`, `"x`, 1), 0o644)
-		if _, err := p.workloadInit(strings.Repeat("cd", 32), mac); attest.CodeOf(err) != attest.CodeConfig {
+		if _, err := p.workloadInit(strings.Repeat("cd", 32), sefs.MAC{0xab}); attest.CodeOf(err) != attest.CodeConfig {
 			t.Errorf("%s, spoilt: %v", backend, err)
 		}
 		write(t, o.Service, block+" this is no JSON", 0o644)
-		if _, err := p.workloadInit(strings.Repeat("cd", 32), mac); attest.CodeOf(err) != attest.CodeConfig {
+		if _, err := p.workloadInit(strings.Repeat("cd", 32), sefs.MAC{0xab}); attest.CodeOf(err) != attest.CodeConfig {
 			t.Errorf("%s, with more behind it: %v", backend, err)
 		}
 	}
