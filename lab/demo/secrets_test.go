@@ -35,7 +35,8 @@ func forms(t *testing.T, file string) map[string][]byte {
 	all := map[string][]byte{}
 	for name, v := range values {
 		all[name] = v
-		all[name+", hex"] = []byte(hex.EncodeToString(v))
+		text := hex.EncodeToString(v)
+		all[name+", hex"], all[name+", HEX"] = []byte(text), []byte(strings.ToUpper(text))
 		for shift := range 3 { // base64 depends on what comes before
 			text := base64.StdEncoding.EncodeToString(append(make([]byte, shift), v...))
 			all[name+", base64"+strings.Repeat("'", shift)] = []byte(text[4 : len(text)&^3-4])
@@ -51,7 +52,7 @@ func leaks(t *testing.T, d *demo, dir string) (found []string) {
 	wanted := map[string][]byte{}
 	for secret, file := range d.secretFiles() {
 		for form, value := range forms(t, file) {
-			wanted[secret+" ("+form+")"] = bytes.ToLower(value)
+			wanted[secret+" ("+form+")"] = value
 		}
 	}
 	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
@@ -63,7 +64,6 @@ func leaks(t *testing.T, d *demo, dir string) (found []string) {
 			return err
 		}
 		searched++
-		text = bytes.ToLower(text) // of hex, and of nothing else that matters
 		for secret, value := range wanted {
 			if bytes.Contains(text, value) {
 				found = append(found, secret+" in "+strings.TrimPrefix(name, d.work))
