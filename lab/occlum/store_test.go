@@ -35,8 +35,8 @@ func TestBrokersStoreKeepsItsPromisesUnderTheLibOS(t *testing.T) {
 		t.Fatal(err)
 	}
 	suites := []struct{ name, pkg, run string }{
-		{"sqlite", "../../broker/store/sqlite", "."},
-		{"keystore", "../../broker/keystore", "Faults|Release|Limit|Versions|Swapped"},
+		{"sqlite", "../../internal/broker/store/sqlite", "."},
+		{"keystore", "../../internal/broker/keystore", "Faults|Release|Limit|Versions|Swapped"},
 	}
 	for _, suite := range suites {
 		build := exec.Command("go", "test", "-c", "-trimpath", "-buildmode=pie", "-overlay", full,

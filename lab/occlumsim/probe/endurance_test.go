@@ -53,7 +53,7 @@ func goProgramOf(t *testing.T, goroot string, hunks ...overlay.Hunk) string {
 	}
 	program := filepath.Join(dir, "program")
 	cmd := exec.Command(filepath.Join(goroot, "bin", "go"), "build", "-trimpath", "-overlay", replaced, "-buildmode=pie",
-		"-ldflags", "-s -w -I /lib/ld-musl-x86_64.so.1", "-o", program, "../../../occlum/goruntime/overlay/testdata/program")
+		"-ldflags", "-s -w -I /lib/ld-musl-x86_64.so.1", "-o", program, "../../../internal/occlum/goruntime/overlay/testdata/program")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOTOOLCHAIN=local", "GOROOT="+goroot)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building the program: %v\n%s", err, out)
