@@ -145,7 +145,7 @@ func all(t *testing.T, o Options, names ...string) *Pipeline {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.CopyFS(o.Work, os.DirFS(dir)); err != nil {
+		if err := copytree.Copy(dir, o.Work); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -192,7 +192,7 @@ func sameDigests(t *testing.T, first *Pipeline, o Options) {
 	again := o
 	again.Work = filepath.Join(t.TempDir(), "other", "work")
 	for _, input := range []string{"keys", "platform"} {
-		if err := os.CopyFS(filepath.Join(again.Work, input), os.DirFS(first.path(input))); err != nil {
+		if err := copytree.Copy(first.path(input), filepath.Join(again.Work, input)); err != nil {
 			t.Fatal(err)
 		}
 	}
