@@ -110,7 +110,7 @@ func (c *custody) fetch(ctx context.Context) (string, error) {
 
 // fetchKey fetches the image key in one session with a process while that lives, and compares it. c says who asks and
 // what the broker must be.
-func fetchKey(ctx context.Context, from *life, c grpcratls.Config) error {
+func fetchKey(ctx context.Context, from *lifetime, c grpcratls.Config) error {
 	c.Servers, c.Protocol, c.Pause = []string{from.session}, grpcratls.SessionV1, 5*time.Millisecond
 	client, err := grpcratls.New(c)
 	if err != nil {
@@ -291,7 +291,7 @@ func TestNoSecretLeavesButToWorkloads(t *testing.T) {
 	}
 	stranger := brokertest.Workload()
 	stranger.MREnclave[0] ^= 1
-	client, err := grpcratls.New(grpcratls.Config{Pause: 10 * time.Millisecond, Servers: []string{c.life.Load().session}, Protocol: grpcratls.SessionV1,
+	client, err := grpcratls.New(grpcratls.Config{Pause: 10 * time.Millisecond, Servers: []string{c.lifetime.Load().session}, Protocol: grpcratls.SessionV1,
 		Attester: c.platform.Attester(stranger), BrokerKey: c.pin})
 	if err != nil {
 		t.Fatal(err)
@@ -319,7 +319,7 @@ func TestNoSecretLeavesButToWorkloads(t *testing.T) {
 	if err != nil || !regexp.MustCompile(`Max core file size +1 +1 `).Match(limits) {
 		t.Errorf("it may write a core file: %v\n%s", err, limits)
 	}
-	answer, err := http.Get("http://" + c.life.Load().http + "/metrics")
+	answer, err := http.Get("http://" + c.lifetime.Load().http + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -95,7 +95,7 @@ func TestAPanicEndsTheBrokerWith20(t *testing.T) {
 			return err
 		}, "session.(*Quoter).make"},
 		{"administrators", 2, servingAdmins, func(ctx context.Context, address string) error {
-			client, err := (&life{admin: address}).dial(ctx, alice, trusted)
+			client, err := (&lifetime{admin: address}).dial(ctx, alice, trusted)
 			if err == nil {
 				client.Close()
 			}

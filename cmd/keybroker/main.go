@@ -21,7 +21,6 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -149,5 +148,3 @@ func (c *command) run(ctx context.Context, args []string, pccsURL string) int {
 	}
 	return 1
 }
-
-func hexOf(b [32]byte) string { return hex.EncodeToString(b[:]) }

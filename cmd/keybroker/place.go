@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -90,35 +89,4 @@ func (p place) identity(keyFile string, rule privatefile.Rule, now func() time.T
 		return nil, nil, errors.Join(err, a.Close())
 	}
 	return i, a, nil
-}
-
-// checkSelf makes the first certificate, without which there is nothing to serve, and verifies it as a client will.
-// What a client would refuse is worth a warning now; collateral may still arrive later.
-func checkSelf(ctx context.Context, identity broker.Identity, trust *broker.Trust, now func() time.Time,
-	log logrus.FieldLogger) error {
-	certificate, err := identity.Certificate(ctx)
-	if err != nil {
-		return err
-	}
-	evidence, err := ratls.Evidence(certificate.Leaf.Raw)
-	if err != nil {
-		return attest.Errorf(attest.CodeAttester, "checking own evidence", "", "%w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, ratls.DefaultTimeout)
-	defer cancel()
-	claims, err := trust.VerifyOwn(ctx, evidence, now())
-	if err != nil {
-		log.WithField("hint", attest.HintOf(err)).Warnf("clients will refuse this broker's own evidence: %v", err)
-		return nil
-	}
-	fields := logrus.Fields{"tcb": claims.TCB.StatusName()}
-	if c := claims.SGX; c != nil {
-		fields["mr_enclave"], fields["mr_signer"] = hexOf(c.MREnclave), hexOf(c.MRSigner)
-		fields["product_id"], fields["svn"] = c.ProductID, c.SVN
-		if c.Debug() {
-			log.Warn("this is a debug enclave: the host reads its memory, secrets included")
-		}
-	}
-	log.WithFields(fields).Info("own evidence is genuine")
-	return nil
 }

@@ -68,14 +68,14 @@ type process struct {
 	dir string
 	as  string // of programEnv
 
-	out  *buffer // all that it has ever said
-	cmd  *exec.Cmd
-	life atomic.Pointer[life] // the last one in which it answered workloads
-	end  context.CancelFunc   // of the life that lasts
+	out      *buffer // all that it has ever said
+	cmd      *exec.Cmd
+	lifetime atomic.Pointer[lifetime] // the last one in which it answered workloads
+	end      context.CancelFunc       // of the lifetime that lasts
 }
 
-// life is one run of a process. Its context ends when the process is stopped.
-type life struct {
+// lifetime is one run of a process. Its context ends when the process is stopped.
+type lifetime struct {
 	context.Context
 	session, admin, http string        // addresses
 	next                 chan struct{} // closed when there is another one
@@ -98,13 +98,13 @@ func (p *process) start() {
 	p.t.Helper()
 	l, said := p.launch()
 	l.session = said.find(p.t, servingSessions)
-	if last := p.life.Swap(l); last != nil {
+	if last := p.lifetime.Swap(l); last != nil {
 		close(last.next)
 	}
 }
 
-// launch returns when the broker answers administrators. The buffer gets what it says in this life.
-func (p *process) launch() (*life, *buffer) {
+// launch returns when the broker answers administrators. The buffer gets what it says in this lifetime.
+func (p *process) launch() (*lifetime, *buffer) {
 	p.t.Helper()
 	p.cmd = exec.Command(os.Args[0], "--http", "127.0.0.1:0", "--log-level", "debug", "127.0.0.1:0")
 	p.cmd.Dir, p.cmd.Env = p.dir, append(os.Environ(), programEnv+"="+p.as)
@@ -115,7 +115,7 @@ func (p *process) launch() (*life, *buffer) {
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	l := &life{next: make(chan struct{})}
+	l := &lifetime{next: make(chan struct{})}
 	l.Context, p.end = context.WithCancel(context.Background())
 	l.http, l.admin = said.find(p.t, servingHTTP), said.find(p.t, servingAdmins)
 	return l, said
@@ -131,21 +131,21 @@ func (p *process) stop(s syscall.Signal) {
 }
 
 // alive waits until the broker runs, or ctx ends.
-func (p *process) alive(ctx context.Context) *life {
-	l := p.life.Load()
+func (p *process) alive(ctx context.Context) *lifetime {
+	l := p.lifetime.Load()
 	for l.Err() != nil {
 		select {
 		case <-l.next:
 		case <-ctx.Done():
 			return l
 		}
-		l = p.life.Load()
+		l = p.lifetime.Load()
 	}
 	return l
 }
 
 // dial reaches the admin channel.
-func (l *life) dial(ctx context.Context, who tls.Certificate, broker session.ClientConfig) (*admin.Client, error) {
+func (l *lifetime) dial(ctx context.Context, who tls.Certificate, broker session.ClientConfig) (*admin.Client, error) {
 	broker.Now = time.Now
 	return admin.Dial(ctx, admin.DialOptions{Address: l.admin, Certificate: who, Broker: broker})
 }

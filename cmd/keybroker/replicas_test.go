@@ -75,7 +75,7 @@ func door(t *testing.T) (address string, broker *atomic.Pointer[process]) {
 			if err != nil {
 				return
 			}
-			out, err := net.Dial("tcp", broker.Load().life.Load().session)
+			out, err := net.Dial("tcp", broker.Load().lifetime.Load().session)
 			if err != nil {
 				_ = in.Close()
 				continue
@@ -155,7 +155,7 @@ func (r *replica) start() {
 	r.t.Helper()
 	r.process.start()
 	write(r.t, r.context, fmt.Sprintf("broker: %s\npolicy: broker.yaml\nroot_ca: root_ca.pem\ncert: alice.crt\nkey: alice.key\n",
-		r.life.Load().admin))
+		r.lifetime.Load().admin))
 }
 
 // run runs the administrator's program on one replica and returns what it prints.

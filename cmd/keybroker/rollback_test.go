@@ -38,7 +38,7 @@ func TestAnAdministratorAcceptsARollback(t *testing.T) {
 	}
 	metric := func(want int) {
 		t.Helper()
-		answer, err := http.Get("http://" + c.life.Load().http + "/metrics")
+		answer, err := http.Get("http://" + c.lifetime.Load().http + "/metrics")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func TestAnAdministratorAcceptsARollback(t *testing.T) {
 		write(t, filepath.Join(c.dir, name), string(pem.EncodeToMemory(block)))
 	}
 	write(t, filepath.Join(c.dir, "context.yaml"), fmt.Sprintf("broker: %s\nbroker_key: %s\ncert: alice.crt\nkey: alice.key\n",
-		c.life.Load().admin, hex.EncodeToString(c.pin)))
+		c.lifetime.Load().admin, hex.EncodeToString(c.pin)))
 	run := func(args ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), sesame, args...)
 		cmd.Dir, cmd.Env = c.dir, append(os.Environ(), "SESAME_CONTEXT="+filepath.Join(c.dir, "context.yaml"))

@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -20,11 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
-	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/tpm"
@@ -87,42 +83,6 @@ func TestAnEntryMadeUnderAWrongClockLocksNoAdministratorOut(t *testing.T) {
 	if last.Admin == nil || last.Admin.Action != "log.mistimed" ||
 		!strings.Contains(last.Admin.Detail, "entry 0 of 2100-01-01") || !strings.Contains(last.Admin.Detail, "the node's clock") {
 		t.Errorf("the log says %+v", last)
-	}
-}
-
-// TestNothingBelowAConfiguredRootMovesTheClock has all dates of a software platform in 2100: certificates, revocation lists,
-// TCB info and identity.
-func TestNothingBelowAConfiguredRootMovesTheClock(t *testing.T) {
-	platform := brokertest.Platform(t, softsgx.Options{Now: year2100})
-	dir := folder(t, platform)
-	p, err := policy.Parse([]byte(policyFor(platform, dir, 1, aa, "")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	keeper := &timekeeper{Bounded: clock.New(func() time.Time { return now }, time.Time{})}
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	c := &command{}
-	trust, err := c.trust(p.Trust, keeper, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer trust.Close()
-	attester := platform.Attester(brokertest.Workload())
-	evidence, err := attester.Evidence(t.Context(), attest.ReportData{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	claims, err := trust.Verifier.Verify(t.Context(), evidence, keeper.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if claims.TCB.VerifiedAt.Before(year2100) {
-		t.Errorf("verified at %s: the platform is not of 2100", claims.TCB.VerifiedAt)
-	}
-	if got := keeper.Now(); !got.Equal(now) {
-		t.Errorf("the clock is at %s after evidence under a configured root, want %s", got, now)
 	}
 }
 
@@ -200,7 +160,7 @@ func TestNothingDated2100ThatAPeerShowsMovesTheClock(t *testing.T) {
 	write(t, filepath.Join(dir, policyName), strings.Replace(text, "[demo]", "[demo, old, machine]", 1))
 	p := newProcess(t, dir, "1 "+filepath.Join(dir, "platform"))
 	p.start()
-	client := func(l *life) *admin.Client {
+	client := func(l *lifetime) *admin.Client {
 		t.Helper()
 		c, err := l.dial(t.Context(), alice, session.ClientConfig{Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy()})
 		if err != nil {
@@ -209,14 +169,14 @@ func TestNothingDated2100ThatAPeerShowsMovesTheClock(t *testing.T) {
 		t.Cleanup(c.Close)
 		return c
 	}
-	if err := put(t.Context(), client(p.life.Load()), "image_key"); err != nil {
+	if err := put(t.Context(), client(p.lifetime.Load()), "image_key"); err != nil {
 		t.Fatal(err)
 	}
 	fetch := func(a attest.Attester) error {
-		return fetchKey(t.Context(), p.life.Load(), grpcratls.Config{Attester: a, Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy()})
+		return fetchKey(t.Context(), p.lifetime.Load(), grpcratls.Config{Attester: a, Verifier: brokertest.Verifier(platform), Policy: brokertest.BrokerPolicy()})
 	}
 	for range 2 {
-		l := p.life.Load()
+		l := p.lifetime.Load()
 		certificate, err := ratls.NewCertificate(t.Context(), platform.Attester(brokertest.Enclave(0xbb, 1, 1)),
 			ratls.Options{Now: func() time.Time { return year2100 }})
 		if err != nil {
@@ -256,7 +216,7 @@ func TestNothingDated2100ThatAPeerShowsMovesTheClock(t *testing.T) {
 		p.stop(syscall.SIGTERM)
 		p.start() // on the same store
 	}
-	if got := len(entries(t, client(p.life.Load()))); got < 6 {
+	if got := len(entries(t, client(p.lifetime.Load()))); got < 6 {
 		t.Errorf("%d entries after two restarts", got)
 	}
 }
