@@ -218,7 +218,7 @@ Usage: init [--config FILE] [-- PROGRAM ARG...]
 
   --config FILE   default ` + config.Path + `
 
-PROGRAM is needed where the config has no app block. Where it has one, PROGRAM and ARG must be what it says.
+If the config has no app block, give PROGRAM. If it has one, PROGRAM and ARG must match it, or be left out.
 
 Example: init --config /etc/sesame/init.json -- /usr/sbin/nginx -g "daemon off;"
 `

@@ -23,11 +23,11 @@ const policyName = "policy.yaml"
 func (c *command) checkCommand(usage func(error) error) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [POLICY]",
-		Short: "Say everything that is wrong with a policy, or with a folder of Occlum's two files",
-		Long: `check reads a policy as the broker would, and says everything that is wrong with it at once, with line numbers. POLICY
-is a file, or a folder with policy.yaml or with Occlum's dynamic_config.json and secret_config.json; the default is the
-working folder. Files that the policy names and that are there already, the store and the root key, must be private.
-Exit status 0: the broker would take it, 1: it would not, 64: wrong usage.`,
+		Short: "Report every error in a policy, or in a folder with Occlum's two files",
+		Long: `check reads a policy as the broker would, and reports all errors at once, with line numbers. POLICY is a file, or a
+folder with policy.yaml or with Occlum's dynamic_config.json and secret_config.json; the default is the working folder.
+If the store and the root key that the policy names already exist, they must be private. The exit status is 0 if the
+broker would accept the policy, 1 if it would not, and 64 for wrong usage.`,
 		Example: "  keybroker check policy.yaml",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := cobra.MaximumNArgs(1)(cmd, args); err != nil {

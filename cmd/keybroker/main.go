@@ -102,15 +102,15 @@ func (c *command) run(ctx context.Context, args []string, pccsURL string) int {
 	root.CompletionOptions.DisableDefaultCmd = true
 	f := root.Flags()
 	f.StringVar(&c.collateral, "collateral", pccsURL,
-		"PCCS address, or a folder with collateral, in place of the policy's; the default is the environment's PCCS_URL")
+		"PCCS address, or a folder with collateral, instead of the policy's; the default is the environment variable PCCS_URL")
 	f.StringVar(&c.http, "http", "", "HOST:PORT for /healthz, /readyz and /metrics; default: none")
 	f.StringVar(&c.logLevel, "log-level", "info", "debug, info, warning or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&c.signedPolicy, "signed-policy", "", "file to follow with policies that the policy's policy_key has signed")
 	if !c.place.enclave {
 		f.StringVar(&c.policyFile, "policy", "", "policy to follow (default policy.yaml in the working folder)")
-		f.StringVar(&c.secretsFile, "secrets", "", "secrets in the shape of Occlum's secret_config.json")
-		f.StringVar(&c.keyFile, "key", "broker.key", "the broker's key, which clients pin; made where there is none")
+		f.StringVar(&c.secretsFile, "secrets", "", "secrets in the format of Occlum's secret_config.json")
+		f.StringVar(&c.keyFile, "key", "broker.key", "the broker's key, which clients pin; created if it does not exist")
 	}
 	usage := func(err error) error {
 		return &attest.Error{Code: attest.CodeUsage, Err: err, Hint: "See keybroker -h."}

@@ -44,19 +44,19 @@ func benchCommand() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure how fast an inference server answers",
 		Long: `bench measures in one of two ways. In a closed loop, --cnum clients each send the image, wait for the answer, and
-send it again, --loop times: this shows what the server can do. In an open loop requests become due --rate times a second
-for --duration, whatever the server does: this shows what users wait for; latency counts from the moment at which a request
-was due, and --cnum, there 256 unless stated, is the most that may be in flight.
+send it again, --loop times. This shows how much the server can do. In an open loop requests become due --rate times a
+second for --duration, whatever the server does. This shows how long users wait: latency counts from the moment a request
+was due, and --cnum, with a default of 256, limits how many may be in flight.
 
-Requests are spread over --connections connections: a Kubernetes service chooses a pod once a connection, so that with few
-of them some pods idle.
+Requests are spread over --connections connections. A Kubernetes service chooses a pod once per connection, so if there
+are few connections, some pods stay idle.
 
-After 5 rounds of warm-up it measures, and prints the percentiles of the latency, the failed requests by kind, and last a line
+After 5 rounds of warm-up bench measures. It prints the percentiles of the latency, the failed requests by kind, and the line
 
   summary: cnum C, e2e time(s) E, average latency(ms) A, tps: T
 
---output prints something else instead: json, which sesame bench compare takes, csv with a row a second, or html, a page with
-plots. The exit status is 1 where a request failed.`,
+With --output it prints json, which sesame bench compare reads, csv with a row for each second, or html, a page with plots,
+instead. The exit status is 1 if a request failed.`,
 		Example: `  sesame bench --server localhost:31001 --crt server.crt --cnum 4 --loop 10 --image cat.jpg
   sesame bench --server localhost:31001 --crt server.crt --rate 50 --duration 1m --retries 4 --image cat.jpg --output html >run.html`,
 		Args: usageArgs(cobra.NoArgs),
@@ -71,8 +71,8 @@ plots. The exit status is 1 where a request failed.`,
 	f := cmd.Flags()
 	f.IntVar(&o.clients, "cnum", 8, "`number` of clients")
 	f.IntVar(&o.loops, "loop", 100, "`number` of requests of each client")
-	f.Float64Var(&o.rate, "rate", 0, "`number` of requests a second that become due: an open loop")
-	f.DurationVar(&o.duration, "duration", 30*time.Second, "how long they become due, with --rate")
+	f.Float64Var(&o.rate, "rate", 0, "`number` of requests that become due each second, in an open loop")
+	f.DurationVar(&o.duration, "duration", 30*time.Second, "how long requests become due, with --rate")
 	f.IntVar(&o.dial.Connections, "connections", 0, "`number` of connections (default four for each client, at most 64)")
 	f.BoolVar(&o.each, "each", false, "print a line for each request")
 	f.StringVar(&o.output, "output", "text", "what to print: text, json, csv or html")
@@ -179,9 +179,9 @@ func benchCompareCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "compare BEFORE AFTER",
-		Short: "Set two measurements side by side",
-		Long: `compare reads two files that sesame bench --output json wrote, and prints each figure of both with its ratio, or a
-page with both in the same plots. Two runs alone do not tell a change from noise: measure each side several times.`,
+		Short: "Compare two measurements side by side",
+		Long: `compare reads two files written by sesame bench --output json. It prints each figure of both with its ratio, or a page
+with both in the same plots. Two runs alone cannot tell a change from noise: measure each side several times.`,
 		Example: `  sesame bench compare before.json after.json
   sesame bench compare before.json after.json --output html >runs.html`,
 		Args: usageArgs(cobra.ExactArgs(2)),

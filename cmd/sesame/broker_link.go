@@ -36,22 +36,22 @@ type brokerLink struct {
 
 const linkHelp = `
 
-The broker is reached over its admin channel, and must prove itself before anything is sent: its evidence must be what
---policy says (a file with sgx or tdx entries), or, for a broker outside an enclave, its key the one that --broker-key
-pins. Instead of flags, a context file may have the same names (broker, policy, broker_key, root_ca, cert, key,
-log_key): the one of --context, of the environment variable SESAME_CONTEXT, or ~/.config/sesame/broker.yaml.`
+This command connects to the broker's admin channel. Before anything is sent, the broker must prove itself: its evidence
+must match --policy (a file with sgx or tdx entries), or, if it runs outside an enclave, its key must be the one pinned
+by --broker-key. A context file can hold the same names instead of flags (broker, policy, broker_key, root_ca, cert, key,
+log_key). It is named by --context or the environment variable SESAME_CONTEXT, or is ~/.config/sesame/broker.yaml.`
 
 func (l *brokerLink) flags(cmd *cobra.Command) {
 	f := cmd.PersistentFlags()
 	f.StringVar(&l.Broker, "broker", "", "HOST:PORT of the broker's admin channel")
-	f.StringVar(&l.Policy, "policy", "", "file that says what the broker must be, YAML or JSON")
-	f.StringVar(&l.BrokerKey, "broker-key", "", "SHA-256 of the public key of a broker outside an enclave, hexadecimal")
+	f.StringVar(&l.Policy, "policy", "", "file with the policy that the broker's evidence must meet, YAML or JSON")
+	f.StringVar(&l.BrokerKey, "broker-key", "", "SHA-256 of the broker's public key, if it runs outside an enclave, hexadecimal")
 	f.StringVar(&l.RootCA, "root-ca", "", "PEM file with the trusted root of evidence (default Intel's)")
 	f.StringVar(&l.Cert, "cert", "", "PEM file with the administrator's certificate")
 	f.StringVar(&l.Key, "key", "", "PEM file with its key, a private one (chmod 600)")
 	f.StringVar(&l.LogKey, "log-key", "", "public key of the release log, as the broker prints it")
 	f.StringVar(&l.context, "context", "", "context file")
-	f.DurationVar(&l.timeout, "timeout", 30*time.Second, "for one command")
+	f.DurationVar(&l.timeout, "timeout", 30*time.Second, "how long one command may take")
 }
 
 // complete fills in what the context file says and no flag does.

@@ -29,11 +29,10 @@ func configCheckCommand() *cobra.Command {
 	var initfs string
 	cmd := &cobra.Command{
 		Use:   "check FILE",
-		Short: "Say everything that is wrong with an init_ra_conf.json, at once",
-		Long: `check reads an init_ra_conf.json, in Sesame's own shape or in Occlum's, as init reads it at boot.
-It prints everything that is wrong, a line each with the key and what to write, and exits with 1;
-a config that init would take is described on standard output, and the exit status is 0.
-With --initfs it also reads the files that the config names.`,
+		Short: "Report every error in an init_ra_conf.json",
+		Long: `check reads an init_ra_conf.json, in Sesame's own format or in Occlum's, as init reads it at boot. If there are
+errors, it prints a line for each, with the key and what to write, and exits with 1. If init would accept the config,
+check describes it on standard output and exits with 0. With --initfs it also reads the files that the config names.`,
 		Example: "  sesame config check --initfs occlum_tf/initfs occlum_tf/init_ra_conf.json",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

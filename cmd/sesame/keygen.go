@@ -22,8 +22,8 @@ func keygenImageKeyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "image-key [FILE]",
 		Short: "Make a key for an image or a volume, in the form of \"occlum gen-image-key\"",
-		Long: `image-key makes a random 128-bit key and writes it as Occlum does, xx-xx-...-xx and a line end. The file is
-readable by its owner only and must not exist yet. Without FILE the key goes to standard output.`,
+		Long: `image-key makes a random 128-bit key and writes it as Occlum does: xx-xx-...-xx and a line end. FILE must not exist;
+only its owner can read it. If you give no FILE, the key goes to standard output.`,
 		Example: "  sesame keygen image-key image_key",
 		Args:    usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -93,7 +93,7 @@ func logListCommand(link *brokerLink) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Show entries, the oldest first",
-		Long:  "With --json every line is one entry exactly as it is hashed, so that log verify --entries can verify a saved list.",
+		Long:  "With --json every line is one entry exactly as it is hashed, so log verify --entries can verify a saved list.",
 		Example: `  sesame log list
   sesame log list --json --limit 0 > entries.jsonl`,
 		Args: usageArgs(cobra.NoArgs),
@@ -127,7 +127,7 @@ func logListCommand(link *brokerLink) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print entries as they are")
 	cmd.Flags().Int64Var(&from, "from", 0, "first entry")
-	cmd.Flags().Int64Var(&limit, "limit", 1000, "most entries; 0 is all")
+	cmd.Flags().Int64Var(&limit, "limit", 1000, "maximum of entries; 0 is all")
 	return cmd
 }
 
@@ -173,11 +173,11 @@ func logVerifyCommand(link *brokerLink) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Verify the whole log, or that it continues an older checkpoint",
-		Long: `Without --since all entries are read and hashed, and must be what the broker has signed. With --since the broker must
-prove that its log continues that checkpoint; entries are not read. --save keeps the new checkpoint for the next time:
-only somebody who compares with what he has kept notices that an older state of the store was put back.
+		Long: `Without --since, verify reads and hashes all entries, and checks them against what the broker has signed. With --since
+the broker must prove that its log continues that checkpoint; entries are not read. Keep the new checkpoint with --save
+for the next time: if an older state of the store is put back, only a comparison with a saved checkpoint shows it.
 
---entries and --checkpoint verify what was saved, without a broker; that needs --log-key.`,
+If you have saved entries, verify them without a broker: give --entries, --checkpoint and --log-key.`,
 		Example: `  sesame log verify --save checkpoint
   sesame log verify --since checkpoint --save checkpoint
   sesame log verify --entries entries.jsonl --checkpoint checkpoint --log-key sesame-broker/…`,
@@ -210,7 +210,7 @@ only somebody who compares with what he has kept notices that an older state of 
 	}
 	f := cmd.Flags()
 	f.StringVar(&since, "since", "", "file with an older checkpoint")
-	f.StringVar(&save, "save", "", "file for the checkpoint that was verified")
+	f.StringVar(&save, "save", "", "file to save the verified checkpoint to")
 	f.StringVar(&entries, "entries", "", "file with entries, of log list --json --limit 0")
 	f.StringVar(&checkpoint, "checkpoint", "", "file with the checkpoint of --entries")
 	return cmd
@@ -336,9 +336,9 @@ func logMistimedCommand(link *brokerLink) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mistimed INDEX --reason TEXT",
 		Short: "Record in the log that an entry has the time of a wrong clock",
-		Long: `The entry stays as it is, and a new one says that its time is wrong, who says so, and why. Entries have the time of the
-host's clock. No broker of this version lets such a time bound its own clock; the first entry that it writes removes the
-bound that older versions kept in the store.`,
+		Long: `The entry stays as it is. A new entry records that its time is wrong, who reported it, and why. Entries have the time of
+the host's clock. Brokers of this version never bound their own clock by such a time. The first entry that they write
+removes the bound that older versions kept in the store.`,
 		Example: `  sesame log mistimed 17 --reason "node 3 ran with a clock of 2100"`,
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -366,7 +366,7 @@ func logProveCommand(link *brokerLink) *cobra.Command {
 	return &cobra.Command{
 		Use:   "prove INDEX",
 		Short: "Print an entry with the proof that the signed log has it, as JSON",
-		Long: `The proof is verified before it is printed. It convinces anybody who has the log's key: SHA-256(0x00 ‖ entry) is the
+		Long: `prove verifies the proof before it prints it. Anyone who has the log's key can check it: SHA-256(0x00 ‖ entry) is the
 leaf INDEX of the tree (RFC 9162, 2.1.3.2) whose root the checkpoint signs.`,
 		Example: "  sesame log prove 17",
 		Args:    usageArgs(cobra.ExactArgs(1)),
@@ -408,11 +408,11 @@ leaf INDEX of the tree (RFC 9162, 2.1.3.2) whose root the checkpoint signs.`,
 func logAcceptRollbackCommand(link *brokerLink) *cobra.Command {
 	return &cobra.Command{
 		Use:   "accept-rollback CHECKPOINT",
-		Short: "Let the broker go on from an older state of its store, which was restored on purpose",
-		Long: `A broker whose store is older than what it has seen stops. If the store was restored on purpose, this command lets it go
-on. CHECKPOINT is SIZE:ROOT of the restored log, as the broker's refusal names it, or a file with a signed checkpoint
-that the restored log continues. The acceptance is the first new entry of the log. Releases, counts and changes of the
-entries that are lost are lost with them.`,
+		Short: "Let the broker continue from an older state of its store that was restored on purpose",
+		Long: `If a broker's store is older than what it has seen, the broker stops. If you restored the store on purpose, run this
+command to let it continue. CHECKPOINT is SIZE:ROOT of the restored log, as the broker's refusal names it, or a file with
+a signed checkpoint that the restored log continues. The acceptance is the first new entry of the log. The releases,
+counts and changes of the lost entries are lost, too.`,
 		Example: "  sesame log accept-rollback 1204:5Wl9…=\n  sesame log accept-rollback saturday.checkpoint",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

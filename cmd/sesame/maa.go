@@ -31,7 +31,7 @@ func maaReleasePolicyCommand() *cobra.Command {
 		Short: "Print the release policy of a key that only these enclaves get",
 		Long: `release-policy prints the JSON that "az keyvault key create --policy" takes. Name the enclave by its
 MRENCLAVE, or by its signer with product id and minimum SVN; "occlum print mrenclave" and "occlum print mrsigner"
-print the values. Debug enclaves are refused by the policy always.`,
+print the values. The policy always refuses debug enclaves.`,
 		Example: "  sesame maa release-policy --authority https://sharedweu.weu.attest.azure.net --mrsigner 3e7d… --product-id 200 --min-svn 1",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -64,7 +64,7 @@ func (e *enclaveFlags) add(cmd *cobra.Command) {
 	f.StringVar(&e.mrenclave, "mrenclave", "", "measurement of the enclave, 64 hexadecimal digits")
 	f.StringVar(&e.mrsigner, "mrsigner", "", "signer of the enclave, 64 hexadecimal digits")
 	f.Uint16Var(&e.product, "product-id", 0, "product id of the enclave")
-	f.Uint16Var(&e.svn, "min-svn", 0, "least SVN of the enclave")
+	f.Uint16Var(&e.svn, "min-svn", 0, "minimum SVN of the enclave")
 }
 
 // read is what the flags name; what is not given is not named.
@@ -92,10 +92,10 @@ func maaWrapCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wrap (--rsa-public FILE | --oct-key FILE) SECRET",
 		Short: "Wrap a secret with a key of the vault, as a blob for maa.keys",
-		Long: `wrap prints a secret, wrapped with a key that the vault releases, for the member "blob" of maa.keys. Without
-a blob a secret is the vault's key itself; with it one key opens secrets of any kind, 1 MiB at most.
-SECRET is a file, or "-" for standard input. Nothing is sent anywhere: for an RSA key its public part is enough
-("az keyvault key download"), an oct key is the file that was imported into the vault, 16, 24 or 32 raw bytes.`,
+		Long: `wrap prints a secret, wrapped with a key that the vault releases, for the member "blob" of maa.keys. If there is no
+blob, the secret is the vault's key itself; with a blob, one key opens secrets of any kind, up to 1 MiB each.
+SECRET is a file, or "-" for standard input. Nothing is sent anywhere. For an RSA key you need only the public part
+("az keyvault key download"); an oct key is the file that you imported into the vault, 16, 24 or 32 raw bytes.`,
 		Example: "  az keyvault key download --vault-name models -n kek -f kek.pem\n  sesame maa wrap --rsa-public kek.pem ssl.cfg",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -36,9 +36,9 @@ func maaRootsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "roots",
 		Short: "Print the roots of Azure's certificates, for maa.tls_roots",
-		Long: `roots picks the roots below which Azure's services have their certificates from a CA bundle, by their fingerprints,
-and prints them in PEM. Put the file into the initfs: it is measured, and vault, MAA and Entra are verified with it
-and nothing else. A root that the bundle no longer holds is named on standard error.`,
+		Long: `roots finds the roots of Azure's certificates in a CA bundle, by their fingerprints, and prints them in PEM. Put the
+output into a file in the initfs: it is measured, and init verifies vault, MAA and Entra only with it. If a root is no
+longer in the bundle, roots names it on standard error.`,
 		Example: "  sesame maa roots > initfs/etc/sesame/azure_roots.pem",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -31,12 +31,11 @@ func occlumCheckCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "check INSTANCE|Occlum.json",
-		Short: "Name every setting of an instance directory that would fail or is unsafe",
-		Long: `check looks through an instance directory of Occlum or of the simulator, before or after "occlum build":
-Occlum.json, the initfs with init and its measured config, the image, and what a build left.
-Each finding is a line with its severity, the setting, what follows from it and what to write.
-Of an Occlum.json alone, such as a template, it judges what that file says.
-With at least one error the exit status is 1; warnings alone leave it 0.`,
+		Short: "Report every setting of an instance directory that would fail or is unsafe",
+		Long: `check reads an instance directory of Occlum or of the simulator, before or after "occlum build": Occlum.json, the
+initfs with init and its measured config, the image, and the result of a build. If you give it an Occlum.json alone,
+such as a template, it checks only that file. Each finding is a line with its severity, the setting, its consequence
+and what to write. The exit status is 1 if there is an error; warnings do not change it.`,
 		Example: "  sesame occlum check occlum_tf\n" +
 			"  sesame occlum check --occlum-libc /opt/occlum occlum_tf",
 		Args: usageArgs(cobra.ExactArgs(1)),
@@ -68,9 +67,9 @@ func occlumCheckELFCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check-elf FILE",
 		Short: "Check that a program is built so that Occlum can run it",
-		Long: `check-elf checks what Occlum's loader and memory demand of a program, and names the flag of the build that
-is missing. Of a Go program it also wants the runtime overlay, stripped symbols, trimmed paths, and none of Sesame's
-development packages.`,
+		Long: `check-elf checks that a program meets the requirements of Occlum's loader and memory. If a build flag is missing,
+it names the flag. If the program is in Go, it must also have the runtime overlay, stripped symbols, trimmed paths,
+and none of Sesame's development packages.`,
 		Example: "  sesame occlum check-elf --interpreter /lib/ld-musl-x86_64.so.1 --max-size 16MB build/init",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -89,8 +88,8 @@ development packages.`,
 			return printFindings(cmd.OutOrStdout(), found, asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&o.Interpreter, "interpreter", "", "the loader that the file system holds")
-	cmd.Flags().StringVar(&size, "max-size", "0B", "largest size of the program, as 16MB; 0B for any")
+	cmd.Flags().StringVar(&o.Interpreter, "interpreter", "", "the loader that is in the file system")
+	cmd.Flags().StringVar(&size, "max-size", "0B", "maximum size of the program, such as 16MB; 0B for any")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the findings as JSON")
 	return cmd
 }
@@ -99,9 +98,9 @@ func occlumLimitsCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "limits INSTANCE|Occlum.json",
-		Short: "Print what a pod must ask for, for an enclave of these limits",
-		Long: `limits computes what a Kubernetes manifest must say for an enclave: the EPC that its pod asks for, and the most
-processors that its application may see ("sesame pod run --cpus"), so that its threads stay below max_num_of_threads.`,
+		Short: "Print what a pod must request for an enclave with these limits",
+		Long: `limits computes what a Kubernetes manifest must say for an enclave: the EPC that its pod requests, and how many
+processors its application may see at most ("sesame pod run --cpus") so that its threads stay below max_num_of_threads.`,
 		Example: "  sesame occlum limits Occlum.json",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -27,14 +27,14 @@ func packageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "package [STEP]...",
 		Short: "Build the images and manifests of an attested inference service",
-		Long: `package goes from a model and a program to three container images and Kubernetes manifests, in steps:
+		Long: `package turns a model and a program into three container images and Kubernetes manifests, in steps:
 
 ` + stepList() + `
-Without a STEP all are done. A step that was done with the same input is not done again. Give every call the same
-options. Keys are made once, in the folder keys of the work directory, and never again; no image holds a secret.
+If you name no STEP, package runs all of them. It skips a step whose input has not changed. Give every call the same
+options. Keys are made only once, in the folder keys of the work directory; no image contains a secret.
 
-In mode sim everything is built with the simulator, for machines without SGX. Mode hw runs in Occlum's development
-image and calls Occlum's own command.`,
+If your machine has no SGX, use mode sim, which builds everything with the simulator. Run mode hw in Occlum's
+development image: it calls Occlum's own command.`,
 		Example: "  sesame package -r registry.example/team -g v1 -s sim --model build/model/resnet\n" +
 			"  sesame package -r registry.example/team -g v1 images push",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -68,15 +68,15 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	o, flags := &f.o, cmd.Flags()
 	flags.StringVarP(&o.Registry, "registry", "r", "", "`registry` of the images, as registry.example/team (required)")
 	flags.StringVarP(&o.Tag, "tag", "g", "", "`tag` of the images (required)")
-	flags.StringVarP(&o.BrokerHost, "broker-domain", "d", "init-ra-server-svc", "`host` where init finds the key broker")
+	flags.StringVarP(&o.BrokerHost, "broker-domain", "d", "init-ra-server-svc", "`host` of the key broker")
 	flags.IntVarP(&o.BrokerPort, "broker-port", "p", 5000, "`port` of the key broker")
 	flags.StringVarP(&o.Mode, "mode", "s", pipeline.Hardware, "`sim` or hw")
 	flags.StringVarP(&o.Backend, "backend", "b", pipeline.OwnBackend,
-		"`where` init gets its secrets from, "+pipeline.OwnBackend+" being the key broker: "+strings.Join(config.BackendNames(), ", "))
+		"`service` that gives init its secrets, "+pipeline.OwnBackend+" being the key broker: "+strings.Join(config.BackendNames(), ", "))
 	flags.StringVar(&o.Service, "backend-config", "",
 		"`file` with the block of init's config for any other backend, as {\"maa\": {…}}")
 	flags.StringToStringVar(&o.InitFS, "initfs-file", nil,
-		"further files of the initfs, as `/etc/azure_roots.pem=FILE`, for what that block names")
+		"add a file to the initfs that the block names, such as `/etc/azure_roots.pem=FILE`")
 	flags.StringVarP(&o.PCCS, "pccs", "u", "",
 		"`URL` of the collateral service, measured; PCCS_URL in a manifest overrides it")
 	flags.StringVar(&o.Model, "model", "", "`directory` of the model's version folders (required for all steps)")
@@ -84,7 +84,7 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&o.Names, "tls-name", []string{"localhost", "127.0.0.1", "tf-demo-svc"},
 		"`names` of the server's certificate")
 	flags.StringVar(&o.ServerTLS, "server-tls", pipeline.FromBroker,
-		"where the server's TLS key comes from: one of the `broker`'s for all\n"+
+		"origin of the server's TLS key: one from the `broker` for all\n"+
 			"replicas, or made in each enclave with a certificate that carries its evidence")
 	flags.IntVar(&o.CPUs, "cpus", 4, "`number` of processors that the inference server may use")
 	flags.StringVar(&o.AppImage, "app-image", "",
@@ -95,7 +95,7 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&o.Files, "app-file", nil, "further `paths` of that image that the application needs")
 	flags.StringVar(&o.Work, "work", "build/package", "`directory` of all results")
 	flags.StringVar(&o.Template, "template", "Occlum.json",
-		"Occlum.json of the inference server, with limits that are raised where needed")
+		"Occlum.json of the inference server; its limits are raised if they are too low")
 	flags.StringVar(&o.Programs, "programs", "bin", "`directory` of the built programs")
 	flags.StringVar(&o.Manifests, "manifests", "packaging/kubernetes", "`directory` of the manifests")
 	flags.StringVar(&o.Client, "client-scripts", "packaging/clientscripts", "`directory` of the client's scripts")
@@ -113,7 +113,7 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&o.Picture, "picture", "", "the client's cat.jpg (default in mode sim: a sample of the stand-in's)")
 	flags.StringVar(&o.Writer, "writer", "oci", "what writes the images: `oci`, docker, podman or buildah")
 	flags.BoolVar(&o.Withdraw, "withdraw", false,
-		"let the policy name this build's measurement alone, without those of earlier builds")
+		"remove the measurements of earlier builds from the policy")
 	flags.Int64Var(&f.created, "created", 0, "time of everything in the images, in `seconds` since 1970")
 	flags.BoolVar(&f.push, "push", false, "push the images, too")
 }

@@ -13,7 +13,7 @@ import (
 func podCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pod",
-		Short: "What containers of a deployment do around an enclave",
+		Short: "Run, stage and probe an enclave in a pod",
 	}
 	cmd.AddCommand(podRunCommand(), podStageCommand(), podProbeCommand())
 	return cmd
@@ -24,10 +24,10 @@ func podRunCommand() *cobra.Command {
 	var pccs, qcnl string
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARGUMENT]...",
-		Short: "Run a command on few enough processors for its enclave's threads",
-		Long: `run replaces itself by COMMAND. With --cpus the command sees that many processors at most, as with taskset: a
-program that makes threads by their number stays below the enclave's limit. With --qcnl and --pccs it first writes the
-config of the host's quote library.`,
+		Short: "Run a command on as few processors as its enclave has threads for",
+		Long: `run replaces itself with COMMAND. With --cpus the command sees at most that many processors, as with taskset. If a
+program makes threads by the number of processors, this keeps it below the enclave's limit. With --qcnl and --pccs, run
+first writes the config of the host's quote library.`,
 		Example: "  sesame pod run --cpus=4 -- occlum run /bin/tensorflow_model_server",
 		Args:    usageArgs(cobra.MinimumNArgs(1)),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -49,7 +49,7 @@ config of the host's quote library.`,
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().IntVar(&cpus, "cpus", 0, "most `processors` that the command sees; 0 for all")
+	cmd.Flags().IntVar(&cpus, "cpus", 0, "maximum of `processors` that the command sees; 0 for all")
 	cmd.Flags().StringVar(&qcnl, "qcnl", "", "write the quote library's config to this `file`")
 	cmd.Flags().StringVar(&pccs, "pccs", "", "`URL` of the PCCS for that config")
 	return cmd
@@ -58,9 +58,9 @@ config of the host's quote library.`,
 func podStageCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "stage SRC DST [SRC DST]...",
-		Short: "Copy directories of the image to where this pod alone writes",
-		Long: `stage copies directories. Occlum opens its volumes for writing and locks them, so each pod needs its own copy;
-an init container makes it, in an emptyDir.`,
+		Short: "Copy directories of the image to a place that only this pod writes",
+		Long: `stage copies directories. Occlum opens its volumes for writing and locks them, so each pod needs its own copy. Run
+stage in an init container, to copy into an emptyDir.`,
 		Example: "  sesame pod stage . /stage",
 		Args: usageArgs(func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 || len(args)%2 != 0 {
@@ -84,9 +84,9 @@ func podProbeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "probe HOST:PORT",
 		Short: "Ask a gRPC server over TLS whether it serves",
-		Long: `probe is for readiness and liveness probes: the kubelet's own gRPC probes speak no TLS. It says that something
-serves there, not that it is the right thing; clients find that out for themselves. A server without the gRPC health
-service that answers so counts as serving: TensorFlow Serving listens only when its models are loaded.`,
+		Long: `probe is for readiness and liveness probes, because the kubelet's own gRPC probes speak no TLS. It tells whether a
+server serves, not whether it is the right one; clients verify that themselves. If a server answers that it has no gRPC
+health service, it counts as serving: TensorFlow Serving listens only when its models are loaded.`,
 		Example: "  sesame pod probe 127.0.0.1:9001",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -36,7 +36,7 @@ func policyCommand() *cobra.Command {
 func policyCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "check POLICY",
-		Short:   "Say everything that is wrong with a policy",
+		Short:   "Report every error in a policy",
 		Example: "  sesame policy check policy.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -86,13 +86,13 @@ func policyExplainCommand() *cobra.Command {
 	var o explainOptions
 	cmd := &cobra.Command{
 		Use:   "explain --policy POLICY --quote FILE",
-		Short: "Say rule by rule what a policy decides about a quote",
-		Long: `explain verifies a quote as the key broker would and prints each rule of the policy with pass or FAIL: of every
-workload, and of the secret where one is named. How often a secret was released only the broker knows. ` + quoteForms + `
-POLICY is a policy of the broker in YAML, or Occlum's dynamic_config.json. Collateral comes from where the policy says,
-or from --collateral.
+		Short: "Show rule by rule what a policy decides about a quote",
+		Long: `explain verifies a quote as the key broker would and prints each rule of the policy with pass or FAIL: the rules of
+every workload and, if you name one, of the secret. Only the broker knows how often a secret was released. ` + quoteForms + `
+POLICY is a policy of the broker in YAML, or Occlum's dynamic_config.json. Collateral comes from the source that the
+policy names, or from --collateral.
 
-Exit status 0: the broker would accept the peer, and release the secret to it. 1: it would not. 2: wrong usage.`,
+The exit status is 0 if the broker would accept the peer, and release the secret to it, 1 if not, and 2 for wrong usage.`,
 		Example: `  sesame policy explain --policy policy.yaml --quote quote.dat --secret model_key
   sesame policy explain --policy policy.yaml --quote quote.dat --collateral collateral/ --json`,
 		Args: usageArgs(cobra.NoArgs),
@@ -115,9 +115,9 @@ Exit status 0: the broker would accept the peer, and release the secret to it. 1
 	f := cmd.Flags()
 	f.StringVar(&o.policy, "policy", "", "the policy (required)")
 	f.StringVar(&o.quote, "quote", "", "the quote (required)")
-	f.StringVar(&o.secret, "secret", "", "name of a secret that is asked for")
-	f.StringVar(&o.collateral, "collateral", "", "directory or URL of the collateral, in place of the policy's")
-	f.StringVar(&o.rootCA, "root-ca", "", "PEM file with the trusted root, in place of the policy's")
+	f.StringVar(&o.secret, "secret", "", "name of the requested secret")
+	f.StringVar(&o.collateral, "collateral", "", "directory or URL of the collateral, instead of the policy's")
+	f.StringVar(&o.rootCA, "root-ca", "", "PEM file with the trusted root, instead of the policy's")
 	f.StringVar(&o.at, "at", "", "time of the decision, RFC 3339 (default now)")
 	f.BoolVar(&o.asJSON, "json", false, "print JSON")
 	return cmd
@@ -237,8 +237,8 @@ func policyKeygenCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "keygen NAME FILE",
 		Short: "Make a key that signs policies",
-		Long: `keygen makes an Ed25519 key, writes it to FILE, which must not exist, and prints the line that pins it: the value of
-broker.policy_key in the measured policy of a broker in an enclave. NAME stands for the key in logs.`,
+		Long: `keygen makes an Ed25519 key and writes it to FILE, which must not exist. It prints the line that pins the key: the
+value of broker.policy_key in the measured policy of a broker in an enclave. NAME identifies the key in logs.`,
 		Example: "  sesame policy keygen policy.example policy.key",
 		Args:    usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -263,8 +263,8 @@ func policySignCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sign --key FILE POLICY",
 		Short: "Sign a policy for a broker in an enclave",
-		Long: `sign checks a policy and prints it with a signature below (a note of golang.org/x/mod/sumdb/note). A broker whose
-measured policy pins the key takes it by --signed-policy, if its version is higher than any before.`,
+		Long: `sign checks a policy and prints it with a signature below (a note of golang.org/x/mod/sumdb/note). If the broker's
+measured policy pins the key, and the version is higher than any before, the broker accepts it with --signed-policy.`,
 		Example: "  sesame policy sign --key policy.key --out policy.signed policy.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -16,8 +16,8 @@ func policyPushCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "push POLICY",
 		Short: "Put a policy in force at a key broker in an enclave",
-		Long: `push gives a running broker the policy in the file POLICY: all of it is taken, or nothing. Its version must be
-higher than that of the policy in force; the broker's own settings stay those that were measured.` + linkHelp,
+		Long: `push gives a running broker the policy in the file POLICY. The broker accepts all of it, or nothing. The version must
+be higher than that of the policy in force; the broker's own settings stay as they were measured.` + linkHelp,
 		Example: "  sesame policy push policy.yaml --context broker.yaml",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

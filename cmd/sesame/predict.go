@@ -36,11 +36,11 @@ func (o *inference) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.attested.rootCA, "root-ca", "", "PEM `file` with the trusted root (default Intel's)")
 	f.BoolVar(&o.attested.allowHTTP, "allow-http", false, "permit a URL of collateral without TLS; collateral is signed all the same")
 	f.StringVar(&o.attested.pccsCA, "pccs-ca", "", "PEM `file` with the authority of that URL's TLS certificate (default the system's)")
-	f.StringVar(&o.serverName, "server-name", "", "`name` that the certificate must have")
+	f.StringVar(&o.serverName, "server-name", "", "`name` that must be in the certificate")
 	f.StringVar(&o.model, "model", "resnet", "`name` of the model")
 	f.StringVar(&o.image, "image", "", "JPEG or PNG `file` (required)")
-	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long one request may take, retries included")
-	f.IntVar(&o.dial.Retries, "retries", 0, "`number` of times that a request is tried again that finds no server, at most 4")
+	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long one request may take, including retries")
+	f.IntVar(&o.dial.Retries, "retries", 0, "`number` of times to retry a request that finds no server, at most 4")
 }
 
 // open reads the image and makes the credentials that accept the wanted server only.
@@ -102,9 +102,9 @@ func predictCommand() *cobra.Command {
 		Short: "Ask an inference server what an image shows",
 		Long: `predict sends an image to TensorFlow Serving and prints the most probable class and its probability.
 
-The image is scaled to 224×224 pixels. The server must show the very certificate of --crt, or one issued by it
-for --server-name; or, with --policy, a certificate made inside an attested workload that the policy wants. It is verified
-before the image is sent. Without --labels classes have numbers instead of names.`,
+predict scales the image to 224×224 pixels. Before it sends the image, it verifies the server. With --crt the server
+must have exactly that certificate, or one issued by it for --server-name. With --policy it must have a certificate made
+inside an attested workload that the policy accepts. If you give no --labels, classes have numbers instead of names.`,
 		Example: "  sesame predict --server localhost:31001 --crt server.crt --image cat.jpg\n" +
 			"  sesame predict --server localhost:31001 --policy workload.yaml --collateral https://localhost:8081/sgx/certification/v4/ --image cat.jpg\n" +
 			"  sesame predict --server localhost:31001 --crt server.crt --image violet.jpg --labels labels.txt --json",
@@ -147,7 +147,7 @@ before the image is sent. Without --labels classes have numbers instead of names
 		},
 	}
 	o.addFlags(cmd)
-	cmd.Flags().StringVar(&labels, "labels", "", "`file` with the names of the classes, one a line")
+	cmd.Flags().StringVar(&labels, "labels", "", "`file` with the names of the classes, one per line")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with the probability of every class")
 	return cmd
 }

@@ -40,8 +40,8 @@ func quoteCommand() *cobra.Command {
 	return cmd
 }
 
-const quoteForms = `FILE is a quote as it is, in hexadecimal or base64, a certificate in DER or PEM that carries a quote, or an
-Open Enclave report.`
+const quoteForms = `FILE is a quote, raw or in hexadecimal or base64, a certificate in DER or PEM that carries a quote, or an Open
+Enclave report.`
 
 func quoteInspectCommand() *cobra.Command {
 	var asJSON bool
@@ -86,14 +86,14 @@ func quoteVerifyCommand() *cobra.Command {
 	var o verifyOptions
 	cmd := &cobra.Command{
 		Use:   "verify FILE --collateral DIR|URL",
-		Short: "Judge a quote: is it genuine, and is it accepted",
+		Short: "Verify that a quote is genuine, and that it is accepted",
 		Long: quoteForms + `
 
 Collateral comes from a PCCS or Intel's PCS (a URL), or from a directory with the files tcb_info.json, tcb_chain.pem,
 qe_identity.json, qe_chain.pem, pck_crl.der, pck_crl_chain.pem and root_ca_crl.der.
 
-Without --policy any enclave or trust domain is accepted that is genuine, not in debug mode, and whose TCB status is
-UpToDate or one that --accept names. The exit status is 0 for an accepted quote and 1 for a refused one.`,
+If you give no --policy, verify accepts any enclave or trust domain that is genuine, is not in debug mode, and has the
+TCB status UpToDate or one that --accept names. The exit status is 0 for an accepted quote and 1 for a refused one.`,
 		Example: `  sesame quote verify quote.dat --collateral collateral/
   sesame quote verify quote.dat --collateral https://api.trustedservices.intel.com --accept UpToDate,SWHardeningNeeded
   sesame quote verify quote.dat --collateral collateral/ --root-ca root_ca.pem --at 2026-01-01T12:00:00Z --json`,

@@ -23,9 +23,9 @@ func rootkeyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rootkey",
 		Short: "Protect the root key of a key broker's store, and unlock it",
-		Long: `A broker opens its store by itself with the key that its processor, or a key file, has for it. On another machine, and
-after an upgrade, that key is another one: then a running replica hands the root key over, or operators unlock the store
-with shares or a passphrase. Make one of the two before you need it.` + linkHelp,
+		Long: `A broker opens its store by itself, with a key from its processor or from a key file. On another machine, or after an
+upgrade, that key differs. Then either a running replica hands the root key over, or operators unlock the store with
+shares or a passphrase. Make one of the two before you need it.` + linkHelp,
 	}
 	link.flags(cmd)
 	cmd.AddCommand(rootkeyListCommand(link), rootkeySharesCommand(link), rootkeyPassphraseCommand(link),
@@ -71,8 +71,8 @@ func rootkeySharesCommand(link *brokerLink) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "shares --threshold K --number N --out DIR",
 		Short: "Split a key into N shares, any K of which unlock the store",
-		Long: `Each share goes to a file of its own in DIR, for you to give to one operator each and delete. A wrong share is
-recognised as such when it is used.`,
+		Long: `Each share is written to its own file in DIR. Give one to each operator, then delete the files. If a share is wrong,
+the broker says so when it is used.`,
 		Example: "  sesame rootkey shares --threshold 3 --number 5 --out shares",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -100,8 +100,8 @@ recognised as such when it is used.`,
 			})
 		},
 	}
-	cmd.Flags().Int32Var(&threshold, "threshold", 3, "shares that are needed")
-	cmd.Flags().Int32Var(&number, "number", 5, "shares that are made")
+	cmd.Flags().Int32Var(&threshold, "threshold", 3, "number of shares needed to unlock")
+	cmd.Flags().Int32Var(&number, "number", 5, "number of shares to make")
 	cmd.Flags().StringVar(&dir, "out", "", "new folder for the shares (required)")
 	return cmd
 }
@@ -110,7 +110,7 @@ func rootkeyPassphraseCommand(link *brokerLink) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:     "passphrase",
-		Short:   "Protect the root key by a passphrase, too",
+		Short:   "Also protect the root key with a passphrase",
 		Example: "  sesame rootkey passphrase",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -137,7 +137,7 @@ func rootkeyUnlockCommand(link *brokerLink) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "unlock [--share FILE | --passphrase-file FILE]",
 		Short: "Unlock the store with a passphrase, or with one share after the other",
-		Long:  "Without flags the passphrase is asked for. Shares may come from several operators, one command each.",
+		Long:  "If you give no flags, unlock asks for the passphrase. Several operators may give their shares, one command each.",
 		Example: `  sesame rootkey unlock --share share-2
   sesame rootkey unlock`,
 		Args: usageArgs(cobra.NoArgs),

@@ -44,7 +44,7 @@ func (v *valueFlags) flags(cmd *cobra.Command) {
 
 func (v *valueFlags) read(cmd *cobra.Command) (attest.Secret, error) {
 	if (v.file == "") == !v.stdin {
-		return attest.Secret{}, usage("Give one of --file and --stdin.", "where does the value come from?")
+		return attest.Secret{}, usage("Give one of --file and --stdin.", "needs exactly one of --file and --stdin")
 	}
 	in := cmd.InOrStdin()
 	if v.file != "" {
@@ -88,8 +88,8 @@ func secretRotateCommand(link *brokerLink) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rotate NAME --file F|--stdin",
 		Short: "Give the broker a new version of a secret, and print its id",
-		Long: `The new version is released from now on. The old one stays valid until it is withdrawn: a policy may name it, and it
-takes over again where newer ones are withdrawn. To let the broker make the new value, see generate --rotate.`,
+		Long: `The broker releases the new version from now on. The old one stays valid until you withdraw it: a policy may name it, and
+it is released again if you withdraw the newer ones. If the broker should make the new value, use generate --rotate.`,
 		Example: "  sesame secret rotate ssl_config --file ssl.cfg",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE:    func(cmd *cobra.Command, args []string) error { return putSecret(cmd, link, &v, args[0], true) },
@@ -146,10 +146,10 @@ in PEM) or tf-ssl-config (the same as TensorFlow Serving's ssl_config). The cert
 	}
 	f := cmd.Flags()
 	f.StringVar(&kind, "kind", "", "image-key, random, x509 or tf-ssl-config (required)")
-	f.Int32Var(&recipe.Size, "size", 0, "of random, in bytes (default 32)")
+	f.Int32Var(&recipe.Size, "size", 0, "size of a random secret, in bytes (default 32)")
 	f.StringSliceVar(&recipe.Names, "name", nil, "host name or IP address of a certificate (default localhost)")
-	f.Int32Var(&recipe.Days, "days", 0, "that a certificate is valid (default 365)")
-	f.BoolVar(&rotate, "rotate", false, "make a new version of a secret that is there")
+	f.Int32Var(&recipe.Days, "days", 0, "how many days a certificate is valid (default 365)")
+	f.BoolVar(&rotate, "rotate", false, "make a new version of an existing secret")
 	f.StringVar(&out, "out", "", "file for the certificate")
 	return cmd
 }

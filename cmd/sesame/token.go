@@ -22,7 +22,7 @@ import (
 func tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Judge attestation tokens",
+		Short: "Verify attestation tokens",
 	}
 	cmd.AddCommand(tokenVerifyCommand())
 	return cmd
@@ -35,11 +35,11 @@ func tokenVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify --issuer URL [--jwks FILE] TOKEN",
 		Short: "Verify a token of Microsoft Azure Attestation for an SGX enclave",
-		Long: `verify checks signature, issuer, dates and type of a token, as somebody must who relies on it. TOKEN is a file,
-or "-" for standard input. The keys come from the issuer over TLS, or from a file; addresses within the token
-are never followed. A valid token says only that some enclave runs: name the enclave that you expect by its
-measurement, or by its signer with product id and SVN, and what its quote must hold by the report data, which is the
-SHA-256 of the runtime data that was attested. Exit status 0 is valid, 1 refused, 2 wrong usage.`,
+		Long: `verify checks signature, issuer, dates and type of a token, as a relying party must. TOKEN is a file, or "-" for
+standard input. The keys come from the issuer over TLS, or from a file; verify never follows addresses in the token. A
+valid token says only that some enclave runs. So name the enclave that you expect by its measurement, or by its signer
+with product id and SVN, and what its quote must hold by the report data, the SHA-256 of the attested runtime data. The
+exit status is 0 if the token is valid, 1 if it is refused, and 2 for wrong usage.`,
 		Example: "  sesame token verify --issuer https://sharedweu.weu.attest.azure.net --mrenclave 3e7d… token.jwt",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -98,9 +98,9 @@ SHA-256 of the runtime data that was attested. Exit status 0 is valid, 1 refused
 	f.StringVar(&jwks, "jwks", "", "read the instance's keys from this file instead of asking it")
 	f.StringVar(&ca, "ca", "", "verify the instance's TLS certificate with the roots in this PEM file")
 	enclave.add(cmd)
-	f.StringVar(&data, "report-data", "", "report data of the quote, up to 128 hexadecimal digits, filled up with zeros")
-	f.StringVar(&at, "at", "", "judge at this time (RFC 3339) instead of now")
-	f.BoolVar(&debug, "debug", false, "accept tokens of debug enclaves, too")
+	f.StringVar(&data, "report-data", "", "report data of the quote, up to 128 hexadecimal digits, padded with zeros")
+	f.StringVar(&at, "at", "", "verify at this time (RFC 3339) instead of now")
+	f.BoolVar(&debug, "debug", false, "also accept tokens of debug enclaves")
 	f.BoolVar(&asJSON, "json", false, "print verdict, reason and claims as JSON")
 	return cmd
 }

@@ -39,13 +39,13 @@ func tpmEnrollCommand() *cobra.Command {
 		Use:   "enroll",
 		Short: "Print this machine's entry for the broker's policy",
 		Long: `enroll asks the TPM for a quote and prints what a broker's policy needs of it: the attestation key, and the registers
-as they are now. Run it on the machine itself, booted as it will be, over a way that you trust: what it prints decides
-which machine gets the secrets.
+as they are now. Run it on the machine itself, booted as it will be, over a path that you trust: its output decides which
+machine gets the secrets.
 
-With --config the register of --config-pcr is not read but computed from init's config, which init measures itself.
-With --endorsement-key the entry also pins the TPM's endorsement key and has secrets encrypted to it; init's config
-then needs "endorsement_key": true. A TPM chip takes up to half a minute to make that key after every boot, unless
---keep-endorsement-key lets the TPM keep it (at TCG's handle 0x81010001).`,
+With --config, enroll does not read the register of --config-pcr but computes it from init's config, which init measures
+itself. With --endorsement-key the entry also pins the TPM's endorsement key and has secrets encrypted to it; init's
+config then needs "endorsement_key": true. A TPM chip takes up to half a minute to make that key after every boot, unless
+you let the TPM keep it with --keep-endorsement-key (at TCG's handle 0x81010001).`,
 		Example: "  sesame tpm enroll --pcrs 0,2,4,7 --config /etc/sesame/init.json --config-pcr 12 >entry.yaml",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -76,7 +76,7 @@ then needs "endorsement_key": true. A TPM chip takes up to half a minute to make
 	f.StringVar(&e.config, "config", "", "init's config, which it measures into the register of --config-pcr")
 	f.IntVar(&e.configPCR, "config-pcr", -1, "register that init's config names as config_pcr")
 	f.BoolVar(&e.endorsement, "endorsement-key", false, "pin the endorsement key, too, and wrap secrets to it")
-	f.BoolVar(&e.keep, "keep-endorsement-key", false, "let the TPM keep the endorsement key, so that it need not make it after every boot")
+	f.BoolVar(&e.keep, "keep-endorsement-key", false, "let the TPM keep the endorsement key instead of making it after every boot")
 	f.StringVar(&e.certificates, "certificates", "", "PEM file with the certificates above the endorsement key's, to print its root")
 	f.BoolVar(&e.asJSON, "json", false, "print JSON")
 	return cmd

@@ -27,9 +27,9 @@ func volumeCommand() *cobra.Command {
 		Use:   "volume",
 		Short: "Make, read and check encrypted volumes",
 		Long: `A volume is a directory in the format of Occlum's images: encrypted under a 128-bit key, or integrity-only.
-Its MAC, printed when it is made, stands for everything in it; reading asks for it, since without it an older or an
-exchanged volume would go unnoticed. An integrity-only volume is no protection against somebody who chooses its
-content, MAC or not.`,
+Its MAC, printed when it is made, covers everything in it. Commands that read require it, because without it an older or
+exchanged volume would go unnoticed. If an attacker can choose the content of an integrity-only volume, it gives no
+protection, with or without a MAC.`,
 	}
 	var headroom []byte
 	cmd.PersistentPreRun = func(*cobra.Command, []string) { headroom = make([]byte, garbageHeadroom) }
@@ -138,12 +138,12 @@ func volumeCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create SRC DST",
 		Short: "Make the volume DST of everything in the directory SRC, and print its MAC",
-		Long: `create makes a volume, in a new directory. It keeps names, contents, permission bits and link targets; not owners,
-times and hard links. Devices, FIFOs and sockets are left out. Without --key-file the volume is integrity-only: not
-encrypted, and no protection against somebody who chooses its content.
+		Long: `create makes a volume, in a new directory. It keeps names, contents, permission bits and link targets, but not owners,
+times and hard links. Devices, FIFOs and sockets are left out. If you give no --key-file, the volume is integrity-only:
+it is not encrypted, and does not protect against an attacker who chooses its content.
 
---reproducible makes the same volume of the same input and key; who sees two such volumes of one key learns which
-4 KiB blocks they have in common at equal places.`,
+With --reproducible the same input and key make the same volume. Anyone who sees two such volumes with one key learns
+which 4 KiB blocks at equal places they have in common.`,
 		Example: "  sesame keygen image-key model.key\n  sesame volume create --key-file model.key models/resnet resnet.volume",
 		Args:    usageArgs(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -186,7 +186,7 @@ encrypted, and no protection against somebody who chooses its content.
 	}
 	cmd.Flags().StringVar(&keyFile, "key-file", "", "private file (chmod 600) with the key: xx-xx-..., 32 hex digits or 16 raw bytes")
 	cmd.Flags().StringVar(&layout, "layout", sefs.Layout031.String(), "version of Occlum that will mount it: 0.31 or 0.30")
-	cmd.Flags().BoolVar(&reproducible, "reproducible", false, "make the same volume of the same input")
+	cmd.Flags().BoolVar(&reproducible, "reproducible", false, "make the same volume from the same input")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return cmd
 }
@@ -274,8 +274,8 @@ func volumeExtractCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "extract DIR OUT",
 		Short: "Write everything in a volume to the new directory OUT",
-		Long: `extract writes the files, directories and links of a volume, with their permission bits, to a new directory. The
-directory appears complete or, where anything in the volume is not what it should be, not at all.`,
+		Long: `extract writes the files, directories and links of a volume, with their permission bits, to a new directory. If
+anything in the volume is not what it should be, the directory does not appear at all.`,
 		Example: "  sesame volume extract --key-file model.key --mac $(cat model.mac) resnet.volume resnet",
 		Args:    usageArgs(cobra.ExactArgs(2)),
 	}
@@ -291,8 +291,8 @@ func volumeVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify DIR",
 		Short: "Read and check everything in a volume",
-		Long: `verify reads everything in a volume. It exits with 1 and the path where it finds the first thing that is not what
-it should be.`,
+		Long: `verify reads everything in a volume. If something is not what it should be, it prints the path of the first fault
+and exits with 1.`,
 		Example: "  sesame volume verify --key-file model.key --mac $(cat model.mac) resnet.volume",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 	}

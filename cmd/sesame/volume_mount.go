@@ -20,14 +20,15 @@ func volumeMountCommand() *cobra.Command {
 		Use:   "mount DIR MOUNTPOINT",
 		Short: "Mount a volume, read-only, until interrupted",
 		Long: `mount serves the volume DIR on the existing directory MOUNTPOINT. It prints "mounted" once files can be read,
-stays in the foreground, and unmounts when it is interrupted or terminated; it also ends when somebody else unmounts.
+stays in the foreground, and unmounts when it is interrupted or terminated. It also ends if MOUNTPOINT is unmounted by
+other means.
 
-What is read is decrypted and verified then. Who reads something that was tampered with gets an I/O error, and one line
-on stderr says which file it was. Only the user who mounts has access, unless --allow-other is given; then the modes in
-the volume decide.
+Files are decrypted and verified as they are read. Reading a tampered file fails with an I/O error, and one line on
+standard error names the file. Only the user who mounts has access, unless --allow-other is given; then the modes in the
+volume decide.
 
-It needs root, a user namespace (unshare -Urm) or fusermount3 (Debian package fuse3); in a container the device
-/dev/fuse and the capability SYS_ADMIN.`,
+You need root, a user namespace (unshare -Urm) or fusermount3 (Debian package fuse3); in a container, the device /dev/fuse
+and the capability SYS_ADMIN.`,
 		Example: "  sesame volume mount --key-file model.key --mac $(cat model.mac) resnet.volume /mnt",
 		Args:    usageArgs(cobra.ExactArgs(2)),
 	}

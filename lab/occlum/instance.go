@@ -44,7 +44,7 @@ func buildCommand() *cobra.Command {
 		Use:   "build",
 		Short: "Build, measure and sign the instance in the current directory",
 		Long: "Build, measure and sign the instance in the current directory. Everything is built anew each time.\n" +
-			"Without --sign-key a key of the user's own is made, once, in $XDG_STATE_HOME/sesame\n" +
+			"If you give no --sign-key, a key of your own is made, once, in $XDG_STATE_HOME/sesame\n" +
 			"(~/.local/state/sesame).",
 		Example: "  occlum gen-image-key image.key\n  occlum build --image-key image.key --sign-key sign.pem",
 		Args:    usageArgs(cobra.NoArgs),
@@ -82,12 +82,12 @@ func buildCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&imageKey, "image-key", "", "encrypt the image with the key in this file")
-	flags.BoolVar(&embed, "buildin-image-key", false, "put the image key into the initfs, for everybody to read")
+	flags.BoolVar(&embed, "buildin-image-key", false, "put the image key into the initfs, readable by everyone")
 	flags.StringVar(&signKey, "sign-key", "", "RSA key of 3072 bits, PEM, that signs the enclave")
 	flags.BoolVar(&reproducible, "reproducible", false,
-		"make the same encrypted image, hence the same MRENCLAVE, of the same input (simulator only)")
-	flags.BoolVarP(&force, "force", "f", false, "taken for Occlum's sake: all is built anew anyway")
-	flags.StringVar(&mode, "sgx-mode", "SIM", "taken for Occlum's sake: HW or SIM")
+		"make the same encrypted image, and so the same MRENCLAVE, from the same input (simulator only)")
+	flags.BoolVarP(&force, "force", "f", false, "accepted for compatibility: everything is built anew anyway")
+	flags.StringVar(&mode, "sgx-mode", "SIM", "accepted for compatibility: HW or SIM")
 	flags.String("sign-tool", "", "taken for Occlum's sake, and ignored")
 	flags.StringVar(&edmm, "enable-edmm", "N", "Y switches dynamic enclave memory on")
 	return cmd
@@ -141,7 +141,7 @@ func packageCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&debug, "debug", false, "pack an instance that can be debugged, too")
+	cmd.Flags().BoolVar(&debug, "debug", false, "also pack an instance that can be debugged")
 	return cmd
 }
 

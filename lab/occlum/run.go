@@ -32,7 +32,7 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.platform, "platform", "", "directory of the software platform that signs quotes; made on first\n"+
 		"use (default $XDG_STATE_HOME/sesame/softsgx, simulator only)")
 	flags.StringVar(&f.configID, "config-id", "", "64 bytes in base64 for the enclave's config id (needs KSS)")
-	flags.BoolVar(&f.quoteFailure, "quote-failure", false, "let the host's quoting service be down at its first use, and so for the\n"+
+	flags.BoolVar(&f.quoteFailure, "quote-failure", false, "make the host's quoting service fail at its first use, and so for the\n"+
 		"enclave's life (simulator only)")
 	flags.Uint16Var(&f.configSVN, "config-svn", 0, "the enclave's config SVN (needs KSS)")
 }
@@ -88,7 +88,7 @@ func runCommand() *cobra.Command {
 		},
 	}
 	f.add(cmd)
-	cmd.Flags().BoolVar(&f.strictApp, "strict-app", false, "run the program under the LibOS's system calls, too (simulator only)")
+	cmd.Flags().BoolVar(&f.strictApp, "strict-app", false, "also run the program under the LibOS's rules (simulator only)")
 	cmd.Flags().BoolVar(&f.isolateApp, "isolate-app", false, "run the program in user, mount and pid namespaces of its own (simulator only)")
 	return cmd
 }
@@ -137,7 +137,7 @@ func execCommand() *cobra.Command {
 func stopCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "stop",
-		Short:   "End the started instance in the current directory, and all that runs in it",
+		Short:   "Stop the instance in the current directory, and everything that runs in it",
 		Example: "  occlum stop",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -157,7 +157,7 @@ func simPlatformCommand() *cobra.Command {
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use:     "new DIR",
-		Short:   "Make a software platform that trusts nobody and that nobody trusts",
+		Short:   "Make a new software platform, which nothing trusts yet",
 		Example: "  occlum sim-platform new platform\n  occlum run --platform platform /bin/app",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -171,7 +171,7 @@ func simPCCSCommand() *cobra.Command {
 	var platform, listen, urlFile string
 	cmd := &cobra.Command{
 		Use:     "sim-pccs",
-		Short:   "Serve a software platform's collateral as a PCCS does (simulator only)",
+		Short:   "Serve a software platform's collateral, like a PCCS (simulator only)",
 		Example: "  occlum sim-pccs --platform platform --listen 127.0.0.1:8081",
 		Args:    usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
