@@ -77,7 +77,7 @@ func TestABackendIsAPackageAndALine(t *testing.T) {
 	b := newLinuxBoot(t)
 	replaced, err := json.Marshal(map[string]any{"Replace": listed(t, func(string) bool { return true },
 		[2]string{"import (", `	"github.com/sesame-init/sesame/init/testdata/toy"`},
-		[2]string{"	return []backend.Kind{", "		toy.Kind(),"})})
+		[2]string{"	return []kind.Kind{", "		toy.Kind(),"})})
 	if err != nil {
 		t.Fatal(err)
 	}

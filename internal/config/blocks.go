@@ -13,17 +13,18 @@ import (
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/trust"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // None is the backend of a workload that needs no key.
 const None = "none"
 
 // kindOf finds a backend by its name.
-func kindOf(name string) (backend.Kind, bool) {
+func kindOf(name string) (kind.Kind, bool) {
 	kinds := Backends()
-	i := slices.IndexFunc(kinds, func(k backend.Kind) bool { return k.Name == name })
+	i := slices.IndexFunc(kinds, func(k kind.Kind) bool { return k.Name == name })
 	if i < 0 {
-		return backend.Kind{}, false
+		return kind.Kind{}, false
 	}
 	return kinds[i], true
 }
@@ -71,7 +72,7 @@ func HostEnvironment() map[string]string {
 func (c *Config) ApplyHost(getenv func(string) string) {
 	if b := c.Block(); b != nil {
 		b.Apply(getenv)
-		if p, ok := b.(backend.Publisher); ok {
+		if p, ok := b.(kind.Publisher); ok {
 			files := p.Published()
 			for _, name := range slices.Sorted(maps.Keys(files)) {
 				c.Secrets = append(c.Secrets, SecretFile{Name: name, Path: files[name], Mode: 0o444})
@@ -87,13 +88,13 @@ func (c *Config) ApplyHost(getenv func(string) string) {
 }
 
 // Block is that of the backend that the config chooses, or nil.
-func (c *Config) Block() backend.Block { return c.Blocks[c.Backend] }
+func (c *Config) Block() kind.Block { return c.Blocks[c.Backend] }
 
 // use is what the block is used for.
-func (c *Config) use(readFile func(string) ([]byte, error)) backend.Use {
-	use := backend.Use{
+func (c *Config) use(readFile func(string) ([]byte, error)) kind.Use {
+	use := kind.Use{
 		Evidence: c.Attester, Secrets: c.wanted, Opening: c.opening, ReadFile: readFile,
-		CheckTrust: func(bad backend.Report) { c.checkCollateral(bad, readFile) },
+		CheckTrust: func(bad kind.Report) { c.checkCollateral(bad, readFile) },
 	}
 	if c.AppTLS != nil {
 		use.AppBinding = c.AppTLS.Binding
@@ -102,7 +103,7 @@ func (c *Config) use(readFile func(string) ([]byte, error)) backend.Use {
 }
 
 // checkCollateral reports what is wrong with the source of collateral.
-func (c *Config) checkCollateral(bad backend.Report, readFile func(string) ([]byte, error)) {
+func (c *Config) checkCollateral(bad kind.Report, readFile func(string) ([]byte, error)) {
 	s := &c.Collateral
 	key := c.pccsKey
 	if key == "" {
@@ -113,7 +114,7 @@ func (c *Config) checkCollateral(bad backend.Report, readFile func(string) ([]by
 	} else if err := pccs.CheckURL(s.PCCSURL, s.AllowHTTP); err != nil {
 		bad(key, err.Error(), attest.HintOf(err))
 	}
-	use := backend.Use{ReadFile: readFile}
+	use := kind.Use{ReadFile: readFile}
 	for key, name := range map[string]string{"collateral.pccs_ca": s.PCCSCA, "collateral.root_ca": s.RootCA} {
 		if name == "" || readFile == nil {
 			continue
@@ -125,7 +126,7 @@ func (c *Config) checkCollateral(bad backend.Report, readFile func(string) ([]by
 }
 
 // checkBackend reports what is wrong with the choice of a backend and with its block.
-func (c *Config) checkBackend(bad backend.Report, readFile func(string) ([]byte, error)) {
+func (c *Config) checkBackend(bad kind.Report, readFile func(string) ([]byte, error)) {
 	kind, known := kindOf(c.Backend)
 	switch {
 	case c.Backend == "":
@@ -173,7 +174,7 @@ type Opening struct {
 
 // Open makes the backend that the config chooses, once the host's environment was applied. It has one.
 func (c *Config) Open(o Opening) (backend.Backend, error) {
-	return c.Block().Open(backend.Env{
+	return c.Block().Open(kind.Env{
 		Use: c.use(o.ReadFile), ReadKey: o.ReadKey, Attester: o.Attester, Trust: o.Trust, Now: o.Now, Logger: o.Logger,
 	})
 }

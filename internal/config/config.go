@@ -24,8 +24,8 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // Path is that of the config in the initfs.
@@ -46,8 +46,8 @@ type Config struct {
 	// Timeout bounds attesting and fetching together, retries included. Default 60 s.
 	Timeout Duration `json:"timeout,omitempty"`
 	// Blocks are those of backends, by the backend's name: the chosen one's counts, others may be there.
-	Blocks map[string]backend.Block `json:"-"`
-	Root   Root                     `json:"root"`
+	Blocks map[string]kind.Block `json:"-"`
+	Root   Root                  `json:"root"`
 	// App pins the application's program and arguments. Without it the host chooses both.
 	App     *App         `json:"app,omitempty"`
 	Volumes []Volume     `json:"volumes,omitempty"`
@@ -179,8 +179,8 @@ func (m Mode) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%04o", ui
 
 // Problem is one thing that is wrong with a config, Problems is everything.
 type (
-	Problem  = backend.Problem
-	Problems = backend.Problems
+	Problem  = kind.Problem
+	Problems = kind.Problems
 )
 
 // Parse reads a config of either shape. The error has code [attest.CodeConfig] and wraps [Problems] if the

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/internal/kind"
 	"github.com/sesame-init/sesame/internal/strictjson"
 )
 
@@ -34,7 +34,7 @@ func (m *members) add(v any, names ...string) {
 
 // addBlocks takes a member for each backend, a pointer to its block, and returns what puts the blocks that were read into a
 // map.
-func (m *members) addBlocks(blocks map[string]backend.Block) (keep func() map[string]backend.Block) {
+func (m *members) addBlocks(blocks map[string]kind.Block) (keep func() map[string]kind.Block) {
 	kinds := Backends()
 	first := len(m.values)
 	for i, k := range kinds {
@@ -48,11 +48,11 @@ func (m *members) addBlocks(blocks map[string]backend.Block) (keep func() map[st
 		}
 		m.values = append(m.values, v)
 	}
-	return func() map[string]backend.Block {
-		blocks := map[string]backend.Block{}
+	return func() map[string]kind.Block {
+		blocks := map[string]kind.Block{}
 		for i, k := range kinds {
 			if v := m.values[first+i]; !v.IsNil() {
-				blocks[k.Name] = v.Interface().(backend.Block)
+				blocks[k.Name] = v.Interface().(kind.Block)
 			}
 		}
 		return blocks
@@ -99,7 +99,7 @@ func decodeOwn(text []byte) (*Config, Problems) {
 }
 
 // ReadBlocks reads an object with blocks alone: {"maa": {…}}. Errors are [Problems].
-func ReadBlocks(text []byte) (map[string]backend.Block, error) {
+func ReadBlocks(text []byte) (map[string]kind.Block, error) {
 	var m members
 	keep := m.addBlocks(nil)
 	if problems := m.decode(text); len(problems) > 0 {

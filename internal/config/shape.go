@@ -3,7 +3,7 @@ package config
 import (
 	"encoding/json"
 
-	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // imageKeyName is the name under which Occlum's inits ask for the image key.
@@ -31,7 +31,7 @@ func decode(text []byte, keys map[string]json.RawMessage) (*Config, Problems) {
 
 // decodeShape turns another form into ours. What the form leaves open, the source of collateral and that secrets must not
 // persist, is asked for by name.
-func decodeShape(text []byte, k backend.Kind, shape backend.Shape) (*Config, Problems) {
+func decodeShape(text []byte, k kind.Kind, shape kind.Shape) (*Config, Problems) {
 	c := &Config{Legacy: true, Backend: k.Name}
 	var m members
 	m.add(shape)
@@ -41,7 +41,7 @@ func decodeShape(text []byte, k backend.Kind, shape backend.Shape) (*Config, Pro
 	}
 	var problems Problems
 	settings := shape.Settings(problems.Add)
-	c.Blocks = map[string]backend.Block{k.Name: settings.Block}
+	c.Blocks = map[string]kind.Block{k.Name: settings.Block}
 	c.remarks = settings.Remarks
 	for _, s := range settings.Secrets {
 		c.Secrets = append(c.Secrets, SecretFile{Name: s.Name, Path: s.Path})

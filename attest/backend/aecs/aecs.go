@@ -60,6 +60,7 @@ import (
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // Bounds in bytes. A server stores secrets of up to MaxSecret (Occlum's client has room for one byte less); for the
@@ -166,7 +167,7 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,255}$`)
 
 // New checks the config. The error's code is [attest.CodeConfig].
 func New(c Config) (*Client, error) {
-	var problems backend.Problems
+	var problems kind.Problems
 	c.check(problems.Add)
 	if c.Attester == nil || c.Verifier == nil {
 		problems.Add("attester", "is missing, or the verifier is", "both")

@@ -10,12 +10,13 @@ import (
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/internal/kind"
 	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // Kind is the backend "aecs": docs/backends/aecs.md is the manual of its block.
-func Kind() backend.Kind {
-	return backend.Kind{Name: "aecs", New: func() backend.Block { return &block{} }, Shape: newShape}
+func Kind() kind.Kind {
+	return kind.Kind{Name: "aecs", New: func() kind.Block { return &block{} }, Shape: newShape}
 }
 
 // block configures KubeTEE AECS servers.
@@ -91,8 +92,8 @@ func (b *block) config() Config {
 	return c
 }
 
-// Check implements [backend.Block].
-func (b *block) Check(use backend.Use, bad backend.Report) {
+// Check implements [kind.Block].
+func (b *block) Check(use kind.Use, bad kind.Report) {
 	own := bad.In("aecs")
 	if b.occlum {
 		own = b.report(bad)
@@ -114,7 +115,7 @@ func (b *block) Check(use backend.Use, bad backend.Report) {
 }
 
 // check has the rules that hold for every user of the package, under the keys of the block.
-func (c *Config) check(bad backend.Report) {
+func (c *Config) check(bad kind.Report) {
 	if len(c.Servers) == 0 {
 		bad("servers", "is missing", `a list such as ["aecs:19527"]`)
 	}
@@ -170,7 +171,7 @@ func (c *Config) check(bad backend.Report) {
 }
 
 // checkSecrets compares the secrets with those that are asked for.
-func (b *block) checkSecrets(wanted []string, bad backend.Report) {
+func (b *block) checkSecrets(wanted []string, bad kind.Report) {
 	for name, s := range b.Secrets {
 		if !slices.Contains(wanted, name) {
 			bad("secrets."+name, "is not asked for", "the name as root, volumes or secrets have it")
@@ -188,7 +189,7 @@ func (b *block) checkSecrets(wanted []string, bad backend.Report) {
 }
 
 // checkServer has the rules on the server that only the text of a config can break.
-func (b *block) checkServer(bad backend.Report) {
+func (b *block) checkServer(bad kind.Report) {
 	if b.ServerKey != nil && len(b.ServerKey) != 32 {
 		bad("server_key", fmt.Sprintf("has %d bytes", len(b.ServerKey)),
 			"64 hexadecimal digits, the identity_hash of aecsadmin status")
@@ -203,7 +204,7 @@ func (b *block) checkServer(bad backend.Report) {
 	}
 }
 
-func (b *block) checkTLS(use backend.Use, bad backend.Report) {
+func (b *block) checkTLS(use kind.Use, bad kind.Report) {
 	t := b.TLS
 	if t == nil {
 		return
@@ -232,9 +233,9 @@ func (t *blockTLS) pair(readCertificate, readKey func(name string) ([]byte, erro
 	return tls.X509KeyPair(certificate, key)
 }
 
-// Open implements [backend.Block].
-func (b *block) Open(env backend.Env) (backend.Backend, error) {
-	if err := backend.Check("aecs", b, env.Use); err != nil {
+// Open implements [kind.Block].
+func (b *block) Open(env kind.Env) (backend.Backend, error) {
+	if err := kind.Check("aecs", b, env.Use); err != nil {
 		return nil, err
 	}
 	c := b.config()
@@ -253,7 +254,7 @@ func (b *block) Open(env backend.Env) (backend.Backend, error) {
 	return New(c)
 }
 
-func (t *blockTLS) read(env backend.Env, to *TLS) error {
+func (t *blockTLS) read(env kind.Env, to *TLS) error {
 	authorities, err := env.Certificates(t.CA)
 	if err != nil {
 		return err
@@ -270,19 +271,19 @@ func (t *blockTLS) read(env backend.Env, to *TLS) error {
 // serverVariable is the host's. Occlum's init reads it, too.
 const serverVariable = "OCCLUM_INIT_RA_KMS_SERVER"
 
-// Host implements [backend.Block].
+// Host implements [kind.Block].
 func (*block) Host() map[string]string {
 	return map[string]string{serverVariable: "address of the AECS, host:port"}
 }
 
-// Apply implements [backend.Block].
+// Apply implements [kind.Block].
 func (b *block) Apply(getenv func(string) string) {
 	if v := getenv(serverVariable); v != "" {
 		b.Servers = []string{v}
 	}
 }
 
-// Files implements [backend.Block].
+// Files implements [kind.Block].
 func (b *block) Files() map[string]string {
 	t := b.TLS
 	if t == nil {
@@ -291,7 +292,7 @@ func (b *block) Files() map[string]string {
 	return map[string]string{"aecs.tls.ca": t.CA, "aecs.tls.certificate": t.Certificate, "aecs.tls.key": t.Key}
 }
 
-// Remarks implements [backend.Block].
+// Remarks implements [kind.Block].
 func (b *block) Remarks() (lines []string) {
 	switch {
 	case b.Generation == GenerationA:

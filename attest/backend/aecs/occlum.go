@@ -9,8 +9,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // shape is init_ra_conf.json as Occlum's AECS init reads it. The block aecs, which may be beside its four keys, says what the
@@ -65,7 +65,7 @@ type shapeUA struct {
 const imageKeyService = "service1"
 
 // newShape tells Occlum's two forms apart: by the key that only one has, or by the names in ra_config.
-func newShape(members map[string]json.RawMessage) backend.Shape {
+func newShape(members map[string]json.RawMessage) kind.Shape {
 	occlums := false
 	for _, key := range []string{"kms_server", "kms_keys", "ra_config"} {
 		_, has := members[key]
@@ -78,8 +78,8 @@ func newShape(members map[string]json.RawMessage) backend.Shape {
 	return nil
 }
 
-// Settings implements [backend.Shape].
-func (s *shape) Settings(bad backend.Report) backend.Settings {
+// Settings implements [kind.Shape].
+func (s *shape) Settings(bad kind.Report) kind.Settings {
 	b := &s.AECS
 	b.occlum = true
 	for key, set := range map[string]bool{"servers": b.Servers != nil, "service": b.Service != "",
@@ -98,12 +98,12 @@ func (s *shape) Settings(bad backend.Report) backend.Settings {
 	b.Service = imageKeyService
 	files := s.secrets(bad)
 	remarks := s.Peer.settings(b, bad)
-	return backend.Settings{Block: b, Secrets: files, Remarks: remarks,
-		PCCS: []backend.PCCS{{Key: "ua_env_pccs_url", URL: s.PCCS}, {Key: "ra_config.ua_dcap_pccs_url", URL: s.Peer.DCAPPCCS}}}
+	return kind.Settings{Block: b, Secrets: files, Remarks: remarks,
+		PCCS: []kind.PCCS{{Key: "ua_env_pccs_url", URL: s.PCCS}, {Key: "ra_config.ua_dcap_pccs_url", URL: s.Peer.DCAPPCCS}}}
 }
 
 // report names what is wrong by the keys of Occlum's form.
-func (b *block) report(bad backend.Report) backend.Report {
+func (b *block) report(bad kind.Report) kind.Report {
 	return func(key, text, write string) {
 		switch {
 		case key == "servers" || key == "servers[0]":
@@ -118,8 +118,8 @@ func (b *block) report(bad backend.Report) backend.Report {
 }
 
 // secrets are the secret files of kms_keys. Two services may have secrets of one name.
-func (s *shape) secrets(bad backend.Report) []backend.SecretFile {
-	var files []backend.SecretFile
+func (s *shape) secrets(bad kind.Report) []kind.SecretFile {
+	var files []kind.SecretFile
 	places := s.AECS.Secrets
 	if places == nil {
 		places = map[string]blockSecret{}
@@ -142,14 +142,14 @@ func (s *shape) secrets(bad backend.Report) []backend.SecretFile {
 			bad(key+".key", "cannot be told from another secret", "another name")
 		}
 		places[name] = place
-		files = append(files, backend.SecretFile{Name: name, Path: k.Path})
+		files = append(files, kind.SecretFile{Name: name, Path: k.Path})
 	}
 	return files
 }
 
 // settings puts the policy into b and refuses what cannot be honoured. It returns what a reader of the log should
 // know.
-func (u *shapeUA) settings(b *block, bad backend.Report) (remarks []string) {
+func (u *shapeUA) settings(b *block, bad kind.Report) (remarks []string) {
 	refuse := func(value, key, why string) {
 		if value != "" {
 			bad("ra_config."+key, why, `""`)
@@ -199,7 +199,7 @@ func (u shapeUA) withoutServer() shapeUA {
 }
 
 // policy is what the fields of the policy say, as far as an SGX quote can say it, and only if that is enough.
-func (u *shapeUA) policy(bad backend.Report) *policy.Policy {
+func (u *shapeUA) policy(bad kind.Report) *policy.Policy {
 	var s policy.SGX
 	number := func(text, key string) *uint16 {
 		if text == "" {
@@ -248,7 +248,7 @@ func (u *shapeUA) policy(bad backend.Report) *policy.Policy {
 }
 
 // serverKey reads ua_policy_hex_hash_or_pem_pubkey: the hash of the server's key, or its PEM text.
-func (u *shapeUA) serverKey(bad backend.Report) policy.Hex {
+func (u *shapeUA) serverKey(bad kind.Report) policy.Hex {
 	if u.Key == "" {
 		return nil
 	}

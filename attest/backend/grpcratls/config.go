@@ -15,11 +15,12 @@ import (
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/ratls/raconfig"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // Kind is the backend "grpc-ratls": docs/backends/grpc-ratls.md is the manual of its block.
-func Kind() backend.Kind {
-	return backend.Kind{Name: name, New: func() backend.Block { return &block{} }, Shape: newShape}
+func Kind() kind.Kind {
+	return kind.Kind{Name: name, New: func() kind.Block { return &block{} }, Shape: newShape}
 }
 
 const (
@@ -71,8 +72,8 @@ func (b *block) Policy() (ratls.Appraiser, error) {
 	return peer, nil
 }
 
-// Check implements [backend.Block].
-func (b *block) Check(use backend.Use, bad backend.Report) {
+// Check implements [kind.Block].
+func (b *block) Check(use kind.Use, bad kind.Report) {
 	own := bad.In(blockKey)
 	if b.occlum != nil {
 		own = b.occlum.report(bad)
@@ -89,7 +90,7 @@ func (b *block) Check(use backend.Use, bad backend.Report) {
 }
 
 // checkText has the rules that only the text of a config can break.
-func (b *block) checkText(bad backend.Report) {
+func (b *block) checkText(bad kind.Report) {
 	if b.Protocol == "" {
 		bad("protocol", "is missing", `"session" or "legacy"`)
 	}
@@ -115,7 +116,7 @@ func (b *block) checkText(bad backend.Report) {
 }
 
 // check has all other rules, under the keys of the block.
-func (c *Config) check(bad backend.Report) {
+func (c *Config) check(bad kind.Report) {
 	if len(c.Servers) == 0 {
 		bad("servers", "is missing", `a list such as ["init-ra-server-svc:5000"]`)
 	}
@@ -143,9 +144,9 @@ func (c *Config) check(bad backend.Report) {
 	}
 }
 
-// Open implements [backend.Block].
-func (b *block) Open(env backend.Env) (backend.Backend, error) {
-	if err := backend.Check(name, b, env.Use); err != nil {
+// Open implements [kind.Block].
+func (b *block) Open(env kind.Env) (backend.Backend, error) {
+	if err := kind.Check(name, b, env.Use); err != nil {
 		return nil, err
 	}
 	c := b.config()
@@ -163,22 +164,22 @@ func (b *block) Open(env backend.Env) (backend.Backend, error) {
 // serverVariable is the host's. Occlum's init reads it, too.
 const serverVariable = "OCCLUM_INIT_RA_KMS_SERVER"
 
-// Host implements [backend.Block].
+// Host implements [kind.Block].
 func (*block) Host() map[string]string {
 	return map[string]string{serverVariable: "address of the key broker, host:port"}
 }
 
-// Apply implements [backend.Block].
+// Apply implements [kind.Block].
 func (b *block) Apply(getenv func(string) string) {
 	if v := getenv(serverVariable); v != "" {
 		b.Servers = []string{v}
 	}
 }
 
-// Files implements [backend.Block].
+// Files implements [kind.Block].
 func (*block) Files() map[string]string { return nil }
 
-// Remarks implements [backend.Block].
+// Remarks implements [kind.Block].
 func (b *block) Remarks() (lines []string) {
 	if b.Protocol == Legacy {
 		lines = append(lines, "legacy wire: the broker's evidence is not fresh, only its collateral is")
@@ -202,7 +203,7 @@ type shapeKey struct {
 }
 
 // newShape tells Occlum's form from that of its AECS init, which has the same keys and policies of other words.
-func newShape(members map[string]json.RawMessage) backend.Shape {
+func newShape(members map[string]json.RawMessage) kind.Shape {
 	if _, ok := members["ua_env_pccs_url"]; ok || bytes.Contains(members["ra_config"], []byte(`"ua_`)) {
 		return nil
 	}
@@ -214,21 +215,21 @@ func newShape(members map[string]json.RawMessage) backend.Shape {
 	return nil
 }
 
-// Settings implements [backend.Shape].
-func (s *shape) Settings(backend.Report) backend.Settings {
+// Settings implements [kind.Shape].
+func (s *shape) Settings(kind.Report) kind.Settings {
 	b := &block{Protocol: Legacy, occlum: s}
 	if s.Server != "" {
 		b.Servers = []string{s.Server}
 	}
-	var files []backend.SecretFile
+	var files []kind.SecretFile
 	for _, k := range s.Keys {
-		files = append(files, backend.SecretFile{Name: k.Key, Path: k.Path})
+		files = append(files, kind.SecretFile{Name: k.Key, Path: k.Path})
 	}
-	return backend.Settings{Block: b, Secrets: files}
+	return kind.Settings{Block: b, Secrets: files}
 }
 
 // report names what is wrong by the keys of Occlum's form.
-func (*shape) report(bad backend.Report) backend.Report {
+func (*shape) report(bad kind.Report) kind.Report {
 	return func(key, text, write string) {
 		switch key {
 		case "servers", "servers[0]":

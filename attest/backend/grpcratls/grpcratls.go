@@ -38,6 +38,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // Bounds of what a broker may send on the legacy wire, in decoded bytes: those of Occlum's init. A session takes
@@ -92,7 +93,7 @@ type Client struct {
 
 // New checks the config. The error's code is [attest.CodeConfig].
 func New(c Config) (*Client, error) {
-	var problems backend.Problems
+	var problems kind.Problems
 	c.check(problems.Add)
 	if c.Attester == nil {
 		problems.Add("attester", "is missing", "")

@@ -9,18 +9,19 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/internal/kind"
 	"github.com/sesame-init/sesame/internal/pki"
 )
 
 // Kind is the backend "maa", Microsoft Azure Attestation with Azure Key Vault or Managed HSM: docs/backends/maa.md is the
 // manual of its block.
-func Kind() backend.Kind {
-	return backend.Kind{Name: "maa", New: func() backend.Block { return &block{} }}
+func Kind() kind.Kind {
+	return kind.Kind{Name: "maa", New: func() kind.Block { return &block{} }}
 }
 
 // TokenKind is the backend "maa-token", the drop-in for Occlum's maa_init, in the same manual.
-func TokenKind() backend.Kind {
-	return backend.Kind{Name: "maa-token", New: func() backend.Block { return &tokenBlock{} }}
+func TokenKind() kind.Kind {
+	return kind.Kind{Name: "maa-token", New: func() kind.Block { return &tokenBlock{} }}
 }
 
 // block is measured: anyone who could choose instance, vault and keys would choose the secrets.
@@ -59,18 +60,18 @@ const (
 )
 
 // checkQuotes refuses evidence that is not sent to MAA here.
-func checkQuotes(use backend.Use, bad backend.Report) {
+func checkQuotes(use kind.Use, bad kind.Report) {
 	if use.Evidence != "" && use.Evidence != attest.SGX {
 		bad("attester", fmt.Sprintf("evidence of %q is not sent to MAA here", use.Evidence), `"sgx", or another backend`)
 	}
 }
 
-func checkRoots(use backend.Use, bad backend.Report, name string) {
+func checkRoots(use kind.Use, bad kind.Report, name string) {
 	use.CheckCertificates(bad, "tls_roots", name, `a PEM file in the initfs; "sesame maa roots" prints Azure's roots`)
 }
 
-// Check implements [backend.Block].
-func (b *block) Check(use backend.Use, bad backend.Report) {
+// Check implements [kind.Block].
+func (b *block) Check(use kind.Use, bad kind.Report) {
 	checkQuotes(use, bad)
 	bad = bad.In("maa")
 	for _, name := range use.Secrets {
@@ -98,7 +99,7 @@ func (b *block) config() Config {
 }
 
 // check has the rules, under the keys of the block. If hostFills, the host may still give what is missing.
-func (c *Config) check(hostFills bool, bad backend.Report) {
+func (c *Config) check(hostFills bool, bad kind.Report) {
 	for key, address := range map[string]string{"endpoint": c.Endpoint, "vault": c.Vault} {
 		if err := checkURL(address); err != nil {
 			bad(key, err.Error(), `"https://host"`)
@@ -122,9 +123,9 @@ func (c *Config) check(hostFills bool, bad backend.Report) {
 	}
 }
 
-// Open implements [backend.Block].
-func (b *block) Open(env backend.Env) (backend.Backend, error) {
-	if err := backend.Check("maa", b, env.Use); err != nil {
+// Open implements [kind.Block].
+func (b *block) Open(env kind.Env) (backend.Backend, error) {
+	if err := kind.Check("maa", b, env.Use); err != nil {
 		return nil, err
 	}
 	c := b.config()
@@ -137,7 +138,7 @@ func (b *block) Open(env backend.Env) (backend.Backend, error) {
 }
 
 // network is how Azure is reached.
-func network(env backend.Env, roots string) (Network, error) {
+func network(env kind.Env, roots string) (Network, error) {
 	certificates, err := env.Certificates(roots)
 	if err != nil {
 		return Network{}, attest.Errorf(attest.CodeConfig, "reading tls_roots", "Put the PEM file into the initfs before the build.", "%w", err)
@@ -145,7 +146,7 @@ func network(env backend.Env, roots string) (Network, error) {
 	return Network{Roots: pki.Pool(certificates), Now: env.Now, Logger: env.Logger}, nil
 }
 
-// Host implements [backend.Block].
+// Host implements [kind.Block].
 func (*block) Host() map[string]string {
 	return map[string]string{
 		"AZURE_TENANT_ID":            "tenant of maa.aad, if the config names none",
@@ -157,7 +158,7 @@ func (*block) Host() map[string]string {
 	}
 }
 
-// Apply implements [backend.Block]. It fills in what the config leaves empty of the identity.
+// Apply implements [kind.Block]. It fills in what the config leaves empty of the identity.
 func (b *block) Apply(getenv func(string) string) {
 	a := &b.AAD
 	fill(&a.Tenant, getenv("AZURE_TENANT_ID"))
@@ -173,14 +174,14 @@ func (b *block) Apply(getenv func(string) string) {
 	}
 }
 
-// Remarks implements [backend.Block].
+// Remarks implements [kind.Block].
 func (*block) Remarks() []string { return nil }
 
-// Files implements [backend.Block].
+// Files implements [kind.Block].
 func (b *block) Files() map[string]string { return map[string]string{"maa.tls_roots": b.TLSRoots} }
 
-// Check implements [backend.Block].
-func (b *tokenBlock) Check(use backend.Use, bad backend.Report) {
+// Check implements [kind.Block].
+func (b *tokenBlock) Check(use kind.Use, bad kind.Report) {
 	checkQuotes(use, bad)
 	if len(use.Secrets) > 0 {
 		bad("backend", `"maa-token" saves a token and releases no key, but root.key, volumes or secrets ask for secrets`, `"maa"`)
@@ -203,7 +204,7 @@ func (b *tokenBlock) Check(use backend.Use, bad backend.Report) {
 }
 
 // check has the rules, under the keys of the block. If hostFills, the host may still give what is missing.
-func (c *TokenConfig) check(hostFills bool, bad backend.Report) {
+func (c *TokenConfig) check(hostFills bool, bad kind.Report) {
 	if err := checkURL(c.Endpoint); err != nil && (c.Endpoint != "" || !hostFills) {
 		bad("endpoint", err.Error(), `"https://host"; the host gives it in MAA_PROVIDER_URL`)
 	}
@@ -213,9 +214,9 @@ func (c *TokenConfig) check(hostFills bool, bad backend.Report) {
 	}
 }
 
-// Open implements [backend.Block].
-func (b *tokenBlock) Open(env backend.Env) (backend.Backend, error) {
-	if err := backend.Check("maa-token", b, env.Use); err != nil {
+// Open implements [kind.Block].
+func (b *tokenBlock) Open(env kind.Env) (backend.Backend, error) {
+	if err := kind.Check("maa-token", b, env.Use); err != nil {
 		return nil, err
 	}
 	network, err := network(env, b.TLSRoots)
@@ -229,7 +230,7 @@ func (b *tokenBlock) Open(env backend.Env) (backend.Backend, error) {
 	return NewTokenOnly(TokenConfig{Endpoint: b.Endpoint, ReportData: data, Attester: env.Attester, Network: network})
 }
 
-// Host implements [backend.Block].
+// Host implements [kind.Block].
 func (*tokenBlock) Host() map[string]string {
 	return map[string]string{
 		"MAA_PROVIDER_URL": "instance of backend maa-token, if the config names none",
@@ -238,7 +239,7 @@ func (*tokenBlock) Host() map[string]string {
 	}
 }
 
-// Apply implements [backend.Block]. It fills in what the config leaves empty.
+// Apply implements [kind.Block]. It fills in what the config leaves empty.
 func (b *tokenBlock) Apply(getenv func(string) string) {
 	b.remarks = slices.Clip(b.Remarks())
 	fill(&b.Endpoint, getenv("MAA_PROVIDER_URL"))
@@ -252,7 +253,7 @@ func (b *tokenBlock) Apply(getenv func(string) string) {
 	fill(&b.Path, defaultTokenDir)
 }
 
-// Remarks implements [backend.Block].
+// Remarks implements [kind.Block].
 func (b *tokenBlock) Remarks() []string {
 	if b.remarks != nil {
 		return b.remarks
@@ -264,12 +265,12 @@ func (b *tokenBlock) Remarks() []string {
 	return remarks
 }
 
-// Files implements [backend.Block].
+// Files implements [kind.Block].
 func (b *tokenBlock) Files() map[string]string {
 	return map[string]string{"maa_token.tls_roots": b.TLSRoots}
 }
 
-// Published implements [backend.Publisher].
+// Published implements [kind.Publisher].
 func (b *tokenBlock) Published() map[string]string {
 	return map[string]string{TokenFile: path.Join(b.Path, TokenFile), QuoteFile: path.Join(b.Path, QuoteFile)}
 }

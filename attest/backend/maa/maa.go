@@ -40,7 +40,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/internal/kind"
 	"github.com/sesame-init/sesame/internal/retry"
 )
 
@@ -100,7 +100,7 @@ const defaultAPIVersion = "2022-08-01"
 
 // New checks the config; errors have code [attest.CodeConfig] and name the key.
 func New(c Config) (*Backend, error) {
-	var problems backend.Problems
+	var problems kind.Problems
 	c.check(false, problems.Add)
 	if c.Attester == nil || c.Network.Roots == nil {
 		problems.Add("attester", "is missing, or tls_roots is", "both")

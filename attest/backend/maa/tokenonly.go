@@ -8,8 +8,8 @@ import (
 	"errors"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/reportdata"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // The files of Occlum's maa_init, which [TokenOnly] hands out as secrets of these names.
@@ -40,7 +40,7 @@ type TokenOnly struct{ config TokenConfig }
 
 // NewTokenOnly checks the config.
 func NewTokenOnly(c TokenConfig) (*TokenOnly, error) {
-	var problems backend.Problems
+	var problems kind.Problems
 	c.check(false, problems.Add)
 	if c.Attester == nil || c.Network.Roots == nil {
 		problems.Add("attester", "is missing, or tls_roots is", "both")

@@ -9,11 +9,12 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
+	"github.com/sesame-init/sesame/internal/kind"
 )
 
 // Kind is the backend "toy-keys".
-func Kind() backend.Kind {
-	return backend.Kind{Name: "toy-keys", New: func() backend.Block { return &block{} }}
+func Kind() kind.Kind {
+	return kind.Kind{Name: "toy-keys", New: func() kind.Block { return &block{} }}
 }
 
 // Request is what the service gets, a JSON value after its challenge of 64 bytes in base64.
@@ -26,7 +27,7 @@ type block struct {
 	Server string `json:"server"` // host:port
 }
 
-func (b *block) Check(_ backend.Use, bad backend.Report) {
+func (b *block) Check(_ kind.Use, bad kind.Report) {
 	if host, port, err := net.SplitHostPort(b.Server); err != nil || host == "" || port == "" {
 		bad("toy_keys.server", "has no host or no port", `"host:port"`)
 	}
@@ -45,8 +46,8 @@ func (b *block) Apply(getenv func(string) string) {
 func (*block) Remarks() []string        { return []string{"toy-keys protects nothing on its way"} }
 func (*block) Files() map[string]string { return nil }
 
-func (b *block) Open(env backend.Env) (backend.Backend, error) {
-	if err := backend.Check("toy-keys", b, env.Use); err != nil {
+func (b *block) Open(env kind.Env) (backend.Backend, error) {
+	if err := kind.Check("toy-keys", b, env.Use); err != nil {
 		return nil, err
 	}
 	return &client{b.Server, env.Attester}, nil

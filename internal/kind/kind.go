@@ -1,4 +1,6 @@
-package backend
+// Package kind is the seam between init's config and its backends: what a package below attest/backend says of itself, and what
+// it is given to open. internal/config has the list of them. That a backend fetches secrets is package attest/backend.
+package kind
 
 import (
 	"crypto/x509"
@@ -11,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/pki"
 )
@@ -44,7 +47,7 @@ type Block interface {
 	Files() map[string]string
 	// Open makes the backend. What only the machine can tell, such as devices and networks, has another code than
 	// [attest.CodeConfig], and may only show in Fetch.
-	Open(env Env) (Backend, error)
+	Open(env Env) (backend.Backend, error)
 }
 
 // A Publisher is a [Block] whose backend hands out files that no one asked for by name. They are no secrets.
