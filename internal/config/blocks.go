@@ -174,7 +174,7 @@ type Opening struct {
 
 // Open makes the backend that the config chooses, once the host's environment was applied. It has one.
 func (c *Config) Open(o Opening) (backend.Backend, error) {
-	return c.Block().Open(kind.Env{
-		Use: c.use(o.ReadFile), ReadKey: o.ReadKey, Attester: o.Attester, Trust: o.Trust, Now: o.Now, Logger: o.Logger,
-	})
+	use := c.use(o.ReadFile)
+	use.ReadKey = o.ReadKey
+	return c.Block().Open(kind.Env{Use: use, Attester: o.Attester, Trust: o.Trust, Now: o.Now, Logger: o.Logger})
 }

@@ -89,6 +89,9 @@ type Use struct {
 	Opening bool
 	// ReadFile reads a file of the initfs, of bounded size. If it is nil, the contents of files are not checked.
 	ReadFile func(name string) ([]byte, error)
+	// ReadKey reads a file with a private key, of bounded size, and refuses one that other users of the machine may read. If it
+	// is nil, ReadFile is used: before the boot no one knows these rights.
+	ReadKey func(name string) ([]byte, error)
 	// CheckTrust reports what is wrong with the config's collateral. Blocks call it that call [Env.Trust].
 	CheckTrust func(bad Report)
 }
@@ -96,8 +99,6 @@ type Use struct {
 // Env is what a backend is opened with. ReadFile and ReadKey are needed.
 type Env struct {
 	Use
-	// ReadKey reads a file with a private key, of bounded size, and refuses one that other users of the machine may read.
-	ReadKey  func(name string) ([]byte, error)
 	Attester attest.Attester
 	// Trust makes what the peer's evidence is verified with.
 	Trust  func() (*trust.Trust, error)

@@ -213,15 +213,19 @@ func (b *block) checkTLS(use kind.Use, bad kind.Report) {
 	if (t.Certificate == "") != (t.Key == "") {
 		bad("tls", "has only one of certificate and key", "both, or none if the server demands none")
 	} else if t.Certificate != "" && use.ReadFile != nil {
-		if _, err := t.pair(use.ReadFile, use.ReadFile); err != nil {
+		if _, err := t.pair(use); err != nil {
 			bad("tls.certificate", err.Error(), "certificate and key in PEM, in files of the initfs")
 		}
 	}
 }
 
 // pair is what we show the server.
-func (t *blockTLS) pair(readCertificate, readKey func(name string) ([]byte, error)) (tls.Certificate, error) {
-	certificate, err := readCertificate(t.Certificate)
+func (t *blockTLS) pair(use kind.Use) (tls.Certificate, error) {
+	readKey := use.ReadKey
+	if readKey == nil {
+		readKey = use.ReadFile
+	}
+	certificate, err := use.ReadFile(t.Certificate)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
@@ -263,7 +267,7 @@ func (t *blockTLS) read(env kind.Env, to *TLS) error {
 	if t.Certificate == "" {
 		return nil
 	}
-	pair, err := t.pair(env.ReadFile, env.ReadKey)
+	pair, err := t.pair(env.Use)
 	to.Certificate = &pair
 	return err
 }
