@@ -23,13 +23,13 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
+	"github.com/sesame-init/sesame/internal/packaging/copytree"
 )
 
 // Files of an instance, relative to it.
@@ -155,7 +155,7 @@ func populate(dir, template string, o NewOptions) error {
 		}
 	}
 	if o.Init != "" {
-		return copyFile(o.Init, filepath.Join(dir, "initfs/bin/init"), 0o755)
+		return copytree.File(o.Init, filepath.Join(dir, "initfs/bin/init"), 0o755)
 	}
 	return nil
 }
@@ -172,25 +172,11 @@ func copyIfExists(src, dst string, mode fs.FileMode) error {
 	if src == "" {
 		return nil
 	}
-	err := copyFile(src, dst, mode)
+	err := copytree.File(src, dst, mode)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
-}
-
-func copyFile(src, dst string, mode fs.FileMode) error {
-	in, err := os.Open(src)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }
 
 // Config reads the instance's Occlum.json.

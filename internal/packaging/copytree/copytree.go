@@ -31,12 +31,16 @@ func Copy(from, to string) error {
 		if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
 			return err
 		}
-		if err := os.Remove(dst); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := remove(dst); err != nil {
 			return err
 		}
 		switch d.Type() {
 		case 0:
-			return copyFile(file, dst)
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			return copyFile(file, dst, info.Mode().Perm()|0o600)
 		case fs.ModeSymlink:
 			target, err := os.Readlink(file)
 			if err != nil {
@@ -49,20 +53,31 @@ func Copy(from, to string) error {
 	})
 }
 
-func copyFile(from, to string) error {
+// File copies one file to the name to, with this mode. A link at from is followed.
+func File(from, to string, mode fs.FileMode) error {
+	if err := remove(to); err != nil {
+		return err
+	}
+	return copyFile(from, to, mode)
+}
+
+func remove(name string) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func copyFile(from, to string, mode fs.FileMode) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
 	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Chmod(info.Mode().Perm()|0o600), out.Close())
+	return errors.Join(err, out.Chmod(mode), out.Close())
 }

@@ -79,3 +79,26 @@ func TestOnlyFilesDirectoriesAndLinksAreCopied(t *testing.T) {
 		t.Errorf("what is not there: %v", err)
 	}
 }
+
+func TestAFileIsCopiedThroughALinkAndWithItsMode(t *testing.T) {
+	dir := t.TempDir()
+	src, link, to := filepath.Join(dir, "src"), filepath.Join(dir, "link"), filepath.Join(dir, "to")
+	write(t, src, "new", 0o600)
+	write(t, to, "an older and longer one", 0o400)
+	if err := os.Symlink("src", link); err != nil {
+		t.Fatal(err)
+	}
+	if err := File(link, to, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Lstat(to)
+	if err != nil || info.Mode() != 0o755 {
+		t.Errorf("the copy is %v, %v", info, err)
+	}
+	if text, err := os.ReadFile(to); err != nil || string(text) != "new" {
+		t.Errorf("the copy holds %q, %v", text, err)
+	}
+	if err := File(filepath.Join(dir, "none"), to, 0o644); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
