@@ -11,6 +11,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/retry"
+	"github.com/sesame-init/sesame/internal/silent"
 )
 
 const (
@@ -39,7 +40,7 @@ type Rounds struct {
 	// After is how long a server has asked to wait; nil or 0: as the pause says. It is cut to a quarter of the time
 	// that is left.
 	After  func(err error) time.Duration
-	Logger logrus.FieldLogger
+	Logger logrus.FieldLogger // default: nothing is logged
 }
 
 // A Turn is one try at one server. It takes at most 30 seconds, and at most its share of the time that is left. An
@@ -87,6 +88,7 @@ type server struct {
 // Fetch calls try for the servers until it returns secrets.
 func (r Rounds) Fetch(ctx context.Context, try Try) (map[string]attest.Secret, error) {
 	const step = "fetching secrets"
+	r.Logger = silent.Or(r.Logger)
 	servers := make([]*server, len(r.Servers))
 	for i, address := range r.Servers {
 		servers[i] = &server{address: address}

@@ -61,6 +61,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/internal/kind"
+	"github.com/sesame-init/sesame/internal/silent"
 )
 
 // Bounds in bytes. A server stores secrets of up to MaxSecret (Occlum's client has room for one byte less); for the
@@ -195,11 +196,7 @@ func (c *Config) setDefaults() {
 	if c.NewKey == nil {
 		c.NewKey = func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, keyBits) }
 	}
-	if c.Logger == nil {
-		quiet := logrus.New()
-		quiet.SetLevel(logrus.PanicLevel)
-		c.Logger = quiet
-	}
+	c.Logger = silent.Or(c.Logger)
 }
 
 // Name implements [backend.Backend].

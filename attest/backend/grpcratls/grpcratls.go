@@ -39,6 +39,7 @@ import (
 	"github.com/sesame-init/sesame/attest/ratls"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/internal/kind"
+	"github.com/sesame-init/sesame/internal/silent"
 )
 
 // Bounds of what a broker may send on the legacy wire, in decoded bytes: those of Occlum's init. A session takes
@@ -113,11 +114,7 @@ func New(c Config) (*Client, error) {
 	if c.Pause == 0 {
 		c.Pause = 500 * time.Millisecond
 	}
-	if c.Logger == nil {
-		quiet := logrus.New()
-		quiet.SetLevel(logrus.PanicLevel)
-		c.Logger = quiet
-	}
+	c.Logger = silent.Or(c.Logger)
 	return &Client{config: c}, nil
 }
 

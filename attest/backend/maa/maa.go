@@ -42,6 +42,7 @@ import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/internal/kind"
 	"github.com/sesame-init/sesame/internal/retry"
+	"github.com/sesame-init/sesame/internal/silent"
 )
 
 // Key says which key of the vault gives a secret.
@@ -161,11 +162,7 @@ func (n Network) complete() Network {
 			DisableKeepAlives: true,
 		}
 	}
-	if n.Logger == nil {
-		silent := logrus.New()
-		silent.SetOutput(io.Discard)
-		n.Logger = silent
-	}
+	n.Logger = silent.Or(n.Logger)
 	return n
 }
 
