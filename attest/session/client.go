@@ -101,6 +101,9 @@ func (c ClientConfig) Fetch(ctx context.Context, rpc grpc.ClientConnInterface, c
 	key *tls.Certificate, names []string) (*Released, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if err := c.check(); err != nil {
+		return nil, err
+	}
 	if err := checkNames(names); err != nil {
 		return nil, attest.Errorf(attest.CodeSecret, "asking for secrets", "Correct the names in the config.", "%w", err)
 	}
@@ -257,11 +260,23 @@ func (c ClientConfig) verifyBroker(ctx context.Context, b *Binding, r Role, show
 	return nil
 }
 
+// check refuses a config that says of no broker that it is the wanted one.
+func (c ClientConfig) check() error {
+	if c.BrokerKey == nil && (c.Verifier == nil || c.Policy == nil || c.Now == nil) {
+		return attest.Errorf(attest.CodeConfig, stepVerify, "Set Verifier, Policy and Now, or BrokerKey.",
+			"nothing says which broker is the wanted one")
+	}
+	return nil
+}
+
 // VerifyProof decides whether the broker at the other end of a connection is the wanted one, by what
 // [BrokerConfig.Prove] has made for this nonce of the client's, 32 random bytes that are used once. own is the
 // certificate that the client has shown. Attester is not used.
 func (c ClientConfig) VerifyProof(ctx context.Context, cs tls.ConnectionState, own *x509.Certificate,
 	nonce [NonceSize]byte, shown *sessionpb.BrokerEvidence) error {
+	if err := c.check(); err != nil {
+		return err
+	}
 	b, err := binding(cs, own, Client)
 	if err != nil {
 		return attest.Errorf(attest.CodeEvidence, stepVerify, "", "%w", err)
