@@ -19,7 +19,6 @@ package life
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -37,6 +36,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/fault"
 	"github.com/sesame-init/sesame/internal/privatefile"
+	"github.com/sesame-init/sesame/internal/silent"
 )
 
 // Settings are what a broker starts with.
@@ -145,9 +145,7 @@ func Start(ctx context.Context, s Settings) (_ *Locked, err error) {
 
 // prove prepares the evidence of sessions. Its collateral is found as the first policy says until policies are in force.
 func (l *Life) prove() error {
-	silent := logrus.New()
-	silent.SetOutput(io.Discard) // the remarks are logged when policies come into force
-	early, err := l.trust(l.settings.Policy.Trust, silent)
+	early, err := l.trust(l.settings.Policy.Trust, silent.Logger())
 	if err != nil {
 		return err
 	}
