@@ -26,6 +26,8 @@ type Claims struct {
 
 // Details are the claims of one type of evidence, and all that logs and tools know of them.
 type Details interface {
+	// Type is the type of evidence that says this.
+	Type() EvidenceType
 	// Debug reports whether the host can read and change the environment's memory.
 	Debug() bool
 	// Rated reports whether collateral rates the platform, so that [Claims.TCB] says something.

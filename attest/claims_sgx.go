@@ -36,6 +36,9 @@ type SGXClaims struct {
 // Debug reports whether the host can read and change the enclave's memory.
 func (c *SGXClaims) Debug() bool { return c.Attributes&AttributeDebug != 0 }
 
+// Type implements [Details].
+func (c *SGXClaims) Type() EvidenceType { return SGX }
+
 // Rated implements [Details].
 func (c *SGXClaims) Rated() bool { return true }
 

@@ -37,6 +37,9 @@ func (c *SNPClaims) Debug() bool { return c.Policy&SNPPolicyDebug != 0 }
 // SNPTCB are the security versions of the firmware's parts (AMD 56860, "TCB_VERSION").
 type SNPTCB struct{ Bootloader, TEE, SNP, Microcode uint8 }
 
+// Type implements [Details].
+func (c *SNPClaims) Type() EvidenceType { return SNP }
+
 // Rated implements [Details]: the report itself names the firmware.
 func (c *SNPClaims) Rated() bool { return false }
 

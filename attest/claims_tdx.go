@@ -27,6 +27,9 @@ type TDXClaims struct {
 // Debug reports whether the host can read and change the trust domain's memory (any TUD bit).
 func (c *TDXClaims) Debug() bool { return c.Attributes&0xff != 0 }
 
+// Type implements [Details].
+func (c *TDXClaims) Type() EvidenceType { return TDX }
+
 // Rated implements [Details].
 func (c *TDXClaims) Rated() bool { return true }
 

@@ -33,6 +33,9 @@ type TPMClaims struct {
 // Debug implements [Details]: there is no such mode.
 func (c *TPMClaims) Debug() bool { return false }
 
+// Type implements [Details].
+func (c *TPMClaims) Type() EvidenceType { return TPM }
+
 // Rated implements [Details]: a TPM has no collateral.
 func (c *TPMClaims) Rated() bool { return false }
 

@@ -137,7 +137,13 @@ func TestBackendsKeepToTheirSize(t *testing.T) {
 // line after which it comes.
 func listed(t *testing.T, keep func(line string) bool, further ...[2]string) map[string]string {
 	t.Helper()
-	list, err := filepath.Abs("../internal/config/backends.go")
+	return listedIn(t, "../internal/config/backends.go", keep, further...)
+}
+
+// listedIn is [listed] for another list.
+func listedIn(t *testing.T, list string, keep func(line string) bool, further ...[2]string) map[string]string {
+	t.Helper()
+	list, err := filepath.Abs(list)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,9 +167,9 @@ func listed(t *testing.T, keep func(line string) bool, further ...[2]string) map
 		}
 	}
 	if changes == 0 {
-		t.Fatal("the list of backends is not changed")
+		t.Fatalf("%s is not changed", list)
 	}
-	file := filepath.Join(t.TempDir(), "backends.go")
+	file := filepath.Join(t.TempDir(), filepath.Base(list))
 	if err := os.WriteFile(file, []byte(out.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}

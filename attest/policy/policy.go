@@ -30,58 +30,42 @@
 package policy
 
 import (
-	"bytes"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/cvm/cvmconfig"
+	"github.com/sesame-init/sesame/attest/policy/rule"
+	"github.com/sesame-init/sesame/attest/sgx/sgxconfig"
+	"github.com/sesame-init/sesame/attest/tpm/tpmconfig"
 )
 
 // Policy says which claims are wanted. The zero value wants nothing and does not validate.
+//
+// An attester is added by one line here: the entries that its package has. Their key is the type of evidence.
 type Policy struct {
-	SGX []SGX `json:"sgx,omitempty" yaml:"sgx,omitempty"` // an enclave must match one of them
-	TDX []TDX `json:"tdx,omitempty" yaml:"tdx,omitempty"` // a trust domain must match one of them
-	SNP []SNP `json:"snp,omitempty" yaml:"snp,omitempty"` // an SEV-SNP guest must match one of them
-	TPM []TPM `json:"tpm,omitempty" yaml:"tpm,omitempty"` // a machine with a TPM must match one of them
-	TCB TCB   `json:"tcb,omitzero" yaml:"tcb,omitempty"`  // of enclaves and trust domains
+	SGX Entries[sgxconfig.Entry, *sgxconfig.Entry] `json:"sgx,omitempty" yaml:"sgx,omitempty"` // an enclave must match one of them
+	TDX Entries[cvmconfig.TDX, *cvmconfig.TDX]     `json:"tdx,omitempty" yaml:"tdx,omitempty"` // a trust domain must match one of them
+	SNP Entries[cvmconfig.SNP, *cvmconfig.SNP]     `json:"snp,omitempty" yaml:"snp,omitempty"` // an SEV-SNP guest must match one of them
+	TPM Entries[tpmconfig.Entry, *tpmconfig.Entry] `json:"tpm,omitempty" yaml:"tpm,omitempty"` // a machine with a TPM must match one of them
+
+	TCB TCB `json:"tcb,omitzero" yaml:"tcb,omitempty"` // of enclaves and trust domains
 }
 
-// SGX describes an enclave. All fields that are set must match.
-type SGX struct {
-	Name         string  `json:"name,omitempty" yaml:"name,omitempty"`             // for people and logs only
-	MREnclave    Hex     `json:"mr_enclave,omitempty" yaml:"mr_enclave,omitempty"` // 32 bytes
-	MRSigner     Hex     `json:"mr_signer,omitempty" yaml:"mr_signer,omitempty"`   // 32 bytes
-	ProductID    *uint16 `json:"product_id,omitempty" yaml:"product_id,omitempty"` // ISVPRODID
-	MinSVN       *uint16 `json:"min_svn,omitempty" yaml:"min_svn,omitempty"`       // least ISVSVN
-	Debug        bool    `json:"debug,omitempty" yaml:"debug,omitempty"`           // accept debug enclaves, too
-	ConfigID     Hex     `json:"config_id,omitempty" yaml:"config_id,omitempty"`   // 64 bytes; absent: all zero
-	MinConfigSVN *uint16 `json:"min_config_svn,omitempty" yaml:"min_config_svn,omitempty"`
-	FamilyID     Hex     `json:"family_id,omitempty" yaml:"family_id,omitempty"`     // 16 bytes, ISVFAMILYID
-	ExtProdID    Hex     `json:"ext_prod_id,omitempty" yaml:"ext_prod_id,omitempty"` // 16 bytes, ISVEXTPRODID
-	// Binding is "legacy" for servers whose certificates bind their key without Sesame's label: see [Policy.LegacyBindings].
-	Binding attest.Binding `json:"binding,omitempty" yaml:"binding,omitempty"`
-}
-
-// TDX describes a trust domain. All fields that are set must match.
-type TDX struct {
-	Name          string `json:"name,omitempty" yaml:"name,omitempty"`   // for people and logs only
-	MRTD          Hex    `json:"mr_td,omitempty" yaml:"mr_td,omitempty"` // 48 bytes, as all that follow
-	RTMR0         Hex    `json:"rtmr0,omitempty" yaml:"rtmr0,omitempty"`
-	RTMR1         Hex    `json:"rtmr1,omitempty" yaml:"rtmr1,omitempty"`
-	RTMR2         Hex    `json:"rtmr2,omitempty" yaml:"rtmr2,omitempty"`
-	RTMR3         Hex    `json:"rtmr3,omitempty" yaml:"rtmr3,omitempty"`
-	MRSeam        Hex    `json:"mr_seam,omitempty" yaml:"mr_seam,omitempty"`
-	MRConfigID    Hex    `json:"mr_config_id,omitempty" yaml:"mr_config_id,omitempty"`
-	MROwner       Hex    `json:"mr_owner,omitempty" yaml:"mr_owner,omitempty"`
-	MROwnerConfig Hex    `json:"mr_owner_config,omitempty" yaml:"mr_owner_config,omitempty"`
-	Debug         bool   `json:"debug,omitempty" yaml:"debug,omitempty"` // accept debug trust domains, too
-	// Binding is as in [SGX].
-	Binding attest.Binding `json:"binding,omitempty" yaml:"binding,omitempty"`
-}
+// Names of entries and of what they are made of.
+type (
+	SGX         = sgxconfig.Entry
+	TDX         = cvmconfig.TDX
+	SNP         = cvmconfig.SNP
+	SNPTCB      = cvmconfig.TCB
+	GuestPolicy = cvmconfig.GuestPolicy
+	TPM         = tpmconfig.Entry
+	PCRs        = tpmconfig.PCRs
+	Hex         = rule.Hex
+	Reason      = rule.Reason
+)
 
 // TCB describes the state that the platform of an enclave or a trust domain may be in.
 type TCB struct {
@@ -100,41 +84,6 @@ type TCB struct {
 	// MinimumRootCRL and MinimumPCKCRL are the least CRL numbers of the revocation lists that it may rest on.
 	MinimumRootCRL uint64 `json:"minimum_root_crl,omitempty" yaml:"minimum_root_crl,omitempty"`
 	MinimumPCKCRL  uint64 `json:"minimum_pck_crl,omitempty" yaml:"minimum_pck_crl,omitempty"`
-}
-
-// Hex is a byte string that reads and prints as hexadecimal digits of either case. Nil means: not named, as does
-// null in YAML.
-type Hex []byte
-
-// String prints lower-case digits.
-func (h Hex) String() string { return hex.EncodeToString(h) }
-
-// MarshalText implements [encoding.TextMarshaler].
-func (h Hex) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
-
-// UnmarshalText implements [encoding.TextUnmarshaler]. An empty string is an error: a measurement that is
-// named must have a value.
-func (h *Hex) UnmarshalText(text []byte) error {
-	b, err := hex.DecodeString(string(text))
-	if err != nil || len(b) == 0 {
-		return fmt.Errorf("%q is not a string of hexadecimal digits", text)
-	}
-	*h = b
-	return nil
-}
-
-// UnmarshalJSON refuses null, which [json.Unmarshal] would else take for a field that is not named.
-func (h *Hex) UnmarshalJSON(text []byte) error {
-	var s string
-	if err := json.Unmarshal(text, &s); err != nil {
-		return err
-	}
-	return h.UnmarshalText([]byte(s))
-}
-
-// UnmarshalYAML takes the text as it is written: digits without quotes are no number.
-func (h *Hex) UnmarshalYAML(text []byte) error {
-	return h.UnmarshalText(bytes.Trim(text, " \"'\n"))
 }
 
 // Duration reads and prints like [time.ParseDuration] and also takes whole days ("30d").
@@ -177,12 +126,6 @@ var statuses = []string{
 	"TDRelaunchAdvisedConfigurationNeeded",
 }
 
-// occlumSigner is the MRSIGNER of the key that Occlum ships for everybody (etc/template/Enclave.pem).
-var occlumSigner = Hex{
-	0x83, 0xd7, 0x19, 0xe7, 0x7d, 0xea, 0xca, 0x14, 0x70, 0xf6, 0xba, 0xf6, 0x2a, 0x4d, 0x77, 0x43,
-	0x03, 0xc8, 0x99, 0xdb, 0x69, 0x02, 0x0f, 0x9c, 0x70, 0xee, 0x1d, 0xfc, 0x08, 0xc7, 0xce, 0x9e,
-}
-
 const stepValidate = "checking policy"
 
 // Validate makes sure that the policy pins what it accepts and can mean what it says. The error's code is
@@ -203,20 +146,18 @@ const HintMinimum = "An entry names at least mr_enclave, or mr_signer with produ
 func (p *Policy) Faults() []string {
 	var faults []string
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
-	if len(p.SGX)+len(p.TDX)+len(p.SNP)+len(p.TPM) == 0 {
-		fault("neither sgx nor tdx, snp or tpm has an entry")
-	}
-	for i := range p.SGX {
-		p.SGX[i].validate(func(format string, args ...any) { fault("sgx[%d]."+format, append([]any{i}, args...)...) })
-	}
-	for i := range p.TDX {
-		p.TDX[i].validate(func(format string, args ...any) { fault("tdx[%d]."+format, append([]any{i}, args...)...) })
-	}
-	for i := range p.SNP {
-		p.SNP[i].validate(func(format string, args ...any) { fault("snp[%d]."+format, append([]any{i}, args...)...) })
-	}
-	for i := range p.TPM {
-		p.TPM[i].validate(func(format string, args ...any) { fault("tpm[%d]."+format, append([]any{i}, args...)...) })
+	empty := true
+	p.each(func(key string, entry rule.Entry) {
+		empty = false
+		entry.Validate(below(key, fault))
+	})
+	if empty {
+		var names []string
+		for _, t := range Types() {
+			names = append(names, string(t))
+		}
+		last := len(names) - 1
+		fault("neither %s nor %s or %s has an entry", names[0], strings.Join(names[1:last], ", "), names[last])
 	}
 	p.TCB.validate(fault)
 	return faults
@@ -229,17 +170,17 @@ func (p *Policy) Faults() []string {
 // The key is for policies of an application's clients. If a protocol fixes the form it means nothing.
 func (p *Policy) LegacyBindings() []string {
 	var keys []string
-	for i := range p.SGX {
-		if p.SGX[i].Binding != "" {
-			keys = append(keys, fmt.Sprintf("sgx[%d].binding", i))
+	p.each(func(key string, entry rule.Entry) {
+		if b, ok := entry.(rule.Binder); ok && b.LegacyBinding() {
+			keys = append(keys, key+".binding")
 		}
-	}
-	for i := range p.TDX {
-		if p.TDX[i].Binding != "" {
-			keys = append(keys, fmt.Sprintf("tdx[%d].binding", i))
-		}
-	}
+	})
 	return keys
+}
+
+// below is a fault whose texts begin with a key.
+func below(key string, fault rule.Fault) rule.Fault {
+	return func(format string, args ...any) { fault("%s."+format, append([]any{key}, args...)...) }
 }
 
 // ValidateServer is [Policy.Validate] for a policy that judges a server: it has no entry that only a client of a broker can
@@ -247,14 +188,12 @@ func (p *Policy) LegacyBindings() []string {
 // server who names the endorsement key of another machine.
 func (p *Policy) ValidateServer() error {
 	faults := p.Faults()
-	for i := range p.TPM {
-		switch t := &p.TPM[i]; {
-		case t.Challenged():
-			faults = append(faults, fmt.Sprintf("tpm[%d].ak is missing: a server is not challenged, so ek and ek_roots prove nothing of it", i))
-		case t.Wrap:
-			faults = append(faults, fmt.Sprintf("tpm[%d].wrap says how secrets are released, and nothing is released to a server", i))
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
+	p.each(func(key string, entry rule.Entry) {
+		if server, ok := entry.(rule.Server); ok {
+			server.ValidateServer(below(key, fault))
 		}
-	}
+	})
 	if len(faults) == 0 {
 		return nil
 	}
@@ -271,56 +210,7 @@ func CheckServer(judge any) error {
 	return nil
 }
 
-type faultFunc func(format string, args ...any)
-
-func (f faultFunc) size(name string, h Hex, want int) {
-	if h != nil && len(h) != want {
-		f("%s has %d bytes, want %d", name, len(h), want)
-	}
-}
-
-func (f faultFunc) binding(b attest.Binding) {
-	if b != "" && b != attest.BindingLegacy {
-		f(`binding is %.20q, want "legacy" or nothing`, b)
-	}
-}
-
-func (s *SGX) validate(fault faultFunc) {
-	fault.binding(s.Binding)
-	fault.size("mr_enclave", s.MREnclave, 32)
-	fault.size("mr_signer", s.MRSigner, 32)
-	fault.size("config_id", s.ConfigID, 64)
-	fault.size("family_id", s.FamilyID, 16)
-	fault.size("ext_prod_id", s.ExtProdID, 16)
-	if bytes.Equal(s.MRSigner, occlumSigner) {
-		fault("mr_signer %s is Occlum's default signer, whose private key is public: anyone can sign with it", s.MRSigner)
-	}
-	if s.MREnclave != nil {
-		return
-	}
-	if s.MRSigner == nil {
-		fault("mr_enclave is missing (or mr_signer with product_id and min_svn)")
-		return
-	}
-	if s.ProductID == nil {
-		fault("product_id is missing: mr_signer alone accepts everything that this signer ever signs")
-	}
-	if s.MinSVN == nil {
-		fault("min_svn is missing: without it old versions stay accepted")
-	}
-}
-
-func (t *TDX) validate(fault faultFunc) {
-	fault.binding(t.Binding)
-	if t.MRTD == nil {
-		fault("mr_td is missing")
-	}
-	for _, m := range t.measurements(&attest.TDXClaims{}) {
-		fault.size(m.name, m.want, 48)
-	}
-}
-
-func (t *TCB) validate(fault faultFunc) {
+func (t *TCB) validate(fault rule.Fault) {
 	for _, name := range t.Accept {
 		if !slices.Contains(statuses, name) {
 			fault("tcb.accept: %q is not one of %s", name, strings.Join(statuses, ", "))

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -361,6 +362,43 @@ func TestAGracePeriodOfZeroGivesNone(t *testing.T) {
 		claims := attest.Claims{Type: attest.SGX, SGX: &attest.SGXClaims{}, TCB: attest.TCB{Status: tcbstatus.OutOfDate, Date: time.Unix(1_700_000_000, 0)}}
 		if a := p.Appraise(claims, time.Unix(1_700_000_001, 0)); a.Accepted != accepted {
 			t.Errorf("with %q: accepted is %t: %+v", text, a.Accepted, a.Reasons)
+		}
+	}
+}
+
+// TestClaimsMustBeOfTheTypeThatTheySay: what a verifier mixes up is refused, by every list of entries.
+func TestClaimsMustBeOfTheTypeThatTheySay(t *testing.T) {
+	p := policy.Policy{
+		SGX: []policy.SGX{{MREnclave: make([]byte, 32)}}, TDX: []policy.TDX{{MRTD: make([]byte, 48)}},
+		TPM: []policy.TPM{{AK: make([]byte, 32), PCRs: policy.PCRs{7: make([]byte, 32)}}},
+	}
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	machine := &attest.TPMClaims{PCRs: map[int][32]byte{7: {}}}
+	if !p.Appraise(attest.Claims{Type: attest.TPM, TPM: machine}, time.Now()).Accepted {
+		t.Error("the machine is refused")
+	}
+	for _, of := range append(policy.Types(), "", "toy") {
+		for _, c := range []attest.Claims{{}, {TPM: machine}, {SGX: &attest.SGXClaims{}}, {Other: machine}} {
+			c.Type = of
+			d := c.Details()
+			if a := p.Appraise(c, time.Now()); a.Accepted && (d == nil || d.Type() != of) {
+				t.Errorf("%q accepts %+v", of, c)
+			}
+		}
+	}
+}
+
+// TestEveryTypeIsAKey: the key of a list of entries is the type of their evidence.
+func TestEveryTypeIsAKey(t *testing.T) {
+	for _, of := range policy.Types() {
+		var p policy.Policy
+		if err := json.Unmarshal(fmt.Appendf(nil, `{%q: [{}]}`, of), &p); err != nil {
+			t.Fatal(err)
+		}
+		if faults := strings.Join(p.Faults(), "; "); !strings.HasPrefix(faults, string(of)+"[0].") {
+			t.Errorf("%s: %s", of, faults)
 		}
 	}
 }

@@ -37,18 +37,12 @@ type Config struct {
 	PCKChain []byte
 	// Certificates complete chains in evidence of TPMs. Being here does not make them trusted.
 	Certificates []*x509.Certificate
-	// Kinds are the types of evidence that are verified beside quotes.
+	// Kinds are the attesters whose evidence is verified, beside quotes.
 	Kinds []Kind
 	// Now is the clock of the collateral's source; nil is the system's.
 	Now func() time.Time
 	// Vouched is that of [dcap.Config].
 	Vouched func(time.Time)
-}
-
-// A Kind says how evidence of one type is verified.
-type Kind struct {
-	Type     attest.EvidenceType
-	Verifier func(Config) attest.Verifier
 }
 
 // Collateral names a source of collateral: a URL or a directory. The zero value has none.
@@ -130,7 +124,9 @@ func (t *Trust) With(source dcap.Source) attest.Verifier {
 	})
 	all := attest.Verifiers{attest.SGX: quotes, attest.TDX: quotes}
 	for _, kind := range c.Kinds {
-		all[kind.Type] = kind.Verifier(c)
+		if kind.Verifier != nil {
+			all[kind.Type] = kind.Verifier(c)
+		}
 	}
 	return all
 }

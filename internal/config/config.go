@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/tpm/tpmconfig"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/kind"
 )
@@ -38,7 +39,7 @@ const MaxSize = 1 << 20
 type Config struct {
 	// Platform is "occlum", the default, or "linux": see [Linux].
 	Platform Platform `json:"platform,omitempty"`
-	// Attester makes the evidence: "sgx", the default on Occlum and the only one there; on Linux "tpm", "tdx" or "snp".
+	// Attester makes the evidence: "sgx", the default on Occlum and the only one there; on Linux "tdx", "snp" or "tpm".
 	Attester attest.EvidenceType `json:"attester,omitempty"`
 	// Backend chooses how secrets are fetched: one of [Backends], or "none" for a workload that needs no key (an
 	// integrity-only root; a key broker's own enclave).
@@ -57,8 +58,8 @@ type Config struct {
 	// Collateral names the source of the collateral that judges the peer's evidence.
 	Collateral Collateral `json:"collateral"`
 	// TPM and Linux are about that attester and that platform.
-	TPM   *TPM   `json:"tpm,omitempty"`
-	Linux *Linux `json:"linux,omitempty"`
+	TPM   *tpmconfig.Settings `json:"tpm,omitempty"`
+	Linux *Linux              `json:"linux,omitempty"`
 
 	// Legacy is set if the file has Occlum's shape.
 	Legacy bool `json:"-"`

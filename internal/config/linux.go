@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/attest/tpm/tpmconfig"
 	"github.com/sesame-init/sesame/fs/sefs"
 )
 
@@ -20,26 +22,6 @@ const (
 
 // SecretsDir is the directory of secret files on Linux: a file system in memory that is never swapped out.
 const SecretsDir = "/run/secrets"
-
-// TPM says how evidence of the TPM is made.
-type TPM struct {
-	// Device is the TPM, or the unix socket of a software TPM. Default /dev/tpmrm0.
-	Device string `json:"device,omitempty"`
-	// PCRs are the registers to quote. Default all.
-	PCRs []int `json:"pcrs,omitempty"`
-	// EphemeralAK makes a new attestation key at every boot; the broker's policy must then name an endorsement key.
-	EphemeralAK bool `json:"ephemeral_ak,omitempty"`
-	// EndorsementKey sends the endorsement key, to which the broker can then encrypt what it releases.
-	EndorsementKey bool `json:"endorsement_key,omitempty"`
-	// Certificates is a PEM file with those above the endorsement key's, the root last.
-	Certificates string `json:"certificates,omitempty"`
-	// EventLog is the file of the firmware's log; without it none is sent.
-	EventLog string `json:"event_log,omitempty"`
-	// ConfigPCR is a register into which init measures this file before it attests. A register that holds another
-	// measurement since power-on is refused, one that holds this one stays. The broker's policy then pins this file, as "sesame tpm enroll --config" computes it. It must be one
-	// that nothing else extends and nothing resets: not 0 to 7, 16 or 23.
-	ConfigPCR *int `json:"config_pcr,omitempty"`
-}
 
 // Linux says how the application is started on plain Linux.
 type Linux struct {
@@ -72,9 +54,6 @@ const (
 	defaultPath      = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
-// notForConfig are registers that firmware uses or that anyone may reset (TCG PC Client Platform Firmware Profile).
-var notForConfig = []int{0, 1, 2, 3, 4, 5, 6, 7, 16, 23}
-
 func (c *Config) completePlatform(bad func(key, text, write string)) {
 	switch c.Platform {
 	case "":
@@ -98,21 +77,19 @@ func (c *Config) completePlatform(bad func(key, text, write string)) {
 }
 
 func (c *Config) completeLinux(bad func(key, text, write string)) {
-	switch c.Attester {
-	case attest.TPM, attest.TDX, attest.SNP:
-	case "":
-		if c.Backend != "none" {
-			bad("attester", "is missing: none is guessed", `"tpm", "tdx" or "snp"`)
-		}
-	default:
-		bad("attester", fmt.Sprintf("%q is none of Linux'", c.Attester), `"tpm", "tdx" or "snp"`)
+	switch known := onLinux(); {
+	case slices.Contains(known, c.Attester):
+	case c.Attester != "":
+		bad("attester", fmt.Sprintf("%q is none of Linux'", c.Attester), quotedList(known))
+	case c.Backend != "none":
+		bad("attester", "is missing: none is guessed", quotedList(known))
 	}
 	if c.TPM == nil {
-		c.TPM = &TPM{}
+		c.TPM = &tpmconfig.Settings{}
 	} else if c.Attester != attest.TPM {
 		bad("tpm", fmt.Sprintf("is given, but the attester is %q", c.Attester), `"attester": "tpm"`)
 	}
-	c.TPM.complete(bad)
+	c.TPM.Check(func(key, text, write string) { bad("tpm."+key, text, write) })
 	if c.AppTLS != nil && c.AppTLS.Attested && c.Attester != attest.TDX {
 		bad("app_tls.attested", fmt.Sprintf("evidence of type %q has no place in a certificate", c.Attester), "false")
 	}
@@ -124,6 +101,35 @@ func (c *Config) completeLinux(bad func(key, text, write string)) {
 	}
 	c.Linux.complete(bad)
 	c.completeOwners(bad)
+}
+
+// onLinux are the attesters outside Occlum, by the evidence that a policy can want.
+func onLinux() []attest.EvidenceType {
+	return slices.DeleteFunc(policy.Types(), func(t attest.EvidenceType) bool { return t == attest.SGX })
+}
+
+// quotedList is a list of names for people: "a", "b" or "c".
+func quotedList(names []attest.EvidenceType) string {
+	var b strings.Builder
+	for i, name := range names {
+		switch {
+		case i == 0:
+		case i == len(names)-1:
+			b.WriteString(" or ")
+		default:
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%q", name)
+	}
+	return b.String()
+}
+
+// AttesterSettings is the block that has the attester's name, nil if the attester has no settings.
+func (c *Config) AttesterSettings() any {
+	if c.Attester == attest.TPM {
+		return c.TPM
+	}
+	return nil
 }
 
 // completeOwners makes the application's user the owner of what init writes for it.
@@ -147,24 +153,6 @@ func (c *Config) completeOwners(bad func(key, text, write string)) {
 
 // noID means "as it is" to the system's calls.
 const noID = 1<<32 - 1
-
-func (t *TPM) complete(bad func(key, text, write string)) {
-	for i, n := range t.PCRs {
-		if n < 0 || n > 23 {
-			bad(fmt.Sprintf("tpm.pcrs[%d]", i), fmt.Sprintf("there is no register %d", n), "0 to 23")
-		}
-	}
-	if n := t.ConfigPCR; n != nil {
-		if *n < 0 || *n > 23 || slices.Contains(notForConfig, *n) {
-			bad("tpm.config_pcr", fmt.Sprintf("register %d is the firmware's, or anybody may reset it", *n), "8 to 15, or 17 to 22")
-		} else if len(t.PCRs) > 0 && !slices.Contains(t.PCRs, *n) {
-			bad("tpm.config_pcr", fmt.Sprintf("register %d is not quoted", *n), "it into tpm.pcrs, too")
-		}
-	}
-	if t.Certificates != "" && !t.EndorsementKey {
-		bad("tpm.certificates", "are sent with the endorsement key only", `"endorsement_key": true`)
-	}
-}
 
 func (l *Linux) complete(bad func(key, text, write string)) {
 	switch l.Mode {

@@ -1,4 +1,6 @@
-package policy
+// Package tpmconfig is what policies and configs say of a machine with a TPM: the entry of an appraisal policy, and the settings
+// with which init opens the TPM. It needs nothing that talks to a TPM or verifies evidence, so that every program can read them.
+package tpmconfig
 
 import (
 	"bytes"
@@ -9,19 +11,20 @@ import (
 	"strings"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/policy/rule"
 )
 
-// TPM describes a machine with a TPM 2.0. All fields that are set must match. "sesame tpm enroll" prints an entry.
-type TPM struct {
+// Entry describes a machine with a TPM 2.0. All fields that are set must match. "sesame tpm enroll" prints an entry.
+type Entry struct {
 	Name string `json:"name,omitempty" yaml:"name,omitempty"` // for people and logs only
 	// AK is the SHA-256 of the attestation key's TPMT_PUBLIC (its TPM name without the algorithm): this key of this
 	// machine.
-	AK Hex `json:"ak,omitempty" yaml:"ak,omitempty"`
+	AK rule.Hex `json:"ak,omitempty" yaml:"ak,omitempty"`
 	// EK is the SHA-256 of the endorsement key's DER SubjectPublicKeyInfo.
-	EK Hex `json:"ek,omitempty" yaml:"ek,omitempty"`
+	EK rule.Hex `json:"ek,omitempty" yaml:"ek,omitempty"`
 	// EKRoots are SHA-256 fingerprints of root certificates, to one of which the EK's certificate must chain: any
 	// machine whose TPM a vendor vouches for.
-	EKRoots []Hex `json:"ek_roots,omitempty" yaml:"ek_roots,omitempty"`
+	EKRoots []rule.Hex `json:"ek_roots,omitempty" yaml:"ek_roots,omitempty"`
 	// Wrap makes the broker encrypt every released secret to the EK and to PCRs, so that only this TPM, while its
 	// registers have these values, opens it. An entry without AK needs it.
 	Wrap bool `json:"wrap,omitempty" yaml:"wrap,omitempty"`
@@ -32,7 +35,7 @@ type TPM struct {
 }
 
 // PCRs are values of registers by index.
-type PCRs map[int]Hex
+type PCRs map[int]rule.Hex
 
 // MarshalYAML writes the indexes as numbers, as they are read.
 func (p PCRs) MarshalYAML() ([]byte, error) {
@@ -46,11 +49,12 @@ func (p PCRs) MarshalYAML() ([]byte, error) {
 // PCRCount is the number of registers that a bank has.
 const PCRCount = 24
 
-func (t *TPM) validate(fault faultFunc) {
-	fault.size("ak", t.AK, 32)
-	fault.size("ek", t.EK, 32)
+// Validate implements [rule.Entry].
+func (t *Entry) Validate(fault rule.Fault) {
+	fault.Size("ak", t.AK, 32)
+	fault.Size("ek", t.EK, 32)
 	for _, root := range t.EKRoots {
-		fault.size("ek_roots", root, 32)
+		fault.Size("ek_roots", root, 32)
 	}
 	if len(t.PCRs) == 0 {
 		fault("pcrs is missing: a key alone does not say what has been booted")
@@ -75,71 +79,87 @@ func (t *TPM) validate(fault faultFunc) {
 	}
 }
 
-func (t *TPM) appraise(j *judge, c *attest.TPMClaims) {
-	j.equal("ak", c.AK[:], t.AK)
-	j.equal("ek", c.EK[:], t.EK)
-	j.strongest(bytes.Equal(c.AK[:], t.AK), false, false)
+// Type implements [rule.Entry].
+func (*Entry) Type() attest.EvidenceType { return attest.TPM }
+
+// ValidateServer implements [rule.Server].
+func (t *Entry) ValidateServer(fault rule.Fault) {
+	switch {
+	case t.Challenged():
+		fault("ak is missing: a server is not challenged, so ek and ek_roots prove nothing of it")
+	case t.Wrap:
+		fault("wrap says how secrets are released, and nothing is released to a server")
+	}
+}
+
+// Appraise implements [rule.Entry].
+func (t *Entry) Appraise(j *rule.Judge, claims attest.Claims) {
+	c := claims.Details().(*attest.TPMClaims)
+	j.Equal("ak", c.AK[:], t.AK)
+	j.Equal("ek", c.EK[:], t.EK)
+	j.Strongest(bytes.Equal(c.AK[:], t.AK), false, false)
 	if t.Challenged() {
-		j.challenged(c)
-		j.strongest(c.EKProved && t.endorsed(c), false, false)
+		challenged(j, c)
+		j.Strongest(c.EKProved && t.endorsed(c), false, false)
 	}
 	if len(t.EKRoots) > 0 {
-		root := Hex(c.EKRoot[:])
+		root := rule.Hex(c.EKRoot[:])
 		switch {
 		case c.EKRoot == [32]byte{}:
-			j.rule("ek_roots", false, "the endorsement key has no certificate with a complete chain")
-		case slices.ContainsFunc(t.EKRoots, func(want Hex) bool { return bytes.Equal(want, root) }):
-			j.rule("ek_roots", true, "%s, as wanted", root)
+			j.Rule("ek_roots", false, "the endorsement key has no certificate with a complete chain")
+		case slices.ContainsFunc(t.EKRoots, func(want rule.Hex) bool { return bytes.Equal(want, root) }):
+			j.Rule("ek_roots", true, "%s, as wanted", root)
 		default:
-			j.rule("ek_roots", false, "%s, want %s", root, joinHex(t.EKRoots))
+			j.Rule("ek_roots", false, "%s, want %s", root, joinHex(t.EKRoots))
 		}
 	}
 	if t.Wrap {
+		j.Wrap = slices.Sorted(maps.Keys(t.PCRs))
 		if len(c.EKPublic) > 0 {
-			j.rule("wrap", true, "the evidence names an endorsement key to encrypt to")
+			j.Rule("wrap", true, "the evidence names an endorsement key to encrypt to")
 		} else {
-			j.rule("wrap", false, "the evidence names no endorsement key to encrypt to")
+			j.Rule("wrap", false, "the evidence names no endorsement key to encrypt to")
 		}
 	}
 	for _, i := range slices.Sorted(maps.Keys(t.PCRs)) {
 		name := "pcrs." + strconv.Itoa(i)
 		if got, ok := c.PCRs[i]; ok {
-			j.equal(name, got[:], t.PCRs[i])
+			j.Equal(name, got[:], t.PCRs[i])
 		} else {
-			j.rule(name, false, "not quoted, want %s", t.PCRs[i])
+			j.Rule(name, false, "not quoted, want %s", t.PCRs[i])
 		}
 	}
 	if t.SecureBoot {
 		switch {
 		case !c.EventLog:
-			j.rule("secure_boot", false, "there is no firmware log that replays to the quoted registers")
+			j.Rule("secure_boot", false, "there is no firmware log that replays to the quoted registers")
 		case !c.SecureBoot:
-			j.rule("secure_boot", false, "off")
+			j.Rule("secure_boot", false, "off")
 		default:
-			j.rule("secure_boot", true, "on")
+			j.Rule("secure_boot", true, "on")
 		}
 	}
 }
 
 // Challenged reports whether only the answer to a challenge proves the entry: it names the endorsement key or its roots,
 // and evidence is signed by another key.
-func (t *TPM) Challenged() bool { return t.AK == nil }
+func (t *Entry) Challenged() bool { return t.AK == nil }
 
 // endorsed reports whether claims have the endorsement key that the entry names.
-func (t *TPM) endorsed(c *attest.TPMClaims) bool {
+func (t *Entry) endorsed(c *attest.TPMClaims) bool {
 	return (t.EK == nil || bytes.Equal(c.EK[:], t.EK)) &&
-		(len(t.EKRoots) == 0 || slices.ContainsFunc(t.EKRoots, func(root Hex) bool { return bytes.Equal(c.EKRoot[:], root) }))
+		(len(t.EKRoots) == 0 || slices.ContainsFunc(t.EKRoots, func(root rule.Hex) bool { return bytes.Equal(c.EKRoot[:], root) }))
 }
 
-func (j *judge) challenged(c *attest.TPMClaims) {
+func challenged(j *rule.Judge, c *attest.TPMClaims) {
 	if c.EKProved {
-		j.rule("challenge", true, "the TPM proves that it holds both the attestation key and the endorsement key")
+		j.Rule("challenge", true, "the TPM proves that it holds both the attestation key and the endorsement key")
 	} else {
-		j.rule("challenge", false, "nothing proves yet that the attestation key and the endorsement key are of one TPM")
+		j.Rule("challenge", false, "nothing proves yet that the attestation key and the endorsement key are of one TPM")
 	}
 }
 
-func joinHex(all []Hex) string {
+func joinHex(all []rule.Hex) string {
 	texts := make([]string, len(all))
 	for i, h := range all {
 		texts[i] = h.String()

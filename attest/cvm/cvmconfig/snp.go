@@ -1,4 +1,4 @@
-package policy
+package cvmconfig
 
 import (
 	"bytes"
@@ -6,26 +6,27 @@ import (
 	"strconv"
 
 	"github.com/sesame-init/sesame/attest"
+	"github.com/sesame-init/sesame/attest/policy/rule"
 )
 
 // SNP describes an AMD SEV-SNP guest. All fields that are set must match.
 type SNP struct {
 	Name        string       `json:"name,omitempty" yaml:"name,omitempty"`                 // for people and logs only
-	Measurement Hex          `json:"measurement,omitempty" yaml:"measurement,omitempty"`   // 48 bytes, MEASUREMENT
+	Measurement rule.Hex     `json:"measurement,omitempty" yaml:"measurement,omitempty"`   // 48 bytes, MEASUREMENT
 	GuestPolicy *GuestPolicy `json:"guest_policy,omitempty" yaml:"guest_policy,omitempty"` // every bit counts
-	MinTCB      *SNPTCB      `json:"min_tcb,omitempty" yaml:"min_tcb,omitempty"`           // of REPORTED_TCB, each part
+	MinTCB      *TCB         `json:"min_tcb,omitempty" yaml:"min_tcb,omitempty"`           // of REPORTED_TCB, each part
 	MinGuestSVN *uint32      `json:"min_guest_svn,omitempty" yaml:"min_guest_svn,omitempty"`
 	MaxVMPL     uint32       `json:"max_vmpl,omitempty" yaml:"max_vmpl,omitempty"`           // default 0
-	HostData    Hex          `json:"host_data,omitempty" yaml:"host_data,omitempty"`         // 32 bytes; absent: all zero
-	FamilyID    Hex          `json:"family_id,omitempty" yaml:"family_id,omitempty"`         // 16 bytes
-	ImageID     Hex          `json:"image_id,omitempty" yaml:"image_id,omitempty"`           // 16 bytes
-	IDKeyDigest Hex          `json:"id_key_digest,omitempty" yaml:"id_key_digest,omitempty"` // 48 bytes
-	ChipID      Hex          `json:"chip_id,omitempty" yaml:"chip_id,omitempty"`             // 64 bytes: this processor only
+	HostData    rule.Hex     `json:"host_data,omitempty" yaml:"host_data,omitempty"`         // 32 bytes; absent: all zero
+	FamilyID    rule.Hex     `json:"family_id,omitempty" yaml:"family_id,omitempty"`         // 16 bytes
+	ImageID     rule.Hex     `json:"image_id,omitempty" yaml:"image_id,omitempty"`           // 16 bytes
+	IDKeyDigest rule.Hex     `json:"id_key_digest,omitempty" yaml:"id_key_digest,omitempty"` // 48 bytes
+	ChipID      rule.Hex     `json:"chip_id,omitempty" yaml:"chip_id,omitempty"`             // 64 bytes: this processor only
 	Debug       bool         `json:"debug,omitempty" yaml:"debug,omitempty"`                 // accept debug guests, too
 }
 
-// SNPTCB are least security versions of the firmware's parts.
-type SNPTCB struct {
+// TCB are least security versions of the firmware's parts.
+type TCB struct {
 	Bootloader uint8 `json:"bootloader" yaml:"bootloader"`
 	TEE        uint8 `json:"tee" yaml:"tee"`
 	SNP        uint8 `json:"snp" yaml:"snp"`
@@ -56,13 +57,14 @@ func (g *GuestPolicy) UnmarshalYAML(text []byte) error {
 	return g.UnmarshalText(bytes.Trim(text, " \"'\n"))
 }
 
-func (s *SNP) validate(fault faultFunc) {
-	fault.size("measurement", s.Measurement, 48)
-	fault.size("host_data", s.HostData, 32)
-	fault.size("family_id", s.FamilyID, 16)
-	fault.size("image_id", s.ImageID, 16)
-	fault.size("id_key_digest", s.IDKeyDigest, 48)
-	fault.size("chip_id", s.ChipID, 64)
+// Validate implements [rule.Entry].
+func (s *SNP) Validate(fault rule.Fault) {
+	fault.Size("measurement", s.Measurement, 48)
+	fault.Size("host_data", s.HostData, 32)
+	fault.Size("family_id", s.FamilyID, 16)
+	fault.Size("image_id", s.ImageID, 16)
+	fault.Size("id_key_digest", s.IDKeyDigest, 48)
+	fault.Size("chip_id", s.ChipID, 64)
 	if s.Measurement == nil {
 		fault("measurement is missing")
 	}
@@ -80,15 +82,20 @@ func (s *SNP) validate(fault faultFunc) {
 	}
 }
 
-func (s *SNP) appraise(j *judge, c *attest.SNPClaims) {
-	j.equal("measurement", c.Measurement[:], s.Measurement)
+// Type implements [rule.Entry].
+func (*SNP) Type() attest.EvidenceType { return attest.SNP }
+
+// Appraise implements [rule.Entry].
+func (s *SNP) Appraise(j *rule.Judge, claims attest.Claims) {
+	c := claims.Details().(*attest.SNPClaims)
+	j.Equal("measurement", c.Measurement[:], s.Measurement)
 	if got := GuestPolicy(c.Policy); got == *s.GuestPolicy {
-		j.rule("guest_policy", true, "%s, as wanted", got)
+		j.Rule("guest_policy", true, "%s, as wanted", got)
 	} else {
-		j.rule("guest_policy", false, "%s, want %s", got, s.GuestPolicy)
+		j.Rule("guest_policy", false, "%s, want %s", got, s.GuestPolicy)
 	}
-	j.debug(c.Debug(), s.Debug)
-	j.strongest(bytes.Equal(c.Measurement[:], s.Measurement), c.Debug(), s.Debug)
+	j.Debug(c.Debug(), s.Debug)
+	j.Strongest(bytes.Equal(c.Measurement[:], s.Measurement), c.Debug(), s.Debug)
 	for _, part := range []struct {
 		name        string
 		got, wanted uint8
@@ -99,34 +106,34 @@ func (s *SNP) appraise(j *judge, c *attest.SNPClaims) {
 		{"microcode", c.ReportedTCB.Microcode, s.MinTCB.Microcode},
 	} {
 		wanted := uint16(part.wanted)
-		j.atLeast("min_tcb."+part.name, uint16(part.got), &wanted)
+		j.AtLeast("min_tcb."+part.name, uint16(part.got), &wanted)
 	}
 	if s.MinGuestSVN != nil {
 		if c.GuestSVN >= *s.MinGuestSVN {
-			j.rule("min_guest_svn", true, "%d, at least %d", c.GuestSVN, *s.MinGuestSVN)
+			j.Rule("min_guest_svn", true, "%d, at least %d", c.GuestSVN, *s.MinGuestSVN)
 		} else {
-			j.rule("min_guest_svn", false, "%d, less than %d", c.GuestSVN, *s.MinGuestSVN)
+			j.Rule("min_guest_svn", false, "%d, less than %d", c.GuestSVN, *s.MinGuestSVN)
 		}
 	}
 	if c.VMPL <= s.MaxVMPL {
-		j.rule("max_vmpl", true, "asked at privilege level %d", c.VMPL)
+		j.Rule("max_vmpl", true, "asked at privilege level %d", c.VMPL)
 	} else {
-		j.rule("max_vmpl", false, "asked at privilege level %d, accepted are levels up to %d", c.VMPL, s.MaxVMPL)
+		j.Rule("max_vmpl", false, "asked at privilege level %d, accepted are levels up to %d", c.VMPL, s.MaxVMPL)
 	}
-	j.hostData(c.HostData, s.HostData)
-	j.equal("family_id", c.FamilyID[:], s.FamilyID)
-	j.equal("image_id", c.ImageID[:], s.ImageID)
-	j.equal("id_key_digest", c.IDKeyDigest[:], s.IDKeyDigest)
-	j.equal("chip_id", c.ChipID[:], s.ChipID)
+	hostData(j, c.HostData, s.HostData)
+	j.Equal("family_id", c.FamilyID[:], s.FamilyID)
+	j.Equal("image_id", c.ImageID[:], s.ImageID)
+	j.Equal("id_key_digest", c.IDKeyDigest[:], s.IDKeyDigest)
+	j.Equal("chip_id", c.ChipID[:], s.ChipID)
 }
 
-func (j *judge) hostData(got [32]byte, want Hex) {
+func hostData(j *rule.Judge, got [32]byte, want rule.Hex) {
 	switch {
 	case want != nil:
-		j.equal("host_data", got[:], want)
+		j.Equal("host_data", got[:], want)
 	case got == [32]byte{}:
-		j.rule("host_data", true, "all zero, as where none is named")
+		j.Rule("host_data", true, "all zero, as where none is named")
 	default:
-		j.rule("host_data", false, "%s, want all zero, since the policy names none", Hex(got[:]))
+		j.Rule("host_data", false, "%s, want all zero, since the policy names none", rule.Hex(got[:]))
 	}
 }
