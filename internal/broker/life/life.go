@@ -232,10 +232,10 @@ func (s *Serving) Serve(ctx context.Context) error {
 	}
 	s.settings.Listening(reached(s.address, s.listener))
 	s.settings.Notify(daemon.SdNotifyReady)
-	fault.Go(func() {
-		<-ctx.Done()
+	followers.Go(fault.Guard(func() {
+		<-following.Done()
 		s.settings.Notify(daemon.SdNotifyStopping)
-	})
+	}))
 	return s.server.Serve(ctx, s.listener)
 }
 

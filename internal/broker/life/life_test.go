@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
@@ -69,6 +70,9 @@ secrets: {image_key: {workloads: [demo]}}
 	w.Listening = func(address string) { w.tell("listening") }
 	w.Notify = func(state string) {
 		name, _, _ := strings.Cut(state, "\n")
+		if name == daemon.SdNotifyStopping {
+			time.Sleep(50 * time.Millisecond) // a slow service manager must have it before the broker ends, too
+		}
 		w.tell(name)
 	}
 	return w
