@@ -181,6 +181,18 @@ func TestReleaseIsRecordedWithWhatDecidedIt(t *testing.T) {
 	}
 }
 
+// TestAReleaseOfNothingIsRecorded: a peer may ask for no secret, to prove itself.
+func TestAReleaseOfNothingIsRecorded(t *testing.T) {
+	k := open(t, memory.New())
+	values, r := release(t, k, decision(1))
+	if len(values) != 0 {
+		t.Errorf("%d secrets", len(values))
+	}
+	if e := checkReceipt(t, k, r); e.Kind != releaselog.Release || len(e.Secrets) != 0 {
+		t.Errorf("%+v", e)
+	}
+}
+
 func TestRepeatedDecisionIsRecordedAndCountedOnce(t *testing.T) {
 	k := open(t, memory.New())
 	put(t, k, "a", "value")
