@@ -2,7 +2,7 @@
 // volumes through a [Mounter], and writes secret files.
 //
 // It knows no network and no evidence; of the rest of Sesame only the type attest.Secret. Mounters live below:
-// fs/occlum speaks the LibOS's own mount calls, fs/linux mounts on plain Linux, by fs/fuse. fs/sefs is the volume
+// init/internal/occlum speaks the LibOS's own mount calls, init/internal/linux mounts on plain Linux, by fs/fuse. fs/sefs is the volume
 // format.
 //
 // # Compatibility

@@ -18,10 +18,10 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/clock"
-	"github.com/sesame-init/sesame/fs/linux"
 	"github.com/sesame-init/sesame/init/internal/handover"
+	"github.com/sesame-init/sesame/init/internal/linux"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/clock"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/fault"
 )

@@ -53,7 +53,7 @@
 //	init [--config FILE] [-- PROGRAM ARG...]
 //
 // Evidence comes from the attester that the config names. Mounts are made in a mount namespace of its own, volumes are
-// served by processes with a user of their own (package fs/linux), secrets stand in memory that is never swapped out,
+// served by processes with a user of their own (package init/internal/linux), secrets stand in memory that is never swapped out,
 // and a root from a volume is entered by pivot_root. Then the application takes over this process, or is supervised
 // (package init/internal/handover). It runs as the entry point of a container, under systemd, and as process 1 where somebody has
 // mounted /proc, /sys and /dev before. It needs the capabilities SYS_ADMIN, SETPCAP, SETUID, SETGID and DAC_OVERRIDE, and

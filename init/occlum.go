@@ -14,11 +14,11 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/attest/trust"
-	"github.com/sesame-init/sesame/fs/occlum"
+	"github.com/sesame-init/sesame/init/internal/occlum"
 	"github.com/sesame-init/sesame/internal/boundedfile"
+	"github.com/sesame-init/sesame/internal/clock"
 	"github.com/sesame-init/sesame/internal/config"
 	"github.com/sesame-init/sesame/internal/fault"
 )

@@ -15,8 +15,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/reportdata"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // ErrNone is the error for a certificate that carries no evidence in a known extension.

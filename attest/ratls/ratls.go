@@ -47,8 +47,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/reportdata"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // Bounds of certificates and evidence.

@@ -32,8 +32,8 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/reportdata"
 	"github.com/sesame-init/sesame/attest/session/sessionpb"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // Bounds of the protocol.

@@ -43,7 +43,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/reportdata"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // Bounds of evidence, in bytes.

@@ -15,7 +15,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/client"
-	"github.com/sesame-init/sesame/client/report"
+	"github.com/sesame-init/sesame/internal/report"
 )
 
 // warmUp is the number of rounds before the measured ones.

@@ -16,12 +16,12 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/internal/privatefile"
+	"github.com/sesame-init/sesame/internal/raconfig"
 )
 
 func policyCommand() *cobra.Command {

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/fs/sefs"
-	"github.com/sesame-init/sesame/fs/sefs/pfs"
+	"github.com/sesame-init/sesame/fs/sefs/internal/pfs"
 )
 
 // benchSize is the content of the benchmarks' volume: half of it in one file, the rest in files of 1 MiB and 16 KiB.

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"unicode/utf8"
 
-	"github.com/sesame-init/sesame/fs/sefs/pfs"
+	"github.com/sesame-init/sesame/fs/sefs/internal/pfs"
 )
 
 const (

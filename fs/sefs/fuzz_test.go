@@ -11,7 +11,7 @@ import (
 	"testing/fstest"
 
 	"github.com/sesame-init/sesame/fs/sefs"
-	"github.com/sesame-init/sesame/fs/sefs/pfs"
+	"github.com/sesame-init/sesame/fs/sefs/internal/pfs"
 )
 
 const rootFile = "02000000000000000000000000000000" // the root directory's host file

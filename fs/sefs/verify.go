@@ -8,7 +8,7 @@ import (
 	"io/fs"
 	"path"
 
-	"github.com/sesame-init/sesame/fs/sefs/pfs"
+	"github.com/sesame-init/sesame/fs/sefs/internal/pfs"
 )
 
 // maxDepth bounds how deep directories are nested: no deeper path can be named on Linux.

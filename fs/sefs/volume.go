@@ -1,5 +1,5 @@
 // Package sefs reads, checks and writes volumes in Occlum's SEFS format: a flat directory of protected files
-// (package [github.com/sesame-init/sesame/fs/sefs/pfs]), one per inode and one named "metadata" with the inode
+// (package [github.com/sesame-init/sesame/fs/sefs/internal/pfs]), one per inode and one named "metadata" with the inode
 // table. Occlum's LibOS mounts the very same directories.
 //
 // A volume is either encrypted, under a 128-bit user key, or integrity-only. Its root MAC, made anew at each write,
@@ -38,7 +38,7 @@ import (
 	"syscall"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/fs/sefs/pfs"
+	"github.com/sesame-init/sesame/fs/sefs/internal/pfs"
 )
 
 // Layout is the generation of the on-disk format.

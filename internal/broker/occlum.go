@@ -8,11 +8,11 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/internal/privatefile"
+	"github.com/sesame-init/sesame/internal/raconfig"
 	"github.com/sesame-init/sesame/internal/strictjson"
 )
 

@@ -3,7 +3,7 @@ package broker
 import (
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls/wire"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
+	"github.com/sesame-init/sesame/internal/raconfig"
 )
 
 // Bounds of the file of secrets.

@@ -88,16 +88,16 @@ var zeros = map[string]struct {
 		return err
 	}},
 
-	"attest/ratls.Options":         {because: "a certificate of the usual lifetime, for no names"},
-	"attest/ratls/raconfig.Config": {because: "its policy has no entry, so no peer is wanted"},
-	"attest/session.BrokerConfig":  {because: "a broker that proves nothing; clients must have pinned its key"},
-	"attest/session.QuoterOptions": {because: "without an attester there is no quote"},
-	"attest/tpm.Options":           {because: "all registers are quoted, with the kept key"},
-	"client.Options":               {because: "one connection, no second try"},
-	"fs/fuse.Options":              {because: "no other user is let in"},
-	"fs/linux.Options":             {because: "without a program to start no volume is served"},
-	"fs/sefs.CreateOptions":        {because: "integrity only, as it says: what is made is not read as an encrypted volume"},
-	"fs/sefs/pfs.WriterOptions":    {because: "node keys are random"},
+	"attest/ratls.Options":               {because: "a certificate of the usual lifetime, for no names"},
+	"internal/raconfig.Config":           {because: "its policy has no entry, so no peer is wanted"},
+	"attest/session.BrokerConfig":        {because: "a broker that proves nothing; clients must have pinned its key"},
+	"attest/session.QuoterOptions":       {because: "without an attester there is no quote"},
+	"attest/tpm.Options":                 {because: "all registers are quoted, with the kept key"},
+	"client.Options":                     {because: "one connection, no second try"},
+	"fs/fuse.Options":                    {because: "no other user is let in"},
+	"init/internal/linux.Options":        {because: "without a program to start no volume is served"},
+	"fs/sefs.CreateOptions":              {because: "integrity only, as it says: what is made is not read as an encrypted volume"},
+	"fs/sefs/internal/pfs.WriterOptions": {because: "node keys are random"},
 }
 
 func TestTheZeroValueOfEveryConfigIsTheSafeOne(t *testing.T) {

@@ -20,10 +20,10 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/aecs"
-	"github.com/sesame-init/sesame/attest/backend/aecs/envelope"
-	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/aecs/envelope"
+	"github.com/sesame-init/sesame/internal/aecs/uar"
 	"github.com/sesame-init/sesame/lab/aecstest"
 )
 

@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/reportdata"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // Rebound is an attester whose evidence binds other data than it is asked for.

@@ -20,7 +20,6 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/attest/session"
 	"github.com/sesame-init/sesame/attest/sgx"
 	"github.com/sesame-init/sesame/internal/broker"
@@ -29,6 +28,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/rootkey"
 	"github.com/sesame-init/sesame/internal/broker/store/memory"
 	"github.com/sesame-init/sesame/internal/pki"
+	"github.com/sesame-init/sesame/internal/raconfig"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
 

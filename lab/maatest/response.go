@@ -18,7 +18,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
+	"github.com/sesame-init/sesame/internal/keywrap"
 )
 
 // respond makes the release response, as the attack wants it.

@@ -45,6 +45,12 @@ var places = map[string]place{
 	"internal":           {"small tools that all share", 8, 0, 6},
 }
 
+// annexes are rooms below internal/ that belong to another wing: they are there so that other modules cannot import them.
+var annexes = map[string]string{
+	"aecs": "attest", "clock": "attest", "keywrap": "attest", "kind": "attest", "raconfig": "attest", "reportdata": "attest",
+	"report": "client",
+}
+
 func main() {
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "map: "+err.Error())
@@ -79,6 +85,9 @@ type wing struct {
 // locate splits the path of a package into its wing and the room in it, which is empty for the wing's own package.
 func locate(path string) (name, room string) {
 	parts := strings.Split(path, "/")
+	if len(parts) > 1 && parts[0] == "internal" && annexes[parts[1]] != "" {
+		return annexes[parts[1]], "internal/" + parts[1]
+	}
 	n := 1
 	if len(parts) > 1 {
 		if _, wing := places[parts[0]+"/"+parts[1]]; wing {
@@ -230,8 +239,13 @@ func draw(house map[string]*wing, places map[string]place) ([]byte, error) {
 
 // implied reports whether another import of from reaches to.
 func implied(house map[string]*wing, from, to string) bool {
+	seen := map[string]bool{} // a circle, which draw refuses
 	var reaches func(at string) bool
 	reaches = func(at string) bool {
+		if seen[at] {
+			return false
+		}
+		seen[at] = true
 		return at == to || slices.ContainsFunc(house[at].imports, reaches)
 	}
 	return slices.ContainsFunc(house[from].imports, func(at string) bool { return at != to && reaches(at) })

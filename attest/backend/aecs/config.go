@@ -8,8 +8,8 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
-	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/policy"
+	"github.com/sesame-init/sesame/internal/aecs/uar"
 	"github.com/sesame-init/sesame/internal/kind"
 	"github.com/sesame-init/sesame/internal/pki"
 )

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/sesame-init/sesame/attest/backend/aecs"
-	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
+	"github.com/sesame-init/sesame/internal/aecs/uar"
 	"github.com/sesame-init/sesame/lab/aecstest"
 )
 

@@ -16,11 +16,11 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend/aecs/envelope"
-	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
-	"github.com/sesame-init/sesame/attest/reportdata"
+	"github.com/sesame-init/sesame/internal/aecs/envelope"
+	"github.com/sesame-init/sesame/internal/aecs/uar"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // identity is what this environment shows of itself in one Fetch.

@@ -14,8 +14,8 @@ import (
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/internal/kind"
+	"github.com/sesame-init/sesame/internal/raconfig"
 )
 
 // Kind is the backend "grpc-ratls": docs/backends/grpc-ratls.md is the manual of its block.

@@ -8,7 +8,7 @@ import (
 	"math/big"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/reportdata"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // b64 is the encoding of JOSE: base64url without padding (RFC 7515, section 2).

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
+	"github.com/sesame-init/sesame/internal/keywrap"
 )
 
 // encryption is the wrapping that Sesame asks for: RSA-OAEP with SHA-256 around an AES-256 key, AES key wrap with

@@ -10,7 +10,7 @@ import (
 	"fmt"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
+	"github.com/sesame-init/sesame/internal/keywrap"
 )
 
 // secretOf makes the secret from a key that was released: the key itself, or what it opens. The key is wiped unless

@@ -8,8 +8,8 @@ import (
 	"errors"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/reportdata"
 	"github.com/sesame-init/sesame/internal/kind"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // The files of Occlum's maa_init, which [TokenOnly] hands out as secrets of these names.

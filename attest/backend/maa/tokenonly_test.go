@@ -23,7 +23,7 @@ import (
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/policy"
 	"github.com/sesame-init/sesame/attest/ratls"
-	"github.com/sesame-init/sesame/attest/reportdata"
+	"github.com/sesame-init/sesame/internal/reportdata"
 	"github.com/sesame-init/sesame/lab/attesttest"
 	"github.com/sesame-init/sesame/lab/maatest"
 )

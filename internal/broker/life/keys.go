@@ -9,7 +9,6 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend/grpcratls"
-	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/keystore"
 	"github.com/sesame-init/sesame/internal/broker/policy"
@@ -18,6 +17,7 @@ import (
 	"github.com/sesame-init/sesame/internal/broker/store/memory"
 	"github.com/sesame-init/sesame/internal/broker/store/postgres"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/clock"
 	"github.com/sesame-init/sesame/internal/privatefile"
 )
 

@@ -17,11 +17,11 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/clock"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/broker/store/sqlite"
+	"github.com/sesame-init/sesame/internal/clock"
 	"github.com/sesame-init/sesame/internal/loopback"
 	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/internal/privatefile"

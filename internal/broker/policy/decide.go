@@ -8,7 +8,7 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	appraisal "github.com/sesame-init/sesame/attest/policy"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
+	"github.com/sesame-init/sesame/internal/raconfig"
 )
 
 // appraiser is what an appraisal policy and Occlum's file have in common.

@@ -22,12 +22,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sesame-init/sesame/attest/ratls"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
 	"github.com/sesame-init/sesame/fs/sefs"
 	"github.com/sesame-init/sesame/internal/broker"
 	"github.com/sesame-init/sesame/internal/broker/policy"
 	"github.com/sesame-init/sesame/internal/occlum/goruntime/overlay"
 	"github.com/sesame-init/sesame/internal/occlum/occlumconf"
+	"github.com/sesame-init/sesame/internal/raconfig"
 	"github.com/sesame-init/sesame/internal/testenv"
 	"github.com/sesame-init/sesame/lab/brokertest"
 	"github.com/sesame-init/sesame/lab/occlumsim"

@@ -10,7 +10,7 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/sesame-init/sesame/attest/backend/maa/keywrap"
+	"github.com/sesame-init/sesame/internal/keywrap"
 )
 
 // RFC 5649, section 6.

@@ -9,7 +9,7 @@ import (
 	"github.com/edgelesssys/ego/attestation/tcbstatus"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/ratls/raconfig"
+	"github.com/sesame-init/sesame/internal/raconfig"
 )
 
 var (

@@ -15,8 +15,8 @@ import (
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/fs"
-	"github.com/sesame-init/sesame/fs/linux"
 	"github.com/sesame-init/sesame/fs/sefs"
+	"github.com/sesame-init/sesame/init/internal/linux"
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 

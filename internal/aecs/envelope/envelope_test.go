@@ -13,13 +13,13 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/sesame-init/sesame/attest/backend/aecs/envelope"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
+	"github.com/sesame-init/sesame/internal/aecs/envelope"
 )
 
 func read(t testing.TB, name string) []byte {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join("../testdata", name))
+	b, err := os.ReadFile(filepath.Join("../../../attest/backend/aecs/testdata", name))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/net/html"
 
 	"github.com/sesame-init/sesame/client"
-	"github.com/sesame-init/sesame/client/report"
+	"github.com/sesame-init/sesame/internal/report"
 )
 
 // measured is a run of 200 requests of 10 ms each, the hundredth of which failed.

@@ -15,11 +15,11 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/backend/aecs/uar"
 	"github.com/sesame-init/sesame/attest/backend/aecs/wire"
 	"github.com/sesame-init/sesame/attest/dcap"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
 	"github.com/sesame-init/sesame/attest/sgx"
+	"github.com/sesame-init/sesame/internal/aecs/uar"
 	"github.com/sesame-init/sesame/lab/softsgx"
 )
 
@@ -158,7 +158,7 @@ func TestOnlyStrongRSAKeysAreTaken(t *testing.T) {
 // FuzzRead reads reports of any origin: it must not crash, and what it takes must bind its key.
 func FuzzRead(f *testing.F) {
 	for _, name := range []string{"gena_secret-my-password.res.pb", "gena_emptynonce.res.pb"} {
-		b, err := os.ReadFile(filepath.Join("../testdata", name))
+		b, err := os.ReadFile(filepath.Join("../../../attest/backend/aecs/testdata", name))
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/sesame-init/sesame/attest"
-	"github.com/sesame-init/sesame/attest/reportdata"
+	"github.com/sesame-init/sesame/internal/reportdata"
 )
 
 // sample is an input of a producer's form, of n bytes if the form leaves that open.

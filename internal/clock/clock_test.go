@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sesame-init/sesame/attest/clock"
+	"github.com/sesame-init/sesame/internal/clock"
 	"github.com/sesame-init/sesame/internal/version"
 )
 
