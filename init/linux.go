@@ -85,7 +85,7 @@ func runOnLinux(args []string, link *handover.Link, log *logrus.Logger) (status 
 	if err == nil {
 		err = l.handOver()
 	}
-	var gone *given
+	var gone *finalError
 	if l.mounter != nil && !errors.As(err, &gone) {
 		l.takeBack()
 	}
@@ -109,11 +109,11 @@ func readConfig(path string) ([]byte, *config.Config, error) {
 	return text, c, nil
 }
 
-// given is an error that came after this process has given up what it would need to take anything back. The end of the
+// finalError is an error that came after this process has given up what it would need to take anything back. The end of the
 // process does it: mounts are gone with the mount namespace, and processes behind volumes end with it.
-type given struct{ error }
+type finalError struct{ error }
 
-func (g *given) Unwrap() error { return g.error }
+func (g *finalError) Unwrap() error { return g.error }
 
 // linuxInit is a boot on Linux, and what it hands over to.
 type linuxInit struct {
@@ -181,7 +181,7 @@ func (l *linuxInit) handOver() error {
 	if err := linux.Unlock(); err != nil { // what was secret is wiped
 		return err
 	}
-	return &given{l.app.Exec()}
+	return &finalError{l.app.Exec()}
 }
 
 // takeBack undoes what the boot did.

@@ -3,6 +3,11 @@
 //
 // init inside an enclave does not import this package: it has no use for TPMs and confidential VMs, and stays small. Its only
 // attester is the one in attest/sgx.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. Attesters may be
+// added to the list.
 package attesters
 
 import (

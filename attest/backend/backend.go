@@ -17,6 +17,10 @@
 //   - Both end the rounds only if every server has a last word: one that may still answer is waited for.
 //
 // No pause that a server asks for is longer than a quarter of the time that is left.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning.
 package backend
 
 import (

@@ -7,6 +7,10 @@
 //
 // Nothing here reads a file or the network before evidence is verified, and the clock is an argument. What the package does
 // not do: it does not say which evidence is wanted; attest/policy does.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning.
 package trust
 
 import (

@@ -320,7 +320,7 @@ func TestInAnEnclaveOnlyThePinnedKeyChangesThePolicyAndVersionsRise(t *testing.T
 		write(t, signed, string(text))
 	}
 	put(signer, 6, bb)
-	here := inEnclave(func() (attester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil })
+	here := inEnclave(func() (deviceAttester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil })
 	r := run(t, here, dir, "--signed-policy", signed)
 	client := grpcratls.Config{
 		Pause:   10 * time.Millisecond,

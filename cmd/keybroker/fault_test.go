@@ -38,7 +38,7 @@ func broken(as string) {
 		panic(err)
 	}
 	where = "ego"
-	openEGo = func() (attester, error) {
+	openEGo = func() (deviceAttester, error) {
 		if at == 0 {
 			breakDown(canaryWords, canary)
 		}

@@ -85,7 +85,7 @@ func (s sealing) Key(r sgx.KeyRequest) (key [sgx.KeySize]byte, err error) {
 func TestANewReplicaGetsTheRootKeyFromARunningOneThatKnowsIt(t *testing.T) {
 	platform := brokertest.Platform(t, softsgx.Options{Now: time.Now()})
 	on := func(processor byte) place {
-		return inEnclave(func() (attester, error) {
+		return inEnclave(func() (deviceAttester, error) {
 			return sealing{enclave{platform.Attester(brokertest.Broker())}, processor}, nil
 		})
 	}

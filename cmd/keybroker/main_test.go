@@ -27,7 +27,7 @@ type enclave struct{ attest.Attester }
 func (enclave) Close() error { return nil }
 
 // inEnclave is a place whose evidence open makes.
-func inEnclave(open func() (attester, error)) place {
+func inEnclave(open func() (deviceAttester, error)) place {
 	return place{name: "occlum", enclave: true, open: open}
 }
 
@@ -60,7 +60,7 @@ func TestItServesAndEndsLikeOcclumsServer(t *testing.T) {
 	var stderr bytes.Buffer
 	c := command{
 		folder: dir, stdout: stdout, stderr: &stderr,
-		place: inEnclave(func() (attester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil }),
+		place: inEnclave(func() (deviceAttester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil }),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -112,11 +112,11 @@ func TestItRefusesToStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer busy.Close()
-	sound := func() (attester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil }
+	sound := func() (deviceAttester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil }
 	for name, test := range map[string]struct {
 		args   []string
 		folder func(dir string) string
-		open   func() (attester, error)
+		open   func() (deviceAttester, error)
 		code   int
 		says   string
 	}{
@@ -152,4 +152,4 @@ func TestItRefusesToStart(t *testing.T) {
 	}
 }
 
-func openNothing() (attester, error) { return openDevice("/nonexistent/sgx") }
+func openNothing() (deviceAttester, error) { return openDevice("/nonexistent/sgx") }

@@ -22,8 +22,8 @@ var where = "bare"
 // occlumDevice is the device by which Occlum's LibOS makes quotes.
 const occlumDevice = "/dev/sgx"
 
-// attester is an [attest.Attester] that keeps a device open.
-type attester interface {
+// deviceAttester is an [attest.Attester] that keeps a device open.
+type deviceAttester interface {
 	attest.Attester
 	io.Closer
 }
@@ -34,7 +34,7 @@ type place struct {
 	// enclave is set if the host is not trusted: policy and secrets do not come from files that it can edit.
 	enclave bool
 	// open opens what makes evidence; nil if there is none.
-	open func() (attester, error)
+	open func() (deviceAttester, error)
 }
 
 // findPlace is the place of a name. There are no others.
@@ -43,7 +43,7 @@ func findPlace(name string) (place, error) {
 	case "bare":
 		return place{name: name}, nil
 	case "occlum":
-		return place{name: name, enclave: true, open: func() (attester, error) { return openDevice(occlumDevice) }}, nil
+		return place{name: name, enclave: true, open: func() (deviceAttester, error) { return openDevice(occlumDevice) }}, nil
 	case "ego":
 		if openEGo != nil {
 			return place{name: name, enclave: true, open: openEGo}, nil
@@ -53,7 +53,7 @@ func findPlace(name string) (place, error) {
 		"this program is built for %q", name)
 }
 
-func openDevice(path string) (attester, error) {
+func openDevice(path string) (deviceAttester, error) {
 	d, err := sgx.OpenDevice(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, attest.Errorf(attest.CodeAttester, "opening "+path,
@@ -67,7 +67,7 @@ func openDevice(path string) (attester, error) {
 }
 
 // identity is what the broker shows, and what makes its evidence: nil outside an enclave.
-func (p place) identity(keyFile string, rule privatefile.Rule, now func() time.Time, log logrus.FieldLogger) (broker.Identity, attester, error) {
+func (p place) identity(keyFile string, rule privatefile.Rule, now func() time.Time, log logrus.FieldLogger) (broker.Identity, deviceAttester, error) {
 	if p.open == nil {
 		bare, err := broker.OpenBareIdentity(keyFile, rule)
 		if err != nil {

@@ -17,7 +17,7 @@ import (
 )
 
 // openEGo opens the attester of EGo's runtime.
-var openEGo = func() (attester, error) {
+var openEGo = func() (deviceAttester, error) {
 	if _, err := ego.GetSelfReport(); err != nil {
 		return nil, attest.Errorf(attest.CodeAttester, "asking EGo's runtime",
 			"Build with ego-go, sign with ego sign, start with ego run; outside of EGo use bin/keybroker.", "%w", err)

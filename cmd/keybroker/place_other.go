@@ -3,4 +3,4 @@
 package main
 
 // openEGo is of builds for EGo (build tag ego).
-var openEGo func() (attester, error)
+var openEGo func() (deviceAttester, error)

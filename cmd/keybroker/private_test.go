@@ -88,7 +88,7 @@ func TestOcclumsSecretsArePrivateOutsideAnEnclaveOnly(t *testing.T) {
 			t.Errorf("%v: exit code %d\n%s", args, code, said)
 		}
 	}
-	r := run(t, inEnclave(func() (attester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil }), dir,
+	r := run(t, inEnclave(func() (deviceAttester, error) { return enclave{platform.Attester(brokertest.Broker())}, nil }), dir,
 		"--collateral", filepath.Join(dir, "collateral"))
 	if strings.Contains(r.log.String(), "chmod") {
 		t.Errorf("it minds the rights in an image:\n%s", r.log)

@@ -55,7 +55,7 @@ func enclaved(as string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	here := inEnclave(func() (attester, error) {
+	here := inEnclave(func() (deviceAttester, error) {
 		return sealing{enclave{platform.Attester(brokertest.Broker())}, processor}, nil
 	})
 	c := command{folder: ".", place: here, hangup: make(chan os.Signal), stdout: os.Stdout, stderr: os.Stderr}

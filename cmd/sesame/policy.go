@@ -123,8 +123,8 @@ The exit status is 0 if the broker would accept the peer, and release the secret
 	return cmd
 }
 
-// explained is an explanation with what came before it.
-type explained struct {
+// explanation is a decision of the policy with the steps before it.
+type explanation struct {
 	Genuine bool   `json:"genuine"`
 	Reason  string `json:"reason,omitempty"` // why it is not genuine
 	policy.Explanation
@@ -132,7 +132,7 @@ type explained struct {
 	hint string
 }
 
-func (e *explained) print(w io.Writer) {
+func (e *explanation) print(w io.Writer) {
 	if !e.Genuine {
 		fmt.Fprintf(w, "FAIL  evidence: %s\nrefused: the evidence does not count\n", e.Reason)
 		if e.hint != "" {
@@ -162,7 +162,7 @@ func (e *explained) print(w io.Writer) {
 	}
 }
 
-func explainPolicy(cmd *cobra.Command, o explainOptions) (*explained, error) {
+func explainPolicy(cmd *cobra.Command, o explainOptions) (*explanation, error) {
 	at := time.Now()
 	if o.at != "" {
 		var err error
@@ -204,11 +204,11 @@ func explainPolicy(cmd *cobra.Command, o explainOptions) (*explained, error) {
 	if err != nil {
 		return notEvidence(err), nil
 	}
-	return &explained{Genuine: true, Explanation: p.Explain(claims, at, o.secret)}, nil
+	return &explanation{Genuine: true, Explanation: p.Explain(claims, at, o.secret)}, nil
 }
 
-func notEvidence(err error) *explained {
-	e := &explained{Reason: err.Error(), hint: attest.HintOf(err)}
+func notEvidence(err error) *explanation {
+	e := &explanation{Reason: err.Error(), hint: attest.HintOf(err)}
 	e.Rules = []appraisal.Reason{{Rule: "evidence", Text: err.Error()}}
 	return e
 }

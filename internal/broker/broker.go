@@ -73,7 +73,7 @@ type Server struct {
 	door       *admission.Door
 	health     *health.Server
 	metrics    *Metrics
-	lacking    lacking
+	lacking    missingLog
 	handshakes chan struct{} // places for those whose evidence is verified
 	sessions   chan struct{} // places for those of the session protocol
 	wire.UnimplementedGrSecretServer

@@ -174,8 +174,8 @@ func (s *Server) release(ctx context.Context, r *request, peer policy.Matched, n
 	return secrets, proven(receipt), nil
 }
 
-// decided are the grants of a request.
-type decided struct {
+// grantResult is the verdict on the names of a request.
+type grantResult struct {
 	allowed   []Grant // of all names; where one is forbidden, up to it
 	forbidden error   // why; nil where all are allowed
 	asked     string  // the name that is forbidden
@@ -183,8 +183,8 @@ type decided struct {
 
 // grants decides on each name. The error is for the peer to see.
 func (s *Server) grants(ctx context.Context, r *request, peer policy.Matched, names []string) (
-	decided, error) {
-	var d decided
+	grantResult, error) {
+	var d grantResult
 	for _, asked := range names {
 		name, ok, err := s.config.Keeper.Resolve(ctx, asked)
 		if err != nil {

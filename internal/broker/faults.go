@@ -53,14 +53,14 @@ const hintStore = "It is tried again; let the broker's operator look at its stor
 // maxLacking bounds the memory of platforms. Only certificates under the vendor's root name one.
 const maxLacking = 1024
 
-// lacking remembers the platforms whose collateral the service does not have, so that each is logged once as an error.
-type lacking struct {
+// missingLog remembers the platforms whose collateral the service does not have, so that each is logged once as an error.
+type missingLog struct {
 	mu   sync.Mutex
 	seen map[dcap.Request]bool
 }
 
 // first says whether an error is to be logged: any but that of a platform which was logged before.
-func (l *lacking) first(err error) bool {
+func (l *missingLog) first(err error) bool {
 	var of *dcap.FetchError
 	if attest.CodeOf(err) != attest.CodeMissing || !errors.As(err, &of) {
 		return true

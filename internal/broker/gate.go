@@ -35,7 +35,7 @@ type connection struct {
 	evidence attest.Evidence
 	digest   [32]byte
 	seed     [32]byte // names the connection; binders of its calls come from it
-	verified atomic.Pointer[verified]
+	verified atomic.Pointer[peerEvidence]
 
 	mu    sync.Mutex
 	calls uint64
@@ -171,8 +171,8 @@ func (s *Server) judge(ctx context.Context, c *connection, r *request) (attest.C
 	return claims, matched, err
 }
 
-// verified is a peer's evidence that was found genuine, with all that this rests on.
-type verified struct {
+// peerEvidence is a peer's evidence that was found genuine, with all that this rests on.
+type peerEvidence struct {
 	claims attest.Claims
 	force  *inForce
 	basis  basis
@@ -181,7 +181,7 @@ type verified struct {
 }
 
 // holds reports whether another verification could find nothing else.
-func (v *verified) holds(ctx context.Context, r reading) bool {
+func (v *peerEvidence) holds(ctx context.Context, r reading) bool {
 	return v != nil && v.force == r.force && !r.at.Before(v.from) && r.at.Before(v.until) &&
 		r.force.trust.unchanged(ctx, v.basis)
 }
@@ -192,7 +192,7 @@ func (c *connection) genuine(ctx context.Context, cs tls.ConnectionState, r read
 	if v := c.verified.Load(); v.holds(ctx, r) {
 		return v.claims, nil
 	}
-	v := &verified{force: r.force, from: r.at}
+	v := &peerEvidence{force: r.force, from: r.at}
 	var err error
 	v.claims, err = ratls.Genuine(noting(ctx, &v.basis), r.force.trust.Verifier, cs, r.at)
 	if err != nil {

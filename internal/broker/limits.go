@@ -44,10 +44,10 @@ var (
 	errBusy   = errors.New("too many sessions at once")
 )
 
-// clocked is the stream of a session with two clocks, as in chess. One runs while the broker waits for its peer, the
+// timedStream is the stream of a session with two clocks, as in chess. One runs while the broker waits for its peer, the
 // other one while the broker works: what one takes does not count against the other. While the broker verifies and
 // decides, the session has one of the places for that.
-type clocked struct {
+type timedStream struct {
 	session.Stream
 	server *Server
 	from   *connection
@@ -63,16 +63,16 @@ type clocked struct {
 	busy   bool // no place was free
 }
 
-func (s *Server) clocked(raw session.Stream, from *connection) *clocked {
+func (s *Server) clocked(raw session.Stream, from *connection) *timedStream {
 	most := time.Duration(s.settings.Limits.Session)
-	c := &clocked{Stream: raw, server: s, from: from, peer: most, own: most, began: time.Now()}
+	c := &timedStream{Stream: raw, server: s, from: from, peer: most, own: most, began: time.Now()}
 	c.ctx, c.cancel = context.WithCancelCause(raw.Context())
 	c.turn = time.AfterFunc(c.own, fault.Guard(func() { c.cancel(errSlow) }))
 	return c
 }
 
 // end ends the clocks.
-func (c *clocked) end() {
+func (c *timedStream) end() {
 	c.turn.Stop()
 	c.yield()
 	c.cancel(context.Canceled)
@@ -82,10 +82,10 @@ func (c *clocked) end() {
 }
 
 // Context implements [grpc.ServerStream].
-func (c *clocked) Context() context.Context { return c.ctx }
+func (c *timedStream) Context() context.Context { return c.ctx }
 
 // theirs runs what waits for the peer, within the time that the peer has left.
-func (c *clocked) theirs(wait func(left time.Duration) error) error {
+func (c *timedStream) theirs(wait func(left time.Duration) error) error {
 	c.turn.Stop()
 	start := time.Now()
 	c.own -= start.Sub(c.began)
@@ -97,7 +97,7 @@ func (c *clocked) theirs(wait func(left time.Duration) error) error {
 }
 
 // Recv implements [session.Stream]. A read that is given up ends when the call's handler has returned.
-func (c *clocked) Recv() (*sessionpb.ClientMessage, error) {
+func (c *timedStream) Recv() (*sessionpb.ClientMessage, error) {
 	type result struct {
 		message *sessionpb.ClientMessage
 		err     error
@@ -132,7 +132,7 @@ func (c *clocked) Recv() (*sessionpb.ClientMessage, error) {
 }
 
 // Send implements [session.Stream]. A peer that does not take what it is sent loses its connection.
-func (c *clocked) Send(m *sessionpb.BrokerMessage) error {
+func (c *timedStream) Send(m *sessionpb.BrokerMessage) error {
 	return c.theirs(func(left time.Duration) error {
 		timer := time.AfterFunc(left, fault.Guard(func() { _ = c.from.life.Close() }))
 		defer timer.Stop()
@@ -141,10 +141,10 @@ func (c *clocked) Send(m *sessionpb.BrokerMessage) error {
 }
 
 // within bounds the time that the peer has left.
-func (c *clocked) within(most time.Duration) { c.peer = min(c.peer, most) }
+func (c *timedStream) within(most time.Duration) { c.peer = min(c.peer, most) }
 
 // place waits for a place to verify and decide.
-func (c *clocked) place() error {
+func (c *timedStream) place() error {
 	ctx, cancel := context.WithTimeout(c.ctx, patience)
 	defer cancel()
 	select {
@@ -158,7 +158,7 @@ func (c *clocked) place() error {
 }
 
 // yield gives the place back.
-func (c *clocked) yield() {
+func (c *timedStream) yield() {
 	if c.placed {
 		<-c.server.sessions
 		c.placed = false

@@ -43,7 +43,7 @@ func (svc *sessionService) Release(raw session.Stream) error {
 
 // session runs one session. Its decision is made from one reading, which is taken when the last message that it needs is
 // there.
-func (s *Server) session(stream *clocked, from *connection) error {
+func (s *Server) session(stream *timedStream, from *connection) error {
 	ctx := stream.Context()
 	if err := from.over(s.config.Now()); err != nil {
 		return err
@@ -74,7 +74,7 @@ func (s *Server) session(stream *clocked, from *connection) error {
 var errAgain = errors.New("to be decided again")
 
 // answer decides on a request from a reading of its own and answers it. With [errAgain] it has answered nothing.
-func (s *Server) answer(ctx context.Context, r *request, stream *clocked, from *connection, peer session.Peer) error {
+func (s *Server) answer(ctx context.Context, r *request, stream *timedStream, from *connection, peer session.Peer) error {
 	r.read(s.read())
 	if err := from.over(r.at); err != nil {
 		return err
@@ -146,7 +146,7 @@ const challengeTimeout = 30 * time.Second
 
 // challenge asks the peer, once in a session, to prove that the endorsement key in its evidence is its own. What it was
 // asked for counts in the decision that follows, and so does an answer that proves nothing.
-func (s *Server) challenge(stream *clocked, r *request, peer session.Peer, claims attest.Claims) error {
+func (s *Server) challenge(stream *timedStream, r *request, peer session.Peer, claims attest.Claims) error {
 	r.challenged = true
 	c, secret, err := tpm.NewCredential(claims.TPM)
 	if err != nil {

@@ -202,8 +202,8 @@ func (c *Config) setDefaults() {
 // Name implements [backend.Backend].
 func (*Client) Name() string { return "aecs" }
 
-// wanted is one secret to fetch.
-type wanted struct {
+// secretQuery is one secret to fetch.
+type secretQuery struct {
 	key string // of the result
 	Secret
 }
@@ -230,14 +230,14 @@ func (c *Client) Fetch(ctx context.Context, names []string) (map[string]attest.S
 	})
 }
 
-func (c *Client) wanted(names []string) ([]wanted, error) {
+func (c *Client) wanted(names []string) ([]secretQuery, error) {
 	if len(names) > maxNames {
 		return nil, attest.Errorf(attest.CodeSecret, stepFetch, "", "%d names, at most %d are asked for", len(names),
 			maxNames)
 	}
-	wants := make([]wanted, 0, len(names))
+	wants := make([]secretQuery, 0, len(names))
 	for i, name := range names {
-		w := wanted{key: name, Secret: c.config.Secrets[name]}
+		w := secretQuery{key: name, Secret: c.config.Secrets[name]}
 		if w.Name == "" {
 			w.Name = name
 		}
@@ -255,7 +255,7 @@ func (c *Client) wanted(names []string) ([]wanted, error) {
 }
 
 // try fetches all secrets from one server over one connection.
-func (c *Client) try(ctx context.Context, turn *backend.Turn, self *identity, wants []wanted) (
+func (c *Client) try(ctx context.Context, turn *backend.Turn, self *identity, wants []secretQuery) (
 	_ map[string]attest.Secret, err error) {
 	link, err := c.connect(turn.Server)
 	if err != nil {

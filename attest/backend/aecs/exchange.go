@@ -106,7 +106,7 @@ type exchange struct {
 }
 
 // get fetches one secret.
-func (e *exchange) get(ctx context.Context, w wanted) (attest.Secret, error) {
+func (e *exchange) get(ctx context.Context, w secretQuery) (attest.Secret, error) {
 	nonce, err := e.nonce()
 	if err != nil {
 		return attest.Secret{}, err
@@ -156,12 +156,12 @@ func (e *exchange) nonce() (string, error) {
 	return hex.EncodeToString(b), nil
 }
 
-func (e *exchange) requestA(w wanted, nonce string) *wire.GetEnclaveSecretRequest {
+func (e *exchange) requestA(w secretQuery, nonce string) *wire.GetEnclaveSecretRequest {
 	return &wire.GetEnclaveSecretRequest{AuthRaReport: e.self.report, ServiceName: w.Service, SecretName: w.Name,
 		Nonce: nonce}
 }
 
-func (e *exchange) getA(ctx context.Context, w wanted, nonce string) (attest.Secret, error) {
+func (e *exchange) getA(ctx context.Context, w secretQuery, nonce string) (attest.Secret, error) {
 	answer, err := wire.NewAecsClient(e.link.rpc).GetEnclaveSecret(ctx, e.requestA(w, nonce))
 	if err != nil {
 		return attest.Secret{}, e.link.explain(ctx, err)
@@ -170,7 +170,7 @@ func (e *exchange) getA(ctx context.Context, w wanted, nonce string) (attest.Sec
 }
 
 // openA takes the secret out of an answer of generation A.
-func (e *exchange) openA(ctx context.Context, answer *wire.GetEnclaveSecretResponse, w wanted,
+func (e *exchange) openA(ctx context.Context, answer *wire.GetEnclaveSecretResponse, w secretQuery,
 	nonce string) (attest.Secret, error) {
 	server, err := e.verifyServer(ctx, answer.GetAuthRaReport())
 	if err != nil {
@@ -199,7 +199,7 @@ func openError(err error) error {
 		"Something on the way changes or replays answers, or the server is not what it seems.", "%w", err)
 }
 
-func (e *exchange) requestB(w wanted, nonce string) (*wire.TaRemoteCallRequest, error) {
+func (e *exchange) requestB(w secretQuery, nonce string) (*wire.TaRemoteCallRequest, error) {
 	text, err := wire.JSON(&wire.TaGetSecretRequest{ServiceName: w.Service, SecretName: w.Name, Nonce: nonce})
 	if err != nil {
 		return nil, err
@@ -215,7 +215,7 @@ func (e *exchange) requestB(w wanted, nonce string) (*wire.TaRemoteCallRequest, 
 	}, nil
 }
 
-func (e *exchange) getB(ctx context.Context, w wanted, nonce string) (attest.Secret, error) {
+func (e *exchange) getB(ctx context.Context, w secretQuery, nonce string) (attest.Secret, error) {
 	request, err := e.requestB(w, nonce)
 	if err != nil {
 		return attest.Secret{}, attest.Errorf(attest.CodeInternal, "making a request", "", "%w", err)
@@ -228,7 +228,7 @@ func (e *exchange) getB(ctx context.Context, w wanted, nonce string) (attest.Sec
 }
 
 // openB takes the secret out of an answer of generation B.
-func (e *exchange) openB(ctx context.Context, answer *wire.TaRemoteCallResponse, w wanted,
+func (e *exchange) openB(ctx context.Context, answer *wire.TaRemoteCallResponse, w secretQuery,
 	nonce string) (attest.Secret, error) {
 	none := attest.Secret{}
 	server, err := e.verifyServer(ctx, answer.GetAuthReport())
@@ -261,7 +261,7 @@ func (e *exchange) openB(ctx context.Context, answer *wire.TaRemoteCallResponse,
 }
 
 // check compares what has come with what was asked for.
-func (w wanted) check(s *wire.EnclaveSecret) (attest.Secret, error) {
+func (w secretQuery) check(s *wire.EnclaveSecret) (attest.Secret, error) {
 	const step = "reading the secret"
 	const hint = "Look at the server's storage: it returned another secret than the one asked for."
 	spec := s.GetSpec()
@@ -284,7 +284,7 @@ func (w wanted) check(s *wire.EnclaveSecret) (attest.Secret, error) {
 }
 
 // limit is the largest size of the secret's text in bytes.
-func (w wanted) limit() int {
+func (w secretQuery) limit() int {
 	if w.Name == imageKey {
 		return MaxImageKey
 	}
@@ -292,7 +292,7 @@ func (w wanted) limit() int {
 }
 
 // decode takes the base64 off a secret that has it.
-func (w wanted) decode(s attest.Secret) (attest.Secret, error) {
+func (w secretQuery) decode(s attest.Secret) (attest.Secret, error) {
 	if !w.Base64 {
 		return s, nil
 	}

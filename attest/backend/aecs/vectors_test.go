@@ -97,8 +97,8 @@ func asRecorded(t testing.TB, generation Generation) *exchange {
 	return e
 }
 
-func recordedWant(name string) wanted {
-	return wanted{key: name, Secret: Secret{Service: recordedService, Name: name}}
+func recordedWant(name string) secretQuery {
+	return secretQuery{key: name, Secret: Secret{Service: recordedService, Name: name}}
 }
 
 // remake writes a recorded report anew from the parts that are not ours to choose.

@@ -14,14 +14,14 @@ import (
 	"github.com/sesame-init/sesame/attest/sgx"
 )
 
-// attested is a token of MAA about this enclave, and what it says.
-type attested struct {
+// attestation is a token of MAA about this enclave, and what it says.
+type attestation struct {
 	*Token
 	text string
 }
 
 // enclave describes the enclave as the token does, to compare with a policy. Nothing in it is secret.
-func (a *attested) enclave() string {
+func (a *attestation) enclave() string {
 	c := &a.Claims
 	number := func(n *uint16) string {
 		if n == nil {
@@ -34,7 +34,7 @@ func (a *attested) enclave() string {
 }
 
 // attest gets a token for the wrapping key and compares it with this enclave.
-func (b *Backend) attest(ctx context.Context, key wrappingKey) (*attested, error) {
+func (b *Backend) attest(ctx context.Context, key wrappingKey) (*attestation, error) {
 	data, err := key.reportData()
 	if err != nil {
 		return nil, attest.Errorf(attest.CodeInternal, "making evidence", "", "%w", err)
@@ -94,7 +94,7 @@ type runtimeData struct {
 }
 
 // askMAA sends a quote to MAA. The token it returns is parsed, and nothing more.
-func askMAA(ctx context.Context, n Network, endpoint, version string, q quote, r runtimeData) (*attested, error) {
+func askMAA(ctx context.Context, n Network, endpoint, version string, q quote, r runtimeData) (*attestation, error) {
 	body, err := json.Marshal(map[string]any{
 		"quote":       b64.EncodeToString(q.raw),
 		"runtimeData": map[string]string{"data": b64.EncodeToString(r.data), "dataType": r.kind},
@@ -122,7 +122,7 @@ func askMAA(ctx context.Context, n Network, endpoint, version string, q quote, r
 	if err != nil {
 		return nil, err
 	}
-	return &attested{Token: token, text: got.Token}, nil
+	return &attestation{Token: token, text: got.Token}, nil
 }
 
 // adviseAttest knows MAA's refusals (specification of Azure Attestation's REST API, and what the service says).

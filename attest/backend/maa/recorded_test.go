@@ -331,7 +331,7 @@ func FuzzRelease(f *testing.F) {
 	inner := b64.EncodeToString([]byte(`{"header":{"kid":"me","alg":"dir","enc":"` + encryption + `"},"ciphertext":"AAAA"}`))
 	f.Add([]byte(`{"request":{"enc":"` + encryption + `"},"response":{"key":{"key":{"kid":"https://v/keys/k/1","kty":"oct-HSM","key_hsm":"` + inner + `"}}}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		var p released
+		var p releasePayload
 		if decodeJSON(text, &p) != nil {
 			return
 		}

@@ -34,8 +34,8 @@ var oaepHashes = map[string]func() hash.Hash{
 	"RSA_AES_KEY_WRAP_384": sha512.New384,
 }
 
-// released is the payload of a release response.
-type released struct {
+// releasePayload is the payload of a release response.
+type releasePayload struct {
 	Request struct {
 		Encryption string `json:"enc"`
 		Nonce      string `json:"nonce"`
@@ -51,8 +51,8 @@ type released struct {
 	} `json:"response"`
 }
 
-// wrapped is what key_hsm holds.
-type wrapped struct {
+// wrappedKey is what key_hsm holds.
+type wrappedKey struct {
 	Schema string `json:"schema_version"`
 	Header struct {
 		KID        string `json:"kid"`
@@ -76,7 +76,7 @@ type releaser struct {
 	*Backend
 	private *rsa.PrivateKey
 	key     wrappingKey
-	token   *attested
+	token   *attestation
 	access  attest.Secret // empty until it is asked for
 }
 
@@ -183,7 +183,7 @@ func openRelease(jws string, want releaseRequest) (ciphertext []byte, keyType st
 			Hint: "The answer is not the vault's to this request; check the vault's address and the roots in the initfs.",
 		}
 	}
-	var p released
+	var p releasePayload
 	header, signed, signature, err := splitJWS(jws, &p)
 	if err != nil {
 		return refuse(attest.CodeEvidence, err)
@@ -205,7 +205,7 @@ func openRelease(jws string, want releaseRequest) (ciphertext []byte, keyType st
 }
 
 // isFor checks that a genuine release is of the wanted vault and key.
-func (p *released) isFor(want releaseRequest) error {
+func (p *releasePayload) isFor(want releaseRequest) error {
 	kid := p.Response.Key.Key.KID
 	prefix := "https://" + want.host + "/keys/" + want.name + "/"
 	version, ok := strings.CutPrefix(kid, prefix)
@@ -220,7 +220,7 @@ func (p *released) isFor(want releaseRequest) error {
 
 // answers checks that a release answers this request and is wrapped for this enclave, as it was asked to be. The
 // service may leave the nonce out, but not give another.
-func (p *released) answers(want releaseRequest) (ciphertext []byte, err error) {
+func (p *releasePayload) answers(want releaseRequest) (ciphertext []byte, err error) {
 	switch {
 	case p.Request.Encryption != want.encryption:
 		return nil, fmt.Errorf("it is wrapped with %q, asked for %q", printable(p.Request.Encryption), want.encryption)
@@ -231,7 +231,7 @@ func (p *released) answers(want releaseRequest) (ciphertext []byte, err error) {
 	if err != nil {
 		return nil, errors.New("key_hsm is not base64url")
 	}
-	var w wrapped
+	var w wrappedKey
 	if err := decodeJSON(inner, &w); err != nil {
 		return nil, fmt.Errorf("key_hsm: %w", err)
 	}

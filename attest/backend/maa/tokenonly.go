@@ -102,7 +102,7 @@ func (t *TokenOnly) Fetch(ctx context.Context, names []string) (map[string]attes
 }
 
 // check compares the token with this enclave; the relying party verifies its signature.
-func (t *TokenOnly) check(token *attested, data attest.ReportData, runtime []byte, q quote) error {
+func (t *TokenOnly) check(token *attestation, data attest.ReportData, runtime []byte, q quote) error {
 	if err := token.checkIssuance(t.config.Endpoint, t.config.Network.Now()); err != nil {
 		return err
 	}

@@ -155,7 +155,7 @@ func TestRecordedKeyUnwrapsAndRuntimeDataIsExact(t *testing.T) {
 func TestRecordedReleaseIsReadAndAnotherRootRefused(t *testing.T) {
 	for _, name := range []string{"v0.7.0.KV", "v0.10.0.KV", "v0.7.0.MHSM", "v0.10.0.MHSM"} {
 		jws := strings.TrimSpace(string(vector(t, "akv-release", name+".jws")))
-		var p released
+		var p releasePayload
 		h, signed, signature, err := splitJWS(jws, &p)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)

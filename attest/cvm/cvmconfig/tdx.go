@@ -1,5 +1,10 @@
 // Package cvmconfig holds the entries of an appraisal policy for confidential VMs: trust domains of TDX and guests of SEV-SNP.
 // It needs nothing that verifies evidence, so that every program can read a policy.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The keys of
+// policies stay.
 package cvmconfig
 
 import (

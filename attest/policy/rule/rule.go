@@ -1,5 +1,9 @@
 // Package rule holds what entries of an appraisal policy are made of: byte strings in hexadecimal, rules that say why, and the
 // interface of an entry. Each attester's package has its own entry; attest/policy lists them.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning.
 package rule
 
 import (

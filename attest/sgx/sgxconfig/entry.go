@@ -1,4 +1,9 @@
 // Package sgxconfig holds the entry of an appraisal policy for an enclave.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The keys of
+// policies stay.
 package sgxconfig
 
 import (

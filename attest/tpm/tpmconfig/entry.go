@@ -1,5 +1,10 @@
 // Package tpmconfig is what policies and configs say of a machine with a TPM: the entry of an appraisal policy, and the settings
 // with which init opens the TPM. It needs nothing that talks to a TPM or verifies evidence, so that every program can read them.
+//
+// # Compatibility
+//
+// Other modules may import this package. Within a major version its exported names keep their meaning. The keys of
+// policies and of init's config stay.
 package tpmconfig
 
 import (

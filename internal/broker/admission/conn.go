@@ -232,8 +232,8 @@ func (s *single) Close() error {
 // Addr implements [net.Listener].
 func (s *single) Addr() net.Addr { return s.conn.LocalAddr() }
 
-// passed are the credentials of a connection whose handshake is over.
-type passed struct {
+// doneHandshake are the credentials of a connection whose handshake is over.
+type doneHandshake struct {
 	conn net.Conn
 	info credentials.AuthInfo
 }
@@ -241,22 +241,22 @@ type passed struct {
 var errNotAClient = errors.New("these are credentials of a server")
 
 // ServerHandshake implements [credentials.TransportCredentials].
-func (p *passed) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (p *doneHandshake) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return p.conn, p.info, nil
 }
 
 // ClientHandshake implements [credentials.TransportCredentials].
-func (*passed) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (*doneHandshake) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return nil, nil, errNotAClient
 }
 
 // Info implements [credentials.TransportCredentials].
-func (*passed) Info() credentials.ProtocolInfo {
+func (*doneHandshake) Info() credentials.ProtocolInfo {
 	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements [credentials.TransportCredentials].
-func (p *passed) Clone() credentials.TransportCredentials { return p }
+func (p *doneHandshake) Clone() credentials.TransportCredentials { return p }
 
 // OverrideServerName implements [credentials.TransportCredentials].
-func (*passed) OverrideServerName(string) error { return errNotAClient }
+func (*doneHandshake) OverrideServerName(string) error { return errNotAClient }

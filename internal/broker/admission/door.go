@@ -45,7 +45,7 @@ const lookInterval = 10 * time.Second
 // Serve answers until ctx ends, and closes the listener. Then calls in flight may finish within the time to drain; it
 // reports whether they did. It returns when all handlers have.
 func (d *Door) Serve(ctx context.Context, l net.Listener) (drained bool, err error) {
-	s := &serving{door: d, open: map[*Conn]struct{}{}}
+	s := &doorRun{door: d, open: map[*Conn]struct{}{}}
 	failed := make(chan error, 1)
 	fault.Go(func() { failed <- s.accept(l) })
 	looks := d.Looks
@@ -75,8 +75,8 @@ func (d *Door) Serve(ctx context.Context, l net.Listener) (drained bool, err err
 	return !s.late.Load(), nil
 }
 
-// serving is one run of a door.
-type serving struct {
+// doorRun is one run of a door.
+type doorRun struct {
 	door   *Door
 	served sync.WaitGroup
 	late   atomic.Bool // a connection is late
@@ -85,7 +85,7 @@ type serving struct {
 	open map[*Conn]struct{}
 }
 
-func (s *serving) accept(l net.Listener) error {
+func (s *doorRun) accept(l net.Listener) error {
 	pauses := retry.Pauses{First: 5 * time.Millisecond, Longest: time.Second}
 	for {
 		raw, err := l.Accept()
@@ -112,7 +112,7 @@ func (s *serving) accept(l net.Listener) error {
 	}
 }
 
-func (s *serving) serve(c *Conn) {
+func (s *doorRun) serve(c *Conn) {
 	if s.door.Opened != nil {
 		s.door.Opened(1)
 		defer s.door.Opened(-1)
@@ -134,7 +134,7 @@ func (s *serving) serve(c *Conn) {
 		return
 	}
 	rpc := s.door.Server(info, []grpc.ServerOption{
-		grpc.Creds(&passed{conn: shaken, info: info}), grpc.ChainUnaryInterceptor(guardUnary), grpc.ChainStreamInterceptor(guardStream),
+		grpc.Creds(&doneHandshake{conn: shaken, info: info}), grpc.ChainUnaryInterceptor(guardUnary), grpc.ChainStreamInterceptor(guardStream),
 	})
 	if !c.start(rpc) {
 		rpc.Stop()
@@ -155,7 +155,7 @@ func guardStream(service any, stream grpc.ServerStream, _ *grpc.StreamServerInfo
 	return handle(service, stream)
 }
 
-func (s *serving) each(do func(*Conn)) {
+func (s *doorRun) each(do func(*Conn)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.open {
@@ -163,7 +163,7 @@ func (s *serving) each(do func(*Conn)) {
 	}
 }
 
-func (s *serving) sweep() {
+func (s *doorRun) sweep() {
 	now := s.door.Now()
 	s.each(func(c *Conn) {
 		if c.Ended(now) {

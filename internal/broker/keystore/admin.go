@@ -96,18 +96,18 @@ func (k *Keystore) administer(ctx context.Context, by, action, detail string, ch
 }
 
 // note appends an entry about an administrator's change.
-func (s *state) note(at time.Time, by, action, detail string) (noted, error) {
+func (s *state) note(at time.Time, by, action, detail string) (appendedEntry, error) {
 	entry := releaselog.Entry{Kind: releaselog.Admin, Time: releaselog.Timestamp(at),
 		Admin: &releaselog.Administered{By: by, Action: action, Detail: detail}}
 	text, err := entry.Encode()
 	if err != nil {
-		return noted{}, err
+		return appendedEntry{}, err
 	}
 	index, err := s.log.Append(text)
-	return noted{index, text}, err
+	return appendedEntry{index, text}, err
 }
 
-type noted struct {
+type appendedEntry struct {
 	index int64
 	text  []byte
 }
@@ -138,7 +138,7 @@ func (k *Keystore) Mistimed(ctx context.Context, by string, index int64, reason 
 // versions stay valid until they are withdrawn: a policy may name them, and they take over if the newer ones are
 // withdrawn. Both return the version's id and leave the value to the caller.
 func (k *Keystore) Put(ctx context.Context, by, name string, kind Kind, value attest.Secret) (version string, err error) {
-	return k.add(ctx, by, "secret.put", name, kind, value, func(versions []stored) error {
+	return k.add(ctx, by, "secret.put", name, kind, value, func(versions []secretVersion) error {
 		if len(versions) > 0 {
 			return attest.Errorf(attest.CodeConfig, "putting secret", "Rotate it, or delete it first.", "there is a secret %q already", name)
 		}
@@ -148,7 +148,7 @@ func (k *Keystore) Put(ctx context.Context, by, name string, kind Kind, value at
 
 // Rotate stores a further version; see Put.
 func (k *Keystore) Rotate(ctx context.Context, by, name string, kind Kind, value attest.Secret) (version string, err error) {
-	return k.add(ctx, by, "secret.rotate", name, kind, value, func(versions []stored) error {
+	return k.add(ctx, by, "secret.rotate", name, kind, value, func(versions []secretVersion) error {
 		switch {
 		case len(versions) == 0:
 			return missing("rotating secret", name)
@@ -165,7 +165,7 @@ func missing(step, name string) error {
 }
 
 func (k *Keystore) add(ctx context.Context, by, action, name string, kind Kind, value attest.Secret,
-	allowed func([]stored) error) (string, error) {
+	allowed func([]secretVersion) error) (string, error) {
 	const step = "storing secret"
 	if err := checkName(name); err != nil {
 		return "", err
@@ -184,14 +184,14 @@ func (k *Keystore) add(ctx context.Context, by, action, name string, kind Kind, 
 	if _, err := io.ReadFull(rand.Reader, id); err != nil {
 		return "", attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
-	v := stored{ID: hex.EncodeToString(id), Kind: string(kind), Created: k.options.Now().UTC().Truncate(time.Second)}
+	v := secretVersion{ID: hex.EncodeToString(id), Kind: string(kind), Created: k.options.Now().UTC().Truncate(time.Second)}
 	sealed, err := ring.seal(address{k.id, name, v.ID, v.Kind}, value)
 	if err != nil {
 		return "", attest.Errorf(attest.CodeInternal, step, "", "%w", err)
 	}
 	err = k.administer(ctx, by, action, "secret "+name+", version "+v.ID+", kind "+v.Kind, func(w store.Writer, s *state) error {
 		versions := s.catalog.Secrets[name]
-		if slices.ContainsFunc(versions, func(o stored) bool { return o.ID == v.ID }) {
+		if slices.ContainsFunc(versions, func(o secretVersion) bool { return o.ID == v.ID }) {
 			return nil // the commit before succeeded, and its answer was lost
 		}
 		if err := allowed(versions); err != nil {
@@ -216,7 +216,7 @@ func (k *Keystore) add(ctx context.Context, by, action, name string, kind Kind, 
 func (k *Keystore) Withdraw(ctx context.Context, by, name, version string) error {
 	return k.administer(ctx, by, "secret.withdraw", "secret "+name+", version "+version, func(w store.Writer, s *state) error {
 		versions := s.catalog.Secrets[name]
-		i := slices.IndexFunc(versions, func(v stored) bool { return v.ID == version })
+		i := slices.IndexFunc(versions, func(v secretVersion) bool { return v.ID == version })
 		if i < 0 {
 			return attest.Errorf(attest.CodeSecret, "withdrawing version", "See sesame secret list.", "secret %q has no version %.40q", name, version)
 		}

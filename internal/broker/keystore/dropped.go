@@ -19,9 +19,9 @@ const (
 	closing = 2 * time.Second
 )
 
-// dropped counts refusals that are not recorded, by who was refused and why. Beyond the bound of an entry all others are
+// dropCounter counts refusals that are not recorded, by who was refused and why. Beyond the bound of an entry all others are
 // one.
-type dropped struct {
+type dropCounter struct {
 	mu     sync.Mutex
 	counts map[dropKey]uint64
 }
@@ -36,7 +36,7 @@ func addressOf(peer string) string {
 	return peer
 }
 
-func (d *dropped) add(key dropKey, n uint64) {
+func (d *dropCounter) add(key dropKey, n uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.counts == nil {
@@ -49,7 +49,7 @@ func (d *dropped) add(key dropKey, n uint64) {
 }
 
 // take empties the counts.
-func (d *dropped) take() map[dropKey]uint64 {
+func (d *dropCounter) take() map[dropKey]uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	counts := d.counts

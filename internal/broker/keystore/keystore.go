@@ -88,7 +88,7 @@ type Keystore struct {
 
 	watermark watermark
 	refusals  bucket
-	dropped   dropped
+	dropped   dropCounter
 	vouched   atomic.Pointer[time.Time] // newest moment of [Keystore.Vouch]; nil before the first
 	lag       atomic.Pointer[lag]       // of [Keystore.Follow]; nil where it has none
 }

@@ -46,13 +46,13 @@ type head struct {
 
 // catalog lists the secrets. It is replaced as a whole, never changed.
 type catalog struct {
-	digest  string              // of its row
-	Secrets map[string][]stored `json:"secrets"` // versions, the oldest first
-	Policy  policy              `json:"policy"`
+	digest  string                     // of its row
+	Secrets map[string][]secretVersion `json:"secrets"` // versions, the oldest first
+	Policy  policy                     `json:"policy"`
 }
 
-// stored is one version of a secret.
-type stored struct {
+// secretVersion is one version of a secret.
+type secretVersion struct {
 	ID        string     `json:"id"` // 16 random bytes, hexadecimal
 	Kind      string     `json:"kind"`
 	Created   time.Time  `json:"created"`
@@ -66,26 +66,26 @@ type policy struct {
 	Kept    bool   `json:"kept,omitempty"`    // its text is in the store
 }
 
-func newCatalog() *catalog { return &catalog{Secrets: map[string][]stored{}} }
+func newCatalog() *catalog { return &catalog{Secrets: map[string][]secretVersion{}} }
 
 // clone is a copy to change.
 func (c *catalog) clone() *catalog {
-	next := &catalog{Secrets: make(map[string][]stored, len(c.Secrets)), Policy: c.Policy}
+	next := &catalog{Secrets: make(map[string][]secretVersion, len(c.Secrets)), Policy: c.Policy}
 	for name, versions := range c.Secrets {
-		next.Secrets[name] = append([]stored(nil), versions...)
+		next.Secrets[name] = append([]secretVersion(nil), versions...)
 	}
 	return next
 }
 
 // current is the newest version that is not withdrawn, or the named one if it is not.
-func (c *catalog) current(name, version string) (stored, bool) {
+func (c *catalog) current(name, version string) (secretVersion, bool) {
 	versions := c.Secrets[name]
 	for i := len(versions) - 1; i >= 0; i-- {
 		if v := versions[i]; v.Withdrawn == nil && (version == "" || v.ID == version) {
 			return v, true
 		}
 	}
-	return stored{}, false
+	return secretVersion{}, false
 }
 
 // resolve finds a name as [broker.Keeper] says.

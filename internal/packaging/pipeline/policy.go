@@ -19,8 +19,8 @@ import (
 // workloadName is what the broker's policy calls the inference server.
 const workloadName = "inference"
 
-// allowed is the record of measurements that the policy names, in the order of their builds.
-type allowed struct {
+// measurementRecord is the record of measurements that the policy names, in the order of their builds.
+type measurementRecord struct {
 	Version uint64           `json:"version"` // of the last policy that was written
 	Builds  []allowedVersion `json:"builds"`
 }
@@ -30,7 +30,7 @@ type allowedVersion struct {
 	MREnclave string `json:"mr_enclave"`
 }
 
-func (p *Pipeline) readAllowed() (a allowed, err error) {
+func (p *Pipeline) readAllowed() (a measurementRecord, err error) {
 	text, err := os.ReadFile(p.path("allowed.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
@@ -80,7 +80,7 @@ func (p *Pipeline) policyStep(context.Context) error {
 }
 
 // writeServerPolicy writes what clients of attested inference demand of the server: to be one of the builds.
-func (p *Pipeline) writeServerPolicy(a allowed) error {
+func (p *Pipeline) writeServerPolicy(a measurementRecord) error {
 	var file struct {
 		SGX []policyEnclave `yaml:"sgx"`
 	}
@@ -150,7 +150,7 @@ type policyAdmin struct {
 }
 
 // policyText is the policy for measurements. What is written is read again as the broker will.
-func (p *Pipeline) policyText(a allowed) ([]byte, error) {
+func (p *Pipeline) policyText(a measurementRecord) ([]byte, error) {
 	file := policyFile{
 		Version:   a.Version,
 		Trust:     policyTrust{Collateral: policyCollateral{URL: p.o.PCCS, AllowHTTP: p.simulated()}},

@@ -16,11 +16,11 @@ import (
 
 // Store is a store in memory.
 type Store struct {
-	shared *shared
+	shared *database
 	missed chan struct{} // one signal that another replica has committed
 }
 
-type shared struct {
+type database struct {
 	mu       sync.RWMutex
 	spaces   map[store.Space]map[string][]byte
 	replicas []*Store
@@ -28,7 +28,7 @@ type shared struct {
 
 // New makes an empty store.
 func New() *Store {
-	return (&Store{shared: &shared{spaces: map[store.Space]map[string][]byte{}}}).Replica()
+	return (&Store{shared: &database{spaces: map[store.Space]map[string][]byte{}}}).Replica()
 }
 
 // Replica is another store on the same memory.
