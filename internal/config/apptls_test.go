@@ -70,7 +70,7 @@ func TestALegacyBindingOfAppTLSIsSaidAtTheStart(t *testing.T) {
 func TestAppTLSBesideMAAToken(t *testing.T) {
 	for block, says := range map[string]string{
 		`{"format": "tf-serving", "path": "/dev/shm/a", "attested": true}`:                      "",
-		`{"format": "tf-serving", "path": "/dev/shm/a", "attested": true, "binding": "legacy"}`: `app_tls.binding: "legacy" stands beside the backend "maa-token"`,
+		`{"format": "tf-serving", "path": "/dev/shm/a", "attested": true, "binding": "legacy"}`: `app_tls.binding: "legacy" is used with the backend "maa-token"`,
 	} {
 		_, err := config.Parse([]byte(strings.Replace(dropIn, `"root"`, `"app_tls": `+block+`, "root"`, 1)))
 		if (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {

@@ -79,7 +79,7 @@ type Root struct {
 	Source string   `json:"source,omitempty"`
 	MAC    sefs.MAC `json:"mac,omitzero"` // the volume's root MAC, "xx-…-xx"
 	// Upper says what the writable layer of the root is: "temporary" (made empty at every boot, as Occlum.json
-	// sets it) or "persistent", the default. Secret files may stand in a temporary one only.
+	// sets it) or "persistent", the default. Secret files may be in a temporary one only.
 	Upper string `json:"upper,omitempty"`
 }
 
@@ -234,7 +234,7 @@ func (c *Config) complete() Problems {
 	switch c.Root.Upper {
 	case "", "persistent", "temporary":
 	default:
-		bad("root.upper", fmt.Sprintf("%q is neither", c.Root.Upper), `"temporary" or "persistent"`)
+		bad("root.upper", fmt.Sprintf("%q is not a kind of upper layer", c.Root.Upper), `"temporary" or "persistent"`)
 	}
 	if c.App != nil {
 		c.completeApp(bad)
@@ -322,7 +322,7 @@ func (c *Config) checkSecretPath(key, path string, bad func(key, text, write str
 			bad(key, path+" is not in memory only", "a path below "+SecretsDir)
 		}
 	} else if c.Root.Upper != "temporary" && !InMemory(path) {
-		bad(key, fmt.Sprintf("%s stands in a writable layer that persists on the host until the next build", path),
+		bad(key, fmt.Sprintf("%s is in a writable layer that persists on the host until the next build", path),
 			`a path below /dev/shm or /run/secrets; or make the upper layer "temporary" in Occlum.json and state "root": {"upper": "temporary"} here`)
 	}
 }
@@ -393,7 +393,7 @@ func (c *Config) MatchImage(encrypted bool) error {
 			"the image is encrypted, but root.key names no secret")
 	case !encrypted && c.Root.Key != "":
 		return attest.Errorf(attest.CodeConfig, "matching config and image", hint,
-			"root.key names %s, but the image is integrity-only: anybody may read it, and it is weakly authenticated", c.Root.Key)
+			"root.key names %s, but the image is integrity-only: anyone can read it, and it is weakly authenticated", c.Root.Key)
 	}
 	return nil
 }

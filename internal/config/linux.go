@@ -80,7 +80,7 @@ func (c *Config) completeLinux(bad func(key, text, write string)) {
 	switch known := onLinux(); {
 	case slices.Contains(known, c.Attester):
 	case c.Attester != "":
-		bad("attester", fmt.Sprintf("%q is none of Linux'", c.Attester), quotedList(known))
+		bad("attester", fmt.Sprintf("%q is not an attester on Linux", c.Attester), quotedList(known))
 	case c.Backend != "none":
 		bad("attester", "is missing: none is guessed", quotedList(known))
 	}
@@ -158,7 +158,7 @@ func (l *Linux) complete(bad func(key, text, write string)) {
 	switch l.Mode {
 	case "", Exec, Supervise:
 	default:
-		bad("linux.mode", fmt.Sprintf("%q is neither", l.Mode), `"exec" or "supervise"`)
+		bad("linux.mode", fmt.Sprintf("%q is not a mode", l.Mode), `"exec" or "supervise"`)
 	}
 	user, group := uint32(defaultUID), uint32(defaultUID)
 	if l.UID == nil {

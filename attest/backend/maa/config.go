@@ -187,7 +187,7 @@ func (b *tokenBlock) Check(use kind.Use, bad kind.Report) {
 		bad("backend", `"maa-token" saves a token and releases no key, but root.key, volumes or secrets ask for secrets`, `"maa"`)
 	}
 	if use.AppBinding == attest.BindingLegacy {
-		bad("app_tls.binding", `"legacy" stands beside the backend "maa-token": both make quotes that bind what others must tell apart`,
+		bad("app_tls.binding", `"legacy" is used with the backend "maa-token": both make quotes that bind what others must tell apart`,
 			"nothing")
 	}
 	bad = bad.In("maa_token")

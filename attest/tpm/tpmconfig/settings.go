@@ -37,7 +37,7 @@ func (t *Settings) Check(bad func(key, text, write string)) {
 	}
 	if n := t.ConfigPCR; n != nil {
 		if *n < 0 || *n >= PCRCount || slices.Contains(notForConfig, *n) {
-			bad("config_pcr", fmt.Sprintf("register %d is the firmware's, or anybody may reset it", *n), "8 to 15, or 17 to 22")
+			bad("config_pcr", fmt.Sprintf("register %d belongs to the firmware, or anyone may reset it", *n), "8 to 15, or 17 to 22")
 		} else if len(t.PCRs) > 0 && !slices.Contains(t.PCRs, *n) {
 			bad("config_pcr", fmt.Sprintf("register %d is not quoted", *n), "it into tpm.pcrs, too")
 		}

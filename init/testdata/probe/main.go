@@ -58,7 +58,7 @@ func main() {
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("waiting")
 		time.Sleep(time.Hour)
-	case "orphan": // leaves a child to whoever reaps
+	case "orphan": // leaves a child for another process to reap
 		cmd := exec.Command("/proc/self/exe", "leave")
 		cmd.Stdout = os.Stdout
 		if err := cmd.Run(); err != nil {

@@ -33,7 +33,7 @@ const TaGetSecret = "TaGetSecret"
 // Kinds and platforms of a report (jinzhao-attest, attestation.cpp).
 const (
 	ReportVersion   = "1.0"
-	BackgroundCheck = "BackgroundCheck" // evidence alone: whoever verifies it finds the collateral
+	BackgroundCheck = "BackgroundCheck" // evidence alone: its verifier finds the collateral
 	Passport        = "Passport"        // evidence with its collateral
 	PlatformDCAP    = "SGX_DCAP"
 	PlatformEPID    = "SGX_EPID" // what a server says that is built for simulation
