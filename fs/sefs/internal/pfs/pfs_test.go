@@ -23,7 +23,7 @@ import (
 
 // eachRoot runs a test on the vectors in the repository and on the full set.
 func eachRoot(t *testing.T, test func(t *testing.T, root string)) {
-	t.Run("some", func(t *testing.T) { test(t, filepath.Join("..", "testdata", "vectors")) })
+	t.Run("some", func(t *testing.T) { test(t, filepath.Join("..", "..", "testdata", "vectors")) })
 	t.Run("all", func(t *testing.T) { test(t, testenv.Vectors(t, "sefs")) })
 }
 
@@ -521,7 +521,7 @@ func TestCMACOfTheRFC(t *testing.T) {
 // what is behind them is reached as well.
 func FuzzOpen(f *testing.F) {
 	for _, layout := range []string{"occlum-0.31", "occlum-0.30"} {
-		root := filepath.Join("..", "testdata", "vectors")
+		root := filepath.Join("..", "..", "testdata", "vectors")
 		for _, v := range readIndex(f, filepath.Join(root, layout, "pfs", "index.json")).Vectors {
 			f.Add(v.content(f, root, layout), v.Filename)
 		}
