@@ -77,8 +77,8 @@ func TestClientKeyForAnAECSIsPrivateOnLinux(t *testing.T) {
 	if err := open("linux", onLinux, 0o600); err != nil {
 		t.Errorf("on Linux: %v, hint %q", err, attest.HintOf(err))
 	}
-	if err := open("linux", onLinux, 0o644); !strings.Contains(attest.HintOf(err), "chmod 600 "+key) {
-		t.Errorf("on Linux, and all may read it: %v, hint %q", err, attest.HintOf(err))
+	if err := open("linux", onLinux, 0o644); err == nil || !strings.Contains(err.Error(), "chmod 600 "+key) {
+		t.Errorf("on Linux, and all may read it: %v", err)
 	}
 	if err := open("occlum", "", 0o644); err != nil {
 		t.Errorf("in Occlum: %v", err)

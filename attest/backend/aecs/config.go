@@ -214,7 +214,11 @@ func (b *block) checkTLS(use kind.Use, bad kind.Report) {
 		bad("tls", "has only one of certificate and key", "both, or none if the server demands none")
 	} else if t.Certificate != "" && use.ReadFile != nil {
 		if _, err := t.pair(use); err != nil {
-			bad("tls.certificate", err.Error(), "certificate and key in PEM, in files of the initfs")
+			text := err.Error()
+			if hint := attest.HintOf(err); hint != "" {
+				text += ": " + hint
+			}
+			bad("tls.certificate", text, "certificate and key in PEM, in files of the initfs")
 		}
 	}
 }

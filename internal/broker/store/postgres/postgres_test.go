@@ -119,6 +119,8 @@ func TestDatabaseThatMayForgetIsRefused(t *testing.T) {
 		}
 	}
 	// A session has what it asks for, whatever the server's default is.
+	server.Stop(syscall.SIGINT)
+	server.Run("synchronous_commit=off")
 	open(t, server.URL()+" synchronous_commit=off").Close()
 }
 
