@@ -13,14 +13,14 @@ import (
 	"github.com/sesame-init/sesame/internal/testenv"
 )
 
-var boots = flag.Int("boots", 0, "how many times the tests named EveryTime boot; 20 if 0, or 2 with -short")
+var boots = flag.Int("boots", 0, "how many times the tests named EveryTime boot; 4 if 0, or 2 with -short")
 
 // bootsWanted is the flag or what it means if it is not given.
 func bootsWanted() int {
 	if *boots > 0 {
 		return *boots
 	}
-	return testenv.Effort(20, 2)
+	return testenv.Effort(4, 2)
 }
 
 // goProgram builds the program that uses threads, TLS, DNS, timers, signals and the heap, with some of the hunks.
