@@ -36,10 +36,10 @@ type valueFlags struct {
 	kind  string
 }
 
-func (v *valueFlags) flags(cmd *cobra.Command) {
+func (v *valueFlags) flags(cmd *cobra.Command, kind, kindIs string) {
 	cmd.Flags().StringVar(&v.file, "file", "", "file with the value, taken as it is; a private one (chmod 600)")
 	cmd.Flags().BoolVar(&v.stdin, "stdin", false, "read the value from standard input")
-	cmd.Flags().StringVar(&v.kind, "kind", string(keystore.Value), "value, image-key, random, x509 or tf-ssl-config")
+	cmd.Flags().StringVar(&v.kind, "kind", kind, "value, image-key, random, x509 or tf-ssl-config"+kindIs)
 }
 
 func (v *valueFlags) read(cmd *cobra.Command) (attest.Secret, error) {
@@ -79,7 +79,7 @@ func secretPutCommand(link *brokerLink) *cobra.Command {
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE:    func(cmd *cobra.Command, args []string) error { return putSecret(cmd, link, &v, args[0], false) },
 	}
-	v.flags(cmd)
+	v.flags(cmd, string(keystore.Value), "")
 	return cmd
 }
 
@@ -94,8 +94,23 @@ it is released again if you withdraw the newer ones. If the broker should make t
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE:    func(cmd *cobra.Command, args []string) error { return putSecret(cmd, link, &v, args[0], true) },
 	}
-	v.flags(cmd)
+	v.flags(cmd, "", " (default: that of the newest version)")
 	return cmd
+}
+
+// newestKind is the kind of a secret's newest version, or that of a plain value if there is no such secret, which the broker
+// then refuses.
+func newestKind(ctx context.Context, c *admin.Client, name string) (string, error) {
+	reply, err := c.ListSecrets(ctx, &adminpb.ListSecretsRequest{})
+	if err != nil {
+		return "", err
+	}
+	for _, s := range reply.GetSecrets() {
+		if versions := s.GetVersions(); s.GetName() == name && len(versions) > 0 {
+			return versions[len(versions)-1].GetKind(), nil
+		}
+	}
+	return string(keystore.Value), nil
 }
 
 func putSecret(cmd *cobra.Command, link *brokerLink, v *valueFlags, name string, rotate bool) error {
@@ -105,6 +120,12 @@ func putSecret(cmd *cobra.Command, link *brokerLink, v *valueFlags, name string,
 	}
 	defer value.Wipe()
 	return link.with(cmd, func(ctx context.Context, c *admin.Client) error {
+		if v.kind == "" {
+			var err error
+			if v.kind, err = newestKind(ctx, c, name); err != nil {
+				return err
+			}
+		}
 		reply, err := c.PutSecret(ctx, &adminpb.PutSecretRequest{Name: name, Kind: v.kind, Rotate: rotate,
 			Value: &adminpb.PutSecretRequest_Content{Content: value.Expose()}})
 		if err == nil {

@@ -175,7 +175,7 @@ func (p *Policy) complete(fault func(key, format string, args ...any), written f
 	}
 	p.Trust.check(p.quotes(), fault)
 	if len(p.Workloads) == 0 {
-		fault("workloads", "is missing: nobody could have a secret")
+		fault("workloads", "is missing: no one could get a secret")
 	}
 	p.order = sortedKeys(p.Workloads)
 	for _, name := range p.order {
@@ -321,7 +321,7 @@ func (t *Trust) check(quotes bool, fault func(key, format string, args ...any)) 
 	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
 		fault("trust.collateral.url", "is not an address like https://pccs:8081/sgx/certification/v4/")
 	case u.Scheme == "http" && !c.AllowHTTP:
-		fault("trust.collateral.url", "is without TLS: whoever is on the way can withhold collateral. "+
+		fault("trust.collateral.url", "is without TLS: anyone on the network path can withhold collateral. "+
 			"Write allow_http: true if that is meant")
 	}
 }

@@ -179,7 +179,7 @@ func Add(w store.Writer, s Slot) error {
 		return err
 	}
 	if len(slots) >= MaxSlots {
-		return attest.Errorf(attest.CodeConfig, stepWrap, "Remove slots that nobody needs (sesame rootkey remove).",
+		return attest.Errorf(attest.CodeConfig, stepWrap, "Remove slots that no one needs (sesame rootkey remove).",
 			"there are %d slots already", len(slots))
 	}
 	text, err := json.Marshal(s)
