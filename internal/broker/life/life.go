@@ -81,8 +81,7 @@ type Life struct {
 	late     *latePolicies
 	health   *changingHandler
 
-	stopHealth func()
-	closers    []func() // end what has begun, in that order
+	closers []func() // end what has begun, in that order
 }
 
 func (l *Life) onClose(f func()) { l.closers = append(l.closers, f) }
@@ -117,7 +116,7 @@ var ErrStopped = errors.New("the broker was stopped before it was open")
 // Start opens the store and answers on the ports for health and for administrators, the latter until ctx ends. If it
 // fails nothing is left open.
 func Start(ctx context.Context, s Settings) (_ *Locked, err error) {
-	l := &Life{settings: s, clock: &timekeeper{Bounded: s.Clock}, late: &latePolicies{}, stopHealth: func() {}}
+	l := &Life{settings: s, clock: &timekeeper{Bounded: s.Clock}, late: &latePolicies{}}
 	defer func() {
 		if err != nil {
 			l.Close()
@@ -134,6 +133,7 @@ func Start(ctx context.Context, s Settings) (_ *Locked, err error) {
 			return nil, err
 		}
 	}
+	l.onClose(l.late.close) // after what is below, which looks at the policies
 	if err := l.operate(ctx, broker.Starting(l.keys, metrics)); err != nil {
 		return nil, err
 	}

@@ -38,6 +38,13 @@ func (l *latePolicies) collateral(ctx context.Context, own attest.Evidence) (*dc
 	return l.first(ctx, own)
 }
 
+// close ends what the policies in force have running, if there are any.
+func (l *latePolicies) close() {
+	if p := l.now.Load(); p != nil {
+		p.Trust().Close()
+	}
+}
+
 // trust makes what verifies evidence. Collateral is signed, so that a source that the host names can withhold it but not
 // forge it.
 func (l *Life) trust(t policy.Trust, log logrus.FieldLogger) (*broker.Trust, error) {
@@ -129,8 +136,6 @@ func (l *Life) adopt(ctx context.Context) error {
 		return err
 	}
 	l.config.Policies = policies
-	l.onClose(func() { policies.Trust().Close() })
-	l.onClose(l.stopHealth) // which looks at the policies
 	l.late.now.Store(policies)
 	return nil
 }

@@ -46,11 +46,10 @@ func (l *Life) operate(ctx context.Context, first http.Handler) error {
 		}
 		close(ended)
 	})
-	l.stopHealth = func() {
+	l.onClose(func() {
 		_ = server.Close()
 		<-ended
-	}
-	l.onClose(l.stopHealth)
+	})
 	return nil
 }
 
