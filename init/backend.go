@@ -11,6 +11,7 @@ import (
 	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/boundedfile"
 	"github.com/sesame-init/sesame/internal/config"
+	"github.com/sesame-init/sesame/internal/kind"
 	"github.com/sesame-init/sesame/internal/pki"
 	"github.com/sesame-init/sesame/internal/privatefile"
 )
@@ -20,11 +21,13 @@ const maxInitFile = 1 << 20
 
 // newBackend makes the one backend that the config names.
 func newBackend(c *config.Config, attester attest.Attester, now func() time.Time, log *logrus.Logger) (backend.Backend, error) {
-	return c.Open(config.Opening{
+	return c.Open(kind.Env{
 		Attester: attester, Now: now, Logger: log,
-		ReadFile: func(name string) ([]byte, error) { return boundedfile.Read(name, maxInitFile) },
-		ReadKey:  func(name string) ([]byte, error) { return private(c, log).Read(name, maxInitFile) },
-		Trust:    func() (*trust.Trust, error) { return newTrust(c.Collateral, now, log) },
+		Trust: func() (*trust.Trust, error) { return newTrust(c.Collateral, now, log) },
+		Use: kind.Use{
+			ReadFile: func(name string) ([]byte, error) { return boundedfile.Read(name, maxInitFile) },
+			ReadKey:  func(name string) ([]byte, error) { return private(c, log).Read(name, maxInitFile) },
+		},
 	})
 }
 

@@ -5,14 +5,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
-
-	"github.com/sirupsen/logrus"
 
 	"github.com/sesame-init/sesame/attest"
 	"github.com/sesame-init/sesame/attest/backend"
 	"github.com/sesame-init/sesame/attest/dcap/pccs"
-	"github.com/sesame-init/sesame/attest/trust"
 	"github.com/sesame-init/sesame/internal/kind"
 )
 
@@ -39,13 +35,19 @@ func BackendNames() []string {
 }
 
 // oneOf lists words for a reader: `"a", "b" or "c"`.
-func oneOf(words []string) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		quoted[i] = fmt.Sprintf("%q", w)
+func oneOf[S ~string](words []S) string {
+	var b strings.Builder
+	for i, word := range words {
+		switch {
+		case i == 0:
+		case i == len(words)-1:
+			b.WriteString(" or ")
+		default:
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%q", word)
 	}
-	last := len(quoted) - 1
-	return strings.Join(quoted[:last], ", ") + " or " + quoted[last]
+	return b.String()
 }
 
 // HostEnvironment lists the environment variables that the host may set and init reads, with what each may
@@ -162,19 +164,11 @@ func (c *Config) Files() map[string]string {
 	return all
 }
 
-// Opening is what a backend is opened with.
-type Opening struct {
-	Attester attest.Attester
-	ReadFile func(name string) ([]byte, error) // of the initfs, of bounded size
-	ReadKey  func(name string) ([]byte, error) // the same for files with private keys
-	Trust    func() (*trust.Trust, error)      // by the config's collateral
-	Now      func() time.Time
-	Logger   logrus.FieldLogger
-}
-
-// Open makes the backend that the config chooses, once the host's environment was applied. It has one.
-func (c *Config) Open(o Opening) (backend.Backend, error) {
-	use := c.use(o.ReadFile)
-	use.ReadKey = o.ReadKey
-	return c.Block().Open(kind.Env{Use: use, Attester: o.Attester, Trust: o.Trust, Now: o.Now, Logger: o.Logger})
+// Open makes the backend that the config chooses, once the host's environment was applied. It has one. Of env.Use, ReadFile
+// and ReadKey are given; the config says the rest.
+func (c *Config) Open(env kind.Env) (backend.Backend, error) {
+	readKey := env.ReadKey
+	env.Use = c.use(env.ReadFile)
+	env.ReadKey = readKey
+	return c.Block().Open(env)
 }

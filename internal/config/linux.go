@@ -80,9 +80,9 @@ func (c *Config) completeLinux(bad func(key, text, write string)) {
 	switch known := onLinux(); {
 	case slices.Contains(known, c.Attester):
 	case c.Attester != "":
-		bad("attester", fmt.Sprintf("%q is not an attester on Linux", c.Attester), quotedList(known))
+		bad("attester", fmt.Sprintf("%q is not an attester on Linux", c.Attester), oneOf(known))
 	case c.Backend != "none":
-		bad("attester", "is missing: none is guessed", quotedList(known))
+		bad("attester", "is missing: none is guessed", oneOf(known))
 	}
 	if c.TPM == nil {
 		c.TPM = &tpmconfig.Settings{}
@@ -106,22 +106,6 @@ func (c *Config) completeLinux(bad func(key, text, write string)) {
 // onLinux are the attesters outside Occlum, by the evidence that a policy can want.
 func onLinux() []attest.EvidenceType {
 	return slices.DeleteFunc(policy.Types(), func(t attest.EvidenceType) bool { return t == attest.SGX })
-}
-
-// quotedList is a list of names for people: "a", "b" or "c".
-func quotedList(names []attest.EvidenceType) string {
-	var b strings.Builder
-	for i, name := range names {
-		switch {
-		case i == 0:
-		case i == len(names)-1:
-			b.WriteString(" or ")
-		default:
-			b.WriteString(", ")
-		}
-		fmt.Fprintf(&b, "%q", name)
-	}
-	return b.String()
 }
 
 // AttesterSettings is the block that has the attester's name, nil if the attester has no settings.

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net"
 	"path"
 	"strings"
 	"time"
@@ -159,6 +160,18 @@ func Check(name string, b Block, use Use) error {
 	var ps Problems
 	b.Check(use, ps.Add)
 	return ps.Err("configuring " + name)
+}
+
+// CheckServers reports what is wrong with the addresses of a backend's servers, under the key "servers".
+func (r Report) CheckServers(servers []string, example string) {
+	if len(servers) == 0 {
+		r("servers", "is missing", fmt.Sprintf("a list such as [%q]", example))
+	}
+	for i, s := range servers {
+		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
+			r(fmt.Sprintf("servers[%d]", i), fmt.Sprintf("%q has no host or no port", s), `"host:port", without a scheme`)
+		}
+	}
 }
 
 // Certificates reads a PEM file of the initfs.

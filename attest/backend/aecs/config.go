@@ -3,7 +3,6 @@ package aecs
 import (
 	"crypto/tls"
 	"fmt"
-	"net"
 	"slices"
 
 	"github.com/sesame-init/sesame/attest"
@@ -116,14 +115,7 @@ func (b *block) Check(use kind.Use, bad kind.Report) {
 
 // check has the rules that hold for every user of the package, under the keys of the block.
 func (c *Config) check(bad kind.Report) {
-	if len(c.Servers) == 0 {
-		bad("servers", "is missing", `a list such as ["aecs:19527"]`)
-	}
-	for i, s := range c.Servers {
-		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
-			bad(fmt.Sprintf("servers[%d]", i), fmt.Sprintf("%q has no host or no port", s), `"host:port", without a scheme`)
-		}
-	}
+	bad.CheckServers(c.Servers, "aecs:19527")
 	switch c.Generation {
 	case GenerationA, GenerationB:
 		if c.AllowDowngrade {

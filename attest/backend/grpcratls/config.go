@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"net"
 	"reflect"
 
 	"golang.org/x/mod/sumdb/note"
@@ -117,14 +116,7 @@ func (b *block) checkText(bad kind.Report) {
 
 // check has all other rules, under the keys of the block.
 func (c *Config) check(bad kind.Report) {
-	if len(c.Servers) == 0 {
-		bad("servers", "is missing", `a list such as ["init-ra-server-svc:5000"]`)
-	}
-	for i, s := range c.Servers {
-		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
-			bad(fmt.Sprintf("servers[%d]", i), fmt.Sprintf("%q has no host or no port", s), `"host:port", without a scheme`)
-		}
-	}
+	bad.CheckServers(c.Servers, "init-ra-server-svc:5000")
 	switch c.Protocol {
 	case "", SessionV1:
 	case Legacy:
