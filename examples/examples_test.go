@@ -204,7 +204,7 @@ type output struct {
 	t    *testing.T
 	mu   sync.Mutex
 	b    bytes.Buffer
-	more chan struct{} // closed at the next write; nil where nobody waits
+	more chan struct{} // closed at the next write; nil if no one waits
 }
 
 func (o *output) Write(p []byte) (int, error) {

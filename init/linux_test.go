@@ -103,7 +103,7 @@ type linuxBoot struct {
 type safeBuffer struct {
 	mu   sync.Mutex
 	b    bytes.Buffer
-	more chan struct{} // closed at the next write; nil where nobody waits
+	more chan struct{} // closed at the next write; nil if no one waits
 }
 
 func (s *safeBuffer) Write(p []byte) (int, error) {
@@ -573,7 +573,7 @@ func TestLostVolumeIsENOTCONNWhereNobodySupervises(t *testing.T) {
 	}
 	eventually(t, "the process behind the volume is dead", func() bool {
 		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", server))
-		return err == nil && strings.Contains(string(state), ") Z ") // and nobody reaps it
+		return err == nil && strings.Contains(string(state), ") Z ") // and no one reaps it
 	})
 	if err := r.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
 		t.Fatal(err)

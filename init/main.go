@@ -55,9 +55,9 @@
 // Evidence comes from the attester that the config names. Mounts are made in a mount namespace of its own, volumes are
 // served by processes with a user of their own (package init/internal/linux), secrets stand in memory that is never swapped out,
 // and a root from a volume is entered by pivot_root. Then the application takes over this process, or is supervised
-// (package init/internal/handover). It runs as the entry point of a container, under systemd, and as process 1 where somebody has
-// mounted /proc, /sys and /dev before. It needs the capabilities SYS_ADMIN, SETPCAP, SETUID, SETGID and DAC_OVERRIDE, and
-// IPC_LOCK where there is swap; none of them reaches the application unless the config says so.
+// (package init/internal/handover). It runs as the entry point of a container, under systemd, and as process 1 if
+// /proc, /sys and /dev are mounted already. It needs the capabilities SYS_ADMIN, SETPCAP, SETUID, SETGID and DAC_OVERRIDE, and
+// IPC_LOCK if there is swap; none of them reaches the application unless the config says so.
 //
 // The config is not measured by itself here: "config_pcr" measures it into the TPM, or it is in the image that the
 // machine's own boot measures. docs/platforms.md says what each platform proves.

@@ -362,7 +362,7 @@ func TestNoSecretLeavesButToWorkloads(t *testing.T) {
 
 // TestLockedBrokerIsAliveAndSaysThatItIsLocked to an orchestrator that would restart it for not answering.
 func TestLockedBrokerIsAliveAndSaysThatItIsLocked(t *testing.T) {
-	c := newCustody(t, "") // nobody but an operator has the root key
+	c := newCustody(t, "") // only an operator has the root key
 	l, said := c.launch()
 	ask := func(path string) (int, string) {
 		t.Helper()

@@ -366,8 +366,8 @@ func logProveCommand(link *brokerLink) *cobra.Command {
 	return &cobra.Command{
 		Use:   "prove INDEX",
 		Short: "Print an entry with the proof that the signed log has it, as JSON",
-		Long: `prove verifies the proof before it prints it. Anyone who has the log's key can check it: SHA-256(0x00 ‖ entry) is the
-leaf INDEX of the tree (RFC 9162, 2.1.3.2) whose root the checkpoint signs.`,
+		Long: `prove verifies the proof before it prints it. Anyone who has the log's key can check the proof, too: SHA-256(0x00 ‖ entry)
+must be leaf INDEX of the tree (RFC 9162, 2.1.3.2), and the checkpoint signs the root of that tree.`,
 		Example: "  sesame log prove 17",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {

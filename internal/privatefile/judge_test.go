@@ -17,7 +17,7 @@ func TestRuleForEveryOwnerAndMode(t *testing.T) {
 		mend         string // "" if the file is taken
 		said         bool
 	}{
-		"own, nobody else":             {by: self, mode: 0o600, owner: 1000, group: 1000},
+		"own, no one else":             {by: self, mode: 0o600, owner: 1000, group: 1000},
 		"own, only read":               {by: self, mode: 0o400, owner: 1000, group: 1000},
 		"own, runs, too":               {by: self, mode: 0o700, owner: 1000, group: 1000},
 		"own, all read":                {by: self, mode: 0o644, owner: 1000, group: 1000, mend: "chmod 600 /key"},

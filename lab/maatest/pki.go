@@ -23,11 +23,11 @@ import (
 
 // PKI is the keys and certificates of a cloud. It holds RSA keys, which are slow to make, so clouds may share one.
 type PKI struct {
-	root, stranger authority // the stranger is nobody's trust root
+	root, stranger authority // no one trusts the stranger
 	tls            tls.Certificate
 	tokens         *rsa.PrivateKey // signs MAA's tokens
 	vault          *rsa.PrivateKey // of the vault's TLS certificate, which signs releases
-	other          *rsa.PrivateKey // somebody else's
+	other          *rsa.PrivateKey // of another party
 }
 
 // authority is a root and a CA below it.

@@ -130,7 +130,7 @@ func (e *exchange) get(ctx context.Context, w secretQuery) (attest.Secret, error
 		return attest.Secret{}, err
 	}
 	if e.generation == Auto {
-		e.generation = GenerationB // it has answered; from here on nobody talks us out of it
+		e.generation = GenerationB // it has answered; from here on it stays with that generation
 	}
 	return w.decode(secret)
 }

@@ -123,7 +123,7 @@ func (Mounter) Unmount(target string) error {
 	return nil
 }
 
-// mount calls mount(2) itself: x/sys copies the options into a string that nobody could wipe.
+// mount calls mount(2) itself: x/sys copies the options into a string that cannot be wiped.
 func mount(fstype, target string, options []byte) error {
 	var pin runtime.Pinner
 	defer pin.Unpin()

@@ -207,7 +207,7 @@ func (i *inspection) signer() error {
 
 func (i *inspection) checkSignature(name string, s *signature) {
 	if hex.EncodeToString(s.mrSigner[:]) == defaultSigner {
-		i.error(name, "is signed with the key that every copy of Occlum holds, so anybody can sign as its signer",
+		i.error(name, "is signed with the key that every copy of Occlum holds, so anyone can sign as its signer",
 			"run occlum build --sign-key with a key of your own")
 	}
 	m := i.conf.Metadata

@@ -220,7 +220,7 @@ func (l *LibOS) unmount(c call) unix.Errno {
 	if err == nil {
 		err = unix.Unmount("/proc/self/fd/"+itoa(target), unix.MNT_DETACH)
 	}
-	unix.Close(target) // a volume is served as long as somebody has it open
+	unix.Close(target) // a volume is served as long as it is open
 	if err != nil {
 		return errnoOf(err)
 	}
